@@ -1,0 +1,3 @@
+//! A worker that speaks the protocol without libtorch.
+
+fn main() {}
