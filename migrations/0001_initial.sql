@@ -1,0 +1,467 @@
+-- The first schema. Tables stand in the order of the flow:
+-- prompts → generate → label → pair → train → checkpoint → evaluate.
+--
+-- Times are milliseconds since the epoch (UTC), sums are lower-case hex sha256, ids of tokens are
+-- little-endian u32 and log-probs little-endian f32 in BLOBs. Enums are stored as the words of
+-- `rlhfd-domain`. Unit and attempt rows are the journal: there is no second recovery mechanism.
+
+-- ── runs ────────────────────────────────────────────────────────────────────────────────────────
+
+CREATE TABLE runs (
+    id             INTEGER PRIMARY KEY,
+    name           TEXT    NOT NULL UNIQUE,
+    seed           INTEGER NOT NULL,
+    initial_id     INTEGER NOT NULL REFERENCES checkpoints(id) DEFERRABLE INITIALLY DEFERRED,
+    reference_id   INTEGER NOT NULL REFERENCES checkpoints(id) DEFERRABLE INITIALLY DEFERRED,
+    head_id        INTEGER NOT NULL REFERENCES checkpoints(id) DEFERRABLE INITIALLY DEFERRED,
+    active         INTEGER NOT NULL DEFAULT 0 CHECK (active IN (0, 1)),
+    paused_reason  TEXT,                       -- null: not paused
+    paused_by      TEXT CHECK (paused_by IN ('operator', 'daemon')),
+    start_asked_ms INTEGER,                    -- `rlhfctl start` not yet served
+    probed_key     TEXT,                       -- the models and settings that the last good probe covered
+    created_ms     INTEGER NOT NULL
+) STRICT;
+CREATE UNIQUE INDEX runs_one_active ON runs(active) WHERE active = 1;
+
+-- ── prompts ─────────────────────────────────────────────────────────────────────────────────────
+
+CREATE TABLE prompt_sets (
+    id             INTEGER PRIMARY KEY,
+    name           TEXT    NOT NULL UNIQUE,
+    reserve_share  REAL    NOT NULL DEFAULT 0 CHECK (reserve_share >= 0 AND reserve_share < 1),
+    priority       INTEGER NOT NULL DEFAULT 0,
+    weight         REAL    NOT NULL DEFAULT 1 CHECK (weight > 0),
+    -- Counters of published prompts, so that nothing ever counts a large table.
+    prompts        INTEGER NOT NULL DEFAULT 0,
+    reserved       INTEGER NOT NULL DEFAULT 0,
+    created_ms     INTEGER NOT NULL
+) STRICT;
+
+CREATE TABLE uploads (
+    id             INTEGER PRIMARY KEY,
+    client_key     TEXT    UNIQUE,             -- makes a retry harmless
+    kind           TEXT    NOT NULL CHECK (kind IN ('prompts', 'preferences')),
+    name           TEXT    NOT NULL,           -- the prompt set, or the training job's name
+    set_id         INTEGER REFERENCES prompt_sets(id),
+    state          TEXT    NOT NULL CHECK (state IN ('open', 'published', 'failed')),
+    lines          INTEGER NOT NULL DEFAULT 0,
+    kept           INTEGER NOT NULL DEFAULT 0,
+    reserved       INTEGER NOT NULL DEFAULT 0,
+    duplicates     INTEGER NOT NULL DEFAULT 0,
+    bad            INTEGER NOT NULL DEFAULT 0,
+    published_seq  INTEGER UNIQUE,             -- order of publishing; draws follow it
+    created_ms     INTEGER NOT NULL,
+    ended_ms       INTEGER
+) STRICT;
+
+CREATE TABLE prompts (
+    id             INTEGER PRIMARY KEY,
+    upload_id      INTEGER NOT NULL REFERENCES uploads(id),
+    set_id         INTEGER NOT NULL REFERENCES prompt_sets(id),
+    messages       TEXT    NOT NULL,           -- JSON: [{"role", "content"}, …]
+    sha256         BLOB    NOT NULL,           -- of the canonical messages: 32 bytes
+    reserved       INTEGER NOT NULL CHECK (reserved IN (0, 1))
+) STRICT;
+CREATE INDEX prompts_by_sum ON prompts(sha256);
+CREATE INDEX prompts_by_upload ON prompts(upload_id, reserved, id);
+CREATE INDEX prompts_by_set ON prompts(set_id, reserved, id);
+
+-- Where the next draw of a run goes on in each upload.
+CREATE TABLE draw_cursors (
+    run_id         INTEGER NOT NULL REFERENCES runs(id),
+    upload_id      INTEGER NOT NULL REFERENCES uploads(id),
+    last_prompt_id INTEGER NOT NULL,
+    PRIMARY KEY (run_id, upload_id)
+) STRICT, WITHOUT ROWID;
+
+-- Fresh prompts are counted from these, not from prompts.
+CREATE TABLE run_sets (
+    run_id         INTEGER NOT NULL REFERENCES runs(id),
+    set_id         INTEGER NOT NULL REFERENCES prompt_sets(id),
+    drawn          INTEGER NOT NULL DEFAULT 0, -- returned ones taken off again
+    PRIMARY KEY (run_id, set_id)
+) STRICT, WITHOUT ROWID;
+
+CREATE TABLE iterations (
+    run_id         INTEGER NOT NULL REFERENCES runs(id),
+    iteration      INTEGER NOT NULL CHECK (iteration >= 1),
+    policy_in      INTEGER NOT NULL REFERENCES checkpoints(id),
+    policy_out     INTEGER REFERENCES checkpoints(id),
+    reference_id   INTEGER NOT NULL REFERENCES checkpoints(id),
+    config         TEXT    NOT NULL,           -- the frozen configuration, TOML
+    config_sha256  TEXT    NOT NULL,
+    started_ms     INTEGER NOT NULL,
+    ended_ms       INTEGER,
+    cancelled_ms   INTEGER,
+    PRIMARY KEY (run_id, iteration)
+) STRICT, WITHOUT ROWID;
+
+-- The prompts of an iteration, in training order. A reserved prompt's ordinals belong to evaluation.
+CREATE TABLE draws (
+    run_id         INTEGER NOT NULL REFERENCES runs(id),
+    iteration      INTEGER NOT NULL,
+    purpose        TEXT    NOT NULL CHECK (purpose IN ('generate', 'evaluate')),
+    ordinal        INTEGER NOT NULL,
+    prompt_id      INTEGER NOT NULL REFERENCES prompts(id),
+    occurrence     INTEGER NOT NULL DEFAULT 0, -- among equal rendered prompts of this draw
+    set_aside      TEXT,                       -- reason, where the prompt itself was refused
+    returned_ms    INTEGER,                    -- the iteration was cancelled: back in the pool
+    PRIMARY KEY (run_id, iteration, purpose, ordinal),
+    FOREIGN KEY (run_id, iteration) REFERENCES iterations(run_id, iteration)
+) STRICT, WITHOUT ROWID;
+CREATE INDEX draws_by_prompt ON draws(run_id, prompt_id);
+CREATE INDEX draws_returned ON draws(run_id, returned_ms) WHERE returned_ms IS NOT NULL;
+
+-- A prompt as the run's policy sees it.
+CREATE TABLE prompt_ids (
+    run_id         INTEGER NOT NULL REFERENCES runs(id),
+    prompt_id      INTEGER NOT NULL REFERENCES prompts(id),
+    tokens         INTEGER NOT NULL,
+    ids            BLOB    NOT NULL,
+    PRIMARY KEY (run_id, prompt_id)
+) STRICT, WITHOUT ROWID;
+
+-- ── training jobs, units, attempts, leases, devices ─────────────────────────────────────────────
+
+CREATE TABLE training_jobs (
+    id             INTEGER PRIMARY KEY,
+    run_id         INTEGER NOT NULL REFERENCES runs(id),
+    kind           TEXT    NOT NULL CHECK (kind IN ('sft', 'reward', 'preference')),
+    name           TEXT    NOT NULL,
+    upload_id      INTEGER REFERENCES uploads(id),
+    config         TEXT    NOT NULL,
+    config_sha256  TEXT    NOT NULL,
+    base_path      TEXT    NOT NULL,
+    base_sha256    TEXT    NOT NULL,
+    checkpoint_id  INTEGER REFERENCES checkpoints(id),
+    status         TEXT    NOT NULL DEFAULT 'open' CHECK (status IN ('open', 'done', 'failed', 'cancelled')),
+    reason         TEXT,
+    created_ms     INTEGER NOT NULL,
+    started_ms     INTEGER,
+    ended_ms       INTEGER,
+    UNIQUE (run_id, kind, name)
+) STRICT;
+
+CREATE TABLE units (
+    id             INTEGER PRIMARY KEY,
+    run_id         INTEGER NOT NULL REFERENCES runs(id),
+    iteration      INTEGER,                    -- null: a training job's unit, or the run's probe
+    job_id         INTEGER REFERENCES training_jobs(id),
+    stage          TEXT    NOT NULL CHECK (stage IN
+                     ('prompts', 'generate', 'label', 'pair', 'train', 'checkpoint', 'evaluate')),
+    work           TEXT    NOT NULL,           -- probe, render, generate, score, pair, logprobs, train_dpo, …
+    key            TEXT    NOT NULL,           -- natural key within the run: iteration/stage/work/…
+    plan           TEXT    NOT NULL,           -- JSON: ordinals from..to, batch_items, policy, scorer
+    state          TEXT    NOT NULL CHECK (state IN
+                     ('open', 'running', 'done', 'set_aside', 'split', 'cancelled')),
+    deaths         INTEGER NOT NULL DEFAULT 0, -- those that the worker caused, since the last progress
+    outside_deaths INTEGER NOT NULL DEFAULT 0,
+    replanned      INTEGER NOT NULL DEFAULT 0 CHECK (replanned IN (0, 1)),
+    last_step      INTEGER,                    -- of a train unit: the last saved step that an attempt reported
+    split_from     INTEGER REFERENCES units(id),
+    reason         TEXT,                       -- why it was set aside
+    tokens         INTEGER,                    -- what the finished attempt computed
+    seconds        REAL,
+    created_ms     INTEGER NOT NULL,
+    ended_ms       INTEGER,
+    UNIQUE (run_id, key)
+) STRICT;
+CREATE INDEX units_open ON units(run_id, state) WHERE state IN ('open', 'running');
+CREATE INDEX units_by_stage ON units(run_id, iteration, stage, state);
+CREATE INDEX units_by_job ON units(job_id) WHERE job_id IS NOT NULL;
+
+CREATE TABLE devices (
+    id             INTEGER PRIMARY KEY,
+    uuid           TEXT    NOT NULL UNIQUE,    -- the GPU's UUID, or 'cpu'
+    kind           TEXT    NOT NULL CHECK (kind IN ('cpu', 'cuda')),
+    name           TEXT    NOT NULL,
+    memory_mib     INTEGER,
+    present        INTEGER NOT NULL CHECK (present IN (0, 1)),
+    seen_ms        INTEGER NOT NULL
+) STRICT;
+
+CREATE TABLE leases (
+    id             INTEGER PRIMARY KEY,
+    stage          TEXT    NOT NULL,
+    devices        TEXT    NOT NULL,           -- JSON: the UUIDs
+    pid            INTEGER,
+    worker         TEXT,                       -- version and libtorch, from its hello
+    started_ms     INTEGER NOT NULL,
+    ended_ms       INTEGER,
+    end_cause      TEXT
+) STRICT;
+CREATE INDEX leases_open ON leases(id) WHERE ended_ms IS NULL;
+
+CREATE TABLE attempts (
+    id             INTEGER PRIMARY KEY,
+    unit_id        INTEGER NOT NULL REFERENCES units(id),
+    lease_id       INTEGER REFERENCES leases(id),  -- null: done by the control plane itself
+    number         INTEGER NOT NULL,               -- 1, 2, … within the unit
+    first_step     INTEGER,                        -- of a train unit: the first step that it made itself
+    started_ms     INTEGER NOT NULL,
+    ended_ms       INTEGER,
+    outcome        TEXT CHECK (outcome IN ('finished', 'died', 'failed', 'cancelled')),
+    cause          TEXT,                           -- exit, signal, oom, stalled, silent, disk, input, …
+    counted        INTEGER CHECK (counted IN (0, 1)),
+    message        TEXT,
+    UNIQUE (unit_id, number)
+) STRICT;
+CREATE UNIQUE INDEX attempts_one_finished ON attempts(unit_id) WHERE outcome = 'finished';
+CREATE INDEX attempts_open ON attempts(id) WHERE ended_ms IS NULL;
+
+-- ── generate ────────────────────────────────────────────────────────────────────────────────────
+
+CREATE TABLE responses (
+    id             INTEGER PRIMARY KEY,
+    run_id         INTEGER NOT NULL REFERENCES runs(id),
+    purpose        TEXT    NOT NULL CHECK (purpose IN ('generate', 'evaluate')),
+    iteration      INTEGER NOT NULL,           -- of the draw that it belongs to
+    ordinal        INTEGER NOT NULL,           -- of the prompt in that draw
+    prompt_id      INTEGER NOT NULL REFERENCES prompts(id),
+    policy_id      INTEGER NOT NULL REFERENCES checkpoints(id),
+    arm            TEXT    NOT NULL,
+    temperature    REAL    NOT NULL,
+    sample         INTEGER NOT NULL,           -- over all arms
+    seed           INTEGER NOT NULL,           -- the run's seed: with the key's other parts it names the random numbers
+    finish         TEXT    NOT NULL CHECK (finish IN ('stop', 'length')),
+    tokens         INTEGER NOT NULL,
+    characters     INTEGER NOT NULL,
+    logprob        REAL    NOT NULL,           -- nats, summed, at temperature 1, stop id included
+    replanned      INTEGER NOT NULL DEFAULT 0,
+    unit_id        INTEGER NOT NULL REFERENCES units(id)
+) STRICT;
+CREATE UNIQUE INDEX responses_by_key ON responses(run_id, iteration, purpose, policy_id, ordinal, sample);
+
+CREATE TABLE response_texts (
+    response_id    INTEGER PRIMARY KEY REFERENCES responses(id) ON DELETE CASCADE,
+    text           TEXT    NOT NULL,
+    ids            BLOB    NOT NULL,
+    logprobs       BLOB    NOT NULL
+) STRICT;
+
+-- ── label ───────────────────────────────────────────────────────────────────────────────────────
+
+CREATE TABLE scorers (
+    id             INTEGER PRIMARY KEY,
+    name           TEXT    NOT NULL,
+    kind           TEXT    NOT NULL CHECK (kind IN ('reward', 'preference')),
+    path           TEXT    NOT NULL,
+    sha256         TEXT    NOT NULL,
+    UNIQUE (name, sha256)
+) STRICT;
+
+-- A reward model labels one response, a preference model a pair of them (versus_id).
+CREATE TABLE labels (
+    id             INTEGER PRIMARY KEY,
+    response_id    INTEGER NOT NULL REFERENCES responses(id) ON DELETE CASCADE,
+    versus_id      INTEGER REFERENCES responses(id) ON DELETE CASCADE,
+    scorer_id      INTEGER NOT NULL REFERENCES scorers(id),
+    score          REAL,                       -- null: set aside
+    preference     REAL,                       -- P(response beats versus)
+    set_aside      TEXT,                       -- reason
+    unit_id        INTEGER NOT NULL REFERENCES units(id)
+) STRICT;
+CREATE UNIQUE INDEX labels_by_key ON labels(response_id, scorer_id, coalesce(versus_id, 0));
+
+-- ── pair ────────────────────────────────────────────────────────────────────────────────────────
+
+CREATE TABLE preferences (
+    id             INTEGER PRIMARY KEY,
+    run_id         INTEGER NOT NULL REFERENCES runs(id),
+    iteration      INTEGER NOT NULL,
+    ordinal        INTEGER NOT NULL,           -- of the prompt
+    rank           INTEGER NOT NULL DEFAULT 0, -- where a prompt gives several
+    prompt_id      INTEGER NOT NULL REFERENCES prompts(id),
+    chosen_id      INTEGER NOT NULL REFERENCES responses(id),
+    rejected_id    INTEGER NOT NULL REFERENCES responses(id),
+    chosen_score   REAL    NOT NULL,
+    rejected_score REAL    NOT NULL,
+    unit_id        INTEGER NOT NULL REFERENCES units(id),
+    CHECK (chosen_id <> rejected_id),
+    CHECK (chosen_score > rejected_score),
+    UNIQUE (run_id, iteration, ordinal, rank)
+) STRICT;
+
+-- Every drawn prompt that gave no preference, and why: tie, or without a pair for another reason,
+-- or set aside. preferences ∪ unpaired = the draw; asserted before training.
+CREATE TABLE unpaired (
+    run_id         INTEGER NOT NULL REFERENCES runs(id),
+    iteration      INTEGER NOT NULL,
+    ordinal        INTEGER NOT NULL,
+    kind           TEXT    NOT NULL CHECK (kind IN ('tie', 'without_pair', 'set_aside')),
+    reason         TEXT    NOT NULL,
+    PRIMARY KEY (run_id, iteration, ordinal)
+) STRICT, WITHOUT ROWID;
+
+-- ── train ───────────────────────────────────────────────────────────────────────────────────────
+
+-- Per (response, reference): kept, never computed twice.
+CREATE TABLE reference_logprobs (
+    response_id    INTEGER NOT NULL REFERENCES responses(id) ON DELETE CASCADE,
+    reference_id   INTEGER NOT NULL REFERENCES checkpoints(id),
+    logprob        REAL    NOT NULL,
+    tokens         INTEGER NOT NULL,
+    logprobs       BLOB    NOT NULL,
+    unit_id        INTEGER NOT NULL REFERENCES units(id),
+    PRIMARY KEY (response_id, reference_id)
+) STRICT, WITHOUT ROWID;
+
+-- What an update was trained on, in order. `job` is the train unit's id.
+CREATE TABLE training_set_members (
+    unit_id        INTEGER NOT NULL REFERENCES units(id),
+    position       INTEGER NOT NULL,
+    preference_id  INTEGER NOT NULL REFERENCES preferences(id),
+    weight         REAL    NOT NULL DEFAULT 1,
+    PRIMARY KEY (unit_id, position)
+) STRICT, WITHOUT ROWID;
+
+CREATE TABLE training_steps (
+    unit_id        INTEGER NOT NULL REFERENCES units(id),
+    step           INTEGER NOT NULL,           -- from 1
+    loss           REAL    NOT NULL,
+    lr             REAL    NOT NULL,           -- the rate applied
+    grad_norm      REAL    NOT NULL,           -- before clipping
+    accuracy       REAL,
+    margin         REAL,
+    implicit_reward_chosen   REAL,
+    implicit_reward_rejected REAL,
+    PRIMARY KEY (unit_id, step)
+) STRICT, WITHOUT ROWID;
+
+-- ── checkpoint ──────────────────────────────────────────────────────────────────────────────────
+
+CREATE TABLE checkpoints (
+    id             INTEGER PRIMARY KEY,
+    run_id         INTEGER NOT NULL REFERENCES runs(id),
+    name           TEXT    NOT NULL,           -- initial, reference, iteration-0001, reward-NAME, …
+    kind           TEXT    NOT NULL CHECK (kind IN ('initial', 'reference', 'policy', 'reward', 'preference')),
+    iteration      INTEGER,
+    parent_id      INTEGER REFERENCES checkpoints(id),
+    reference_id   INTEGER REFERENCES checkpoints(id),
+    path           TEXT    NOT NULL,           -- relative to the state folder where it lies in there
+    sha256         TEXT    NOT NULL,           -- of its manifest
+    bytes          INTEGER NOT NULL DEFAULT 0,
+    sound          INTEGER NOT NULL DEFAULT 1 CHECK (sound IN (0, 1)),
+    unit_id        INTEGER REFERENCES units(id),
+    created_ms     INTEGER NOT NULL,
+    UNIQUE (run_id, name)
+) STRICT;
+
+-- ── evaluate ────────────────────────────────────────────────────────────────────────────────────
+
+-- One row per (policy, temperature), over all reserved prompts of the iteration. `gain` is the
+-- difference of mean score to the initial policy, paired by prompt and sample; intervals are 95 %,
+-- by a seeded bootstrap over prompts.
+CREATE TABLE evaluations (
+    id             INTEGER PRIMARY KEY,
+    run_id         INTEGER NOT NULL REFERENCES runs(id),
+    iteration      INTEGER NOT NULL,           -- 0: the initial policy itself
+    policy_id      INTEGER NOT NULL REFERENCES checkpoints(id),
+    baseline_id    INTEGER NOT NULL REFERENCES checkpoints(id),
+    scorer_id      INTEGER NOT NULL REFERENCES scorers(id),
+    temperature    REAL    NOT NULL,
+    prompts        INTEGER NOT NULL,
+    responses      INTEGER NOT NULL,
+    score_mean     REAL    NOT NULL,
+    gain           REAL    NOT NULL,
+    gain_low       REAL    NOT NULL,
+    gain_high      REAL    NOT NULL,
+    win_rate       REAL    NOT NULL,           -- against the baseline, ties one half
+    win_rate_low   REAL    NOT NULL,
+    win_rate_high  REAL    NOT NULL,
+    response_tokens_mean REAL NOT NULL,
+    truncated_share REAL   NOT NULL,
+    kl_k3          REAL,                       -- nats a response; at temperature 1 only
+    unit_id        INTEGER NOT NULL REFERENCES units(id),
+    UNIQUE (run_id, iteration, policy_id, scorer_id, temperature)
+) STRICT;
+
+-- ── what a stage gave, written once when it ends ────────────────────────────────────────────────
+
+CREATE TABLE iteration_totals (
+    run_id         INTEGER NOT NULL,
+    iteration      INTEGER NOT NULL,
+    prompts        INTEGER,
+    responses      INTEGER,
+    preferences    INTEGER,
+    ties           INTEGER,
+    without_pair   INTEGER,
+    set_aside      INTEGER,
+    score_mean     REAL,
+    score_gap_mean REAL,
+    response_tokens_mean REAL,
+    truncated_share REAL,
+    loss_last      REAL,
+    accuracy_last  REAL,
+    margin_last    REAL,
+    kl_k3          REAL,
+    eval_score_mean REAL,
+    eval_win_rate  REAL,
+    generate_s     REAL,
+    label_s        REAL,
+    train_s        REAL,
+    evaluate_s     REAL,
+    device         TEXT,
+    PRIMARY KEY (run_id, iteration),
+    FOREIGN KEY (run_id, iteration) REFERENCES iterations(run_id, iteration)
+) STRICT, WITHOUT ROWID;
+
+-- ── events ──────────────────────────────────────────────────────────────────────────────────────
+
+CREATE TABLE events (
+    id             INTEGER PRIMARY KEY,
+    at_ms          INTEGER NOT NULL,
+    level          TEXT    NOT NULL CHECK (level IN ('info', 'warn', 'error')),
+    kind           TEXT    NOT NULL,           -- a word that SQL can group by
+    run_id         INTEGER REFERENCES runs(id),
+    iteration      INTEGER,
+    unit_id        INTEGER,
+    uid            INTEGER,                    -- of the peer whose request it was
+    message        TEXT    NOT NULL,
+    data           TEXT                        -- JSON
+) STRICT;
+CREATE INDEX events_by_kind ON events(kind, id);
+
+-- ── views that users rely on ────────────────────────────────────────────────────────────────────
+
+CREATE VIEW iteration_history AS
+SELECT r.name                            AS run,
+       i.iteration                       AS iteration,
+       CASE WHEN i.cancelled_ms IS NOT NULL THEN 'cancelled'
+            WHEN i.ended_ms IS NOT NULL THEN 'done'
+            WHEN r.paused_reason IS NOT NULL THEN 'paused'
+            ELSE 'running' END           AS status,
+       pin.name                          AS policy_in,
+       pout.name                         AS policy_out,
+       ref.name                          AS reference,
+       t.prompts, t.responses, t.preferences, t.ties, t.without_pair, t.set_aside,
+       t.score_mean, t.score_gap_mean, t.response_tokens_mean, t.truncated_share,
+       t.loss_last, t.accuracy_last, t.margin_last,
+       t.kl_k3, t.eval_score_mean, t.eval_win_rate,
+       t.generate_s, t.label_s, t.train_s, t.evaluate_s, t.device,
+       i.started_ms, i.ended_ms
+FROM iterations i
+JOIN runs r ON r.id = i.run_id
+JOIN checkpoints pin ON pin.id = i.policy_in
+LEFT JOIN checkpoints pout ON pout.id = i.policy_out
+JOIN checkpoints ref ON ref.id = i.reference_id
+LEFT JOIN iteration_totals t ON t.run_id = i.run_id AND t.iteration = i.iteration;
+
+CREATE VIEW checkpoint_lineage AS
+WITH RECURSIVE line(id, ancestor_id, depth) AS (
+    SELECT id, id, 0 FROM checkpoints
+    UNION ALL
+    SELECT line.id, c.parent_id, line.depth + 1
+    FROM line JOIN checkpoints c ON c.id = line.ancestor_id
+    WHERE c.parent_id IS NOT NULL
+)
+SELECT r.name || '/' || c.name AS checkpoint,
+       r.name || '/' || a.name AS ancestor,
+       line.depth              AS depth,
+       a.iteration             AS iteration,
+       a.path                  AS path,
+       a.sha256                AS sha256
+FROM line
+JOIN checkpoints c ON c.id = line.id
+JOIN checkpoints a ON a.id = line.ancestor_id
+JOIN runs r ON r.id = c.run_id;
