@@ -1,0 +1,50 @@
+# The goals of rlhfd. `make` or `make help` lists them.
+.DEFAULT_GOAL := help
+SHELL := /bin/bash
+.SHELLFLAGS := -eu -o pipefail -c
+CARGO ?= cargo
+PYTHON ?= python3
+# The part of the workspace that links no libtorch.
+LIGHT := --workspace --exclude rlhfd-worker-torch
+
+.PHONY: help setup build demo test check planes parity tiny bless doc clean
+
+help: ## this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+setup: ## libtorch into ./libtorch (CPU, or CUDA where a GPU is found; SETUP=--cpu|--cuda to choose)
+	@$(PYTHON) scripts/setup $(SETUP)
+
+build: setup ## the release binaries, into target/release
+	$(CARGO) build --release --locked
+
+demo: build ## two online iterations on SmolLM2-135M-Instruct, from nothing to the history by SQL
+	@$(PYTHON) scripts/demo-model
+	@scripts/demo
+
+test: setup ## all tests
+	$(CARGO) build --workspace --locked
+	$(CARGO) test --workspace --locked
+
+check: ## the tests that need no libtorch
+	$(CARGO) test $(LIGHT) --locked
+
+planes: setup ## the rule of the two planes, by cargo tree and ldd
+	$(CARGO) build --workspace --locked
+	$(CARGO) test --locked -p rlhfd-tests --test planes
+
+parity: build ## compare with transformers and TRL, in an environment that this installs
+	@$(PYTHON) scripts/parity
+
+tiny: build ## an iteration on a tiny random model, in seconds
+	$(CARGO) test --locked -p rlhfd-tests --test tiny -- --nocapture
+
+bless: ## make the golden values of tests/golden again, with transformers and TRL
+	@$(PYTHON) scripts/parity-env
+	.parity/bin/python tests/golden/make_golden.py
+
+doc: setup ## the documentation of the crates, into target/doc
+	$(CARGO) doc --workspace --no-deps --locked
+
+clean: ## remove what was built (libtorch, models and demo/state stay)
+	$(CARGO) clean
