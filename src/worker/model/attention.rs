@@ -1,0 +1,143 @@
+//! Grouped-query attention, once over whole sequences and once for a single new position.
+//!
+//! In: `[rows, tokens, width]`, a [`Rope`], for decoding a [`LayerCache`]. Out: the same shape. Rows
+//! are padded at the right: a causal mask alone keeps padding from every real position. While decoding
+//! rows end at a common column and begin at different ones; a mask hides what lies before.
+//! May not enter: sampling, the MLP, batch planning.
+
+use tch::Tensor;
+
+use super::kv_cache::LayerCache;
+use super::layers::{Linear, RmsNorm};
+use super::rotary::Rope;
+
+/// Sizes that the attention of one layer needs.
+#[derive(Debug, Clone, Copy)]
+pub struct AttentionShape {
+    /// Query heads.
+    pub heads: i64,
+    /// Key and value heads.
+    pub kv_heads: i64,
+    /// Size of a head.
+    pub head_dim: i64,
+    /// How many last positions are seen; `None` is all.
+    pub window: Option<i64>,
+    /// Whether query and key are rotated in this layer.
+    pub rotated: bool,
+}
+
+/// The attention of one block.
+#[derive(Debug)]
+pub struct Attention {
+    /// Sizes.
+    pub shape: AttentionShape,
+    /// Query projection.
+    pub query: Linear,
+    /// Key projection.
+    pub key: Linear,
+    /// Value projection.
+    pub value: Linear,
+    /// Output projection.
+    pub output: Linear,
+    /// Norms of query and key by head, in the families that have them.
+    pub norms: Option<(RmsNorm, RmsNorm)>,
+}
+
+/// Queries, keys and values by head: `[rows, heads, tokens, head_dim]`, rotated.
+struct Heads {
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+}
+
+impl Attention {
+    /// Whole sequences, causal.
+    #[must_use]
+    pub fn forward(&self, x: &Tensor, rope: &Rope) -> Tensor {
+        self.attend(x, &self.project(x, rope))
+    }
+
+    /// The same, and writes keys and values of all positions into `cache` from column 0 on.
+    #[must_use]
+    pub fn prefill(&self, x: &Tensor, rope: &Rope, cache: &mut LayerCache) -> Tensor {
+        let heads = self.project(x, rope);
+        cache.write(0, &heads.key, &heads.value);
+        self.attend(x, &heads)
+    }
+
+    /// One new position a row, `[rows, 1, width]`, written to `column` and attending to all columns
+    /// up to it. `mask`: `[rows, 1, 1, column + 1]`, −∞ where a row has nothing yet; `None` where
+    /// every row begins at column 0.
+    #[must_use]
+    pub fn decode(
+        &self,
+        x: &Tensor,
+        rope: &Rope,
+        cache: &mut LayerCache,
+        column: i64,
+        mask: Option<&Tensor>,
+    ) -> Tensor {
+        let AttentionShape { heads, kv_heads, head_dim, window, .. } = self.shape;
+        let rows = x.size()[0];
+        let new = self.project(x, rope);
+        cache.write(column, &new.key, &new.value);
+        let first = window.map_or(0, |window| (column + 1 - window).max(0));
+        let (key, value) = cache.columns(first, column + 1 - first);
+        // The heads of one group stand as that many queries before their one key head, so nothing
+        // is repeated.
+        let query = new.query.reshape([rows, kv_heads, heads / kv_heads, head_dim]);
+        let mask = mask.map(|mask| mask.narrow(3, first, column + 1 - first));
+        let mixed = Tensor::scaled_dot_product_attention(
+            &query, &key, &value, mask, 0.0, false, None, false,
+        );
+        self.output.forward(&mixed.reshape([rows, 1, heads * head_dim]))
+    }
+
+    fn project(&self, x: &Tensor, rope: &Rope) -> Heads {
+        let AttentionShape { heads, kv_heads, head_dim, rotated, .. } = self.shape;
+        let (rows, tokens) = (x.size()[0], x.size()[1]);
+        let split =
+            |linear: &Linear, heads: i64| linear.forward(x).view([rows, tokens, heads, head_dim]);
+        let (mut query, mut key) = (split(&self.query, heads), split(&self.key, kv_heads));
+        if let Some((query_norm, key_norm)) = &self.norms {
+            (query, key) = (query_norm.forward(&query), key_norm.forward(&key));
+        }
+        if rotated {
+            (query, key) = (rope.rotate(&query), rope.rotate(&key));
+        }
+        let value = split(&self.value, kv_heads);
+        let by_head = |x: Tensor| x.transpose(1, 2);
+        Heads { query: by_head(query), key: by_head(key), value: by_head(value) }
+    }
+
+    fn attend(&self, x: &Tensor, heads: &Heads) -> Tensor {
+        let (rows, tokens) = (x.size()[0], x.size()[1]);
+        let groups = self.shape.heads != self.shape.kv_heads;
+        let mask = self
+            .shape
+            .window
+            .filter(|window| *window < tokens)
+            .map(|window| window_mask(x, tokens, window));
+        let causal = mask.is_none();
+        let mixed = Tensor::scaled_dot_product_attention(
+            &heads.query,
+            &heads.key,
+            &heads.value,
+            mask,
+            0.0,
+            causal,
+            None,
+            groups,
+        );
+        let width = self.shape.heads * self.shape.head_dim;
+        self.output.forward(&mixed.transpose(1, 2).reshape([rows, tokens, width]))
+    }
+}
+
+/// `[tokens, tokens]`: 0 where a position is seen, −∞ where it lies ahead or outside the window.
+fn window_mask(like: &Tensor, tokens: i64, window: i64) -> Tensor {
+    let full = Tensor::full([tokens, tokens], f64::NEG_INFINITY, (like.kind(), like.device()));
+    let ahead = full.triu(1);
+    let outside = full.tril(-window);
+    ahead + outside
+}

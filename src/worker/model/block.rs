@@ -1,0 +1,77 @@
+//! One decoder block: attention and MLP, each behind a norm and added to the stream.
+//!
+//! In: `[rows, tokens, width]` and a [`Rope`]. Out: the same shape. [`Block::forward`] is what
+//! training recomputes block by block. May not enter: caches' book-keeping, losses.
+
+use tch::Tensor;
+
+use super::attention::Attention;
+use super::kv_cache::LayerCache;
+use super::layers::{Linear, RmsNorm};
+use super::rotary::Rope;
+
+/// The gated MLP: `down(silu(gate(x)) · up(x))`.
+#[derive(Debug)]
+pub struct Mlp {
+    /// Gate projection.
+    pub gate: Linear,
+    /// Up projection.
+    pub up: Linear,
+    /// Down projection.
+    pub down: Linear,
+}
+
+impl Mlp {
+    fn forward(&self, x: &Tensor) -> Tensor {
+        self.down.forward(&(self.gate.forward(x).silu() * self.up.forward(x)))
+    }
+}
+
+/// One decoder block.
+#[derive(Debug)]
+pub struct Block {
+    /// Norm before the attention.
+    pub attention_norm: RmsNorm,
+    /// The attention.
+    pub attention: Attention,
+    /// Norm before the MLP.
+    pub mlp_norm: RmsNorm,
+    /// The MLP.
+    pub mlp: Mlp,
+}
+
+impl Block {
+    /// Whole sequences, `[rows, tokens, width]`, right-padded.
+    #[must_use]
+    pub fn forward(&self, x: &Tensor, rope: &Rope) -> Tensor {
+        let x = x + self.attention.forward(&self.attention_norm.forward(x), rope);
+        self.finish(x)
+    }
+
+    /// The same, keeping keys and values.
+    #[must_use]
+    pub fn prefill(&self, x: &Tensor, rope: &Rope, cache: &mut LayerCache) -> Tensor {
+        let x = x + self.attention.prefill(&self.attention_norm.forward(x), rope, cache);
+        self.finish(x)
+    }
+
+    /// One new position a row; see [`Attention::decode`].
+    #[must_use]
+    pub fn decode(
+        &self,
+        x: &Tensor,
+        rope: &Rope,
+        cache: &mut LayerCache,
+        column: i64,
+        mask: Option<&Tensor>,
+    ) -> Tensor {
+        let normed = self.attention_norm.forward(x);
+        let x = x + self.attention.decode(&normed, rope, cache, column, mask);
+        self.finish(x)
+    }
+
+    fn finish(&self, x: Tensor) -> Tensor {
+        let update = self.mlp.forward(&self.mlp_norm.forward(&x));
+        x + update
+    }
+}

@@ -1,0 +1,23 @@
+//! The engine: one configurable decoder over libtorch, loaded from a Hugging Face folder.
+//!
+//! In: a model folder. Out: hidden states, logits and scores of token ids. Reading order: `config`
+//! and `families` say what a model is, `folder` and `safetensors` find its tensors, `rotary`,
+//! `layers`, `attention`, `block` and `transformer` compute, `kv_cache` remembers, `reward_head`
+//! scores. May not enter: text, sampling, losses, the protocol.
+
+pub mod attention;
+pub mod block;
+pub mod config;
+pub mod families;
+pub mod folder;
+pub mod kv_cache;
+pub mod layers;
+pub mod reward_head;
+pub mod rotary;
+pub mod safetensors;
+pub mod transformer;
+
+pub use config::{Head, ModelConfig};
+pub use folder::ModelFolder;
+pub use kv_cache::KvCache;
+pub use transformer::{LoadOptions, Precision, Trainable, Transformer};

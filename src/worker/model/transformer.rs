@@ -1,0 +1,343 @@
+//! The decoder: embedding, blocks, final norm and a head, with its parameters by name.
+//!
+//! In: a [`ModelFolder`] and [`LoadOptions`]; then ids `[rows, tokens]` (i64, padded at the right).
+//! Out: hidden states, logits, scores. The named parameters share their memory with the layers, so an
+//! optimiser that writes them in place changes the model. May not enter: losses, sampling, files
+//! beyond the folder.
+
+use tch::{Device, Kind, Tensor};
+
+use super::attention::{Attention, AttentionShape};
+use super::block::{Block, Mlp};
+use super::config::{Head, ModelConfig};
+use super::folder::ModelFolder;
+use super::kv_cache::KvCache;
+use super::layers::{Linear, RmsNorm};
+use super::reward_head::ScoreHead;
+use super::rotary::{Rope, RopeTables};
+use crate::errors::{ModelError, first_line};
+
+/// The type that a model computes in.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Precision {
+    /// f32: the default on CPU.
+    Float32,
+    /// bf16: the default on GPU; f32 masters are the trainer's.
+    Bfloat16,
+}
+
+impl Precision {
+    /// libtorch's name for it.
+    #[must_use]
+    pub fn kind(self) -> Kind {
+        match self {
+            Self::Float32 => Kind::Float,
+            Self::Bfloat16 => Kind::BFloat16,
+        }
+    }
+}
+
+/// Which parameters carry gradients.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Trainable {
+    /// None: inference, a reference.
+    Nothing,
+    /// All.
+    Everything,
+    /// The top so many blocks, the final norm, and a score head; embedding and language head not.
+    TopBlocks(usize),
+}
+
+/// How a model is loaded.
+#[derive(Debug, Clone, Copy)]
+pub struct LoadOptions {
+    /// Where its tensors live.
+    pub device: Device,
+    /// What it computes in.
+    pub precision: Precision,
+    /// What learns.
+    pub trainable: Trainable,
+}
+
+/// A loaded model.
+#[derive(Debug)]
+pub struct Transformer {
+    /// Its configuration; `head` says whether it writes or scores.
+    pub config: ModelConfig,
+    options: LoadOptions,
+    parameters: Vec<(String, Tensor)>,
+    embedding: Tensor,
+    blocks: Vec<Block>,
+    norm: RmsNorm,
+    language_head: Option<Linear>,
+    score_head: Option<ScoreHead>,
+    rope: RopeTables,
+}
+
+impl Transformer {
+    /// Reads the folder's tensors onto the device.
+    ///
+    /// Errors: `Read` and `Torch`; whatever can be wrong with the folder itself was found by
+    /// [`ModelFolder::open`].
+    pub fn load(folder: &ModelFolder, options: &LoadOptions) -> Result<Self, ModelError> {
+        let torch = |error: tch::TchError| ModelError::Torch {
+            dir: folder.dir.clone(),
+            first_line: first_line(&error.to_string()),
+        };
+        let _guard = tch::no_grad_guard();
+        let mut parameters = Vec::new();
+        for (file, entry) in folder.tensors() {
+            let stored = file.read(entry)?;
+            let tensor = stored
+                .f_to_device_(options.device, options.precision.kind(), false, false)
+                .map_err(torch)?;
+            parameters.push((entry.name.clone(), tensor));
+        }
+        Self::assemble(folder.config.clone(), *options, parameters).map_err(|name| {
+            ModelError::Tensor { name, problem: "is missing".to_owned(), dir: folder.dir.clone() }
+        })
+    }
+
+    /// Builds a model from named parameters, which it keeps and shares.
+    ///
+    /// Errors: the name of a tensor that the config calls for and that is not there.
+    pub fn assemble(
+        config: ModelConfig,
+        options: LoadOptions,
+        parameters: Vec<(String, Tensor)>,
+    ) -> Result<Self, String> {
+        for (name, tensor) in &parameters {
+            let learns = learns(&config, options.trainable, name);
+            let _ = tensor.set_requires_grad(learns);
+        }
+        let parts = Parts { config: &config, parameters: &parameters };
+        let blocks =
+            (0..config.layers).map(|layer| parts.block(layer)).collect::<Result<_, _>>()?;
+        let embedding = parts.get("model.embed_tokens.weight")?;
+        let norm = parts.norm("model.norm")?;
+        let language_head = match config.head {
+            Head::Score => None,
+            Head::Language if config.tied => Some(Linear::new(embedding.shallow_clone(), None)),
+            Head::Language => Some(parts.linear("lm_head", false)?),
+        };
+        let score_head = match config.head {
+            Head::Score => Some(ScoreHead::new(parts.get("score.weight")?)),
+            Head::Language => None,
+        };
+        let rope = RopeTables::new(&config, options.precision.kind(), options.device);
+        Ok(Self {
+            config,
+            options,
+            parameters,
+            embedding,
+            blocks,
+            norm,
+            language_head,
+            score_head,
+            rope,
+        })
+    }
+
+    /// The same model with a score head in place of its language head. `weight`: `[1, width]`.
+    ///
+    /// Errors: as [`Self::assemble`].
+    pub fn with_score_head(self, weight: &Tensor) -> Result<Self, String> {
+        let mut config = self.config;
+        config.head = Head::Score;
+        config.labels = Some(1);
+        let mut parameters = self.parameters;
+        parameters.retain(|(name, _)| name != "lm_head.weight" && name != "score.weight");
+        let kind = self.options.precision.kind();
+        let weight = weight.to_device(self.options.device).to_kind(kind).detach();
+        parameters.push(("score.weight".to_owned(), weight));
+        Self::assemble(config, self.options, parameters)
+    }
+
+    /// Every parameter under its Hugging Face name, in file order; a tied head is not listed twice.
+    #[must_use]
+    pub fn parameters(&self) -> &[(String, Tensor)] {
+        &self.parameters
+    }
+
+    /// Where the model lives.
+    #[must_use]
+    pub fn device(&self) -> Device {
+        self.options.device
+    }
+
+    /// What it computes in.
+    #[must_use]
+    pub fn precision(&self) -> Precision {
+        self.options.precision
+    }
+
+    /// The embedding of ids `[rows, tokens]`: `[rows, tokens, width]`.
+    #[must_use]
+    pub fn embed(&self, ids: &Tensor) -> Tensor {
+        Tensor::embedding(&self.embedding, ids, -1, false, false)
+    }
+
+    /// The blocks, from the bottom; with [`Self::embed`], [`Self::rope`] and [`Self::final_norm`]
+    /// they are what [`Self::hidden`] is made of.
+    #[must_use]
+    pub fn blocks(&self) -> &[Block] {
+        &self.blocks
+    }
+
+    /// Rotation for positions 0 to `tokens` − 1.
+    #[must_use]
+    pub fn rope(&self, tokens: i64) -> Rope {
+        self.rope.first(tokens)
+    }
+
+    /// The norm after the last block.
+    #[must_use]
+    pub fn final_norm(&self, hidden: &Tensor) -> Tensor {
+        self.norm.forward(hidden)
+    }
+
+    /// Hidden states after the final norm: ids `[rows, tokens]` → `[rows, tokens, width]`. Causal;
+    /// right padding needs no mask, since no real position sees what comes after it.
+    #[must_use]
+    pub fn hidden(&self, ids: &Tensor) -> Tensor {
+        let rope = self.rope(ids.size()[1]);
+        let mut x = self.embed(ids);
+        for block in &self.blocks {
+            x = block.forward(&x, &rope);
+        }
+        self.final_norm(&x)
+    }
+
+    /// The same, writing keys and values to `cache` from column 0 on.
+    #[must_use]
+    pub fn prefill(&self, ids: &Tensor, cache: &mut KvCache) -> Tensor {
+        let rope = self.rope(ids.size()[1]);
+        let mut x = self.embed(ids);
+        for (block, layer) in self.blocks.iter().zip(&mut cache.layers) {
+            x = block.prefill(&x, &rope, layer);
+        }
+        self.final_norm(&x)
+    }
+
+    /// One new id a row. `ids` and `positions`: `[rows]`; returns `[rows, width]` after the norm.
+    /// `column` and `mask` as [`Attention::decode`] has them.
+    #[must_use]
+    pub fn decode(
+        &self,
+        ids: &Tensor,
+        positions: &Tensor,
+        cache: &mut KvCache,
+        column: i64,
+        mask: Option<&Tensor>,
+    ) -> Tensor {
+        let rope = self.rope.at(positions, column + 1);
+        let mut x = self.embed(&ids.unsqueeze(1));
+        for (block, layer) in self.blocks.iter().zip(&mut cache.layers) {
+            x = block.decode(&x, &rope, layer, column, mask);
+        }
+        self.final_norm(&x).squeeze_dim(1)
+    }
+
+    /// Logits in f32: `[.., width]` → `[.., vocabulary]`. Of a reward model: its hidden states, since
+    /// it has no language head (callers check `config.head` before).
+    #[must_use]
+    pub fn logits(&self, hidden: &Tensor) -> Tensor {
+        match &self.language_head {
+            Some(head) => head.forward(hidden).to_kind(Kind::Float),
+            None => hidden.to_kind(Kind::Float),
+        }
+    }
+
+    /// Scores in f32: hidden states at the scored positions `[rows, width]` → `[rows]`. Of a policy:
+    /// NaN, since it has no score head (callers check `config.head` before).
+    #[must_use]
+    pub fn scores(&self, hidden_at_last: &Tensor) -> Tensor {
+        match &self.score_head {
+            Some(head) => head.forward(hidden_at_last),
+            None => Tensor::full(
+                &hidden_at_last.size()[..1],
+                f64::NAN,
+                (Kind::Float, hidden_at_last.device()),
+            ),
+        }
+    }
+}
+
+/// Whether a parameter learns.
+fn learns(config: &ModelConfig, trainable: Trainable, name: &str) -> bool {
+    match trainable {
+        Trainable::Nothing => false,
+        Trainable::Everything => true,
+        Trainable::TopBlocks(count) => {
+            let layer = name
+                .strip_prefix("model.layers.")
+                .and_then(|rest| rest.split('.').next())
+                .and_then(|layer| layer.parse::<usize>().ok());
+            match layer {
+                Some(layer) => layer + count >= config.layers,
+                None => name == "model.norm.weight" || name == "score.weight",
+            }
+        }
+    }
+}
+
+/// Named parameters on their way into layers.
+struct Parts<'a> {
+    config: &'a ModelConfig,
+    parameters: &'a [(String, Tensor)],
+}
+
+impl Parts<'_> {
+    fn get(&self, name: &str) -> Result<Tensor, String> {
+        let found = self.parameters.iter().find(|(candidate, _)| candidate == name);
+        found.map(|(_, tensor)| tensor.shallow_clone()).ok_or_else(|| name.to_owned())
+    }
+
+    fn linear(&self, name: &str, bias: bool) -> Result<Linear, String> {
+        let weight = self.get(&format!("{name}.weight"))?;
+        let bias = if bias { Some(self.get(&format!("{name}.bias"))?) } else { None };
+        Ok(Linear::new(weight, bias))
+    }
+
+    fn norm(&self, name: &str) -> Result<RmsNorm, String> {
+        Ok(RmsNorm::new(self.get(&format!("{name}.weight"))?, self.config.norm_epsilon))
+    }
+
+    fn block(&self, layer: usize) -> Result<Block, String> {
+        let name = |part: &str| format!("model.layers.{layer}.{part}");
+        Ok(Block {
+            attention_norm: self.norm(&name("input_layernorm"))?,
+            attention: self.attention(layer)?,
+            mlp_norm: self.norm(&name("post_attention_layernorm"))?,
+            mlp: Mlp {
+                gate: self.linear(&name("mlp.gate_proj"), self.config.mlp_bias)?,
+                up: self.linear(&name("mlp.up_proj"), self.config.mlp_bias)?,
+                down: self.linear(&name("mlp.down_proj"), self.config.mlp_bias)?,
+            },
+        })
+    }
+
+    fn attention(&self, layer: usize) -> Result<Attention, String> {
+        let name = |part: &str| format!("model.layers.{layer}.self_attn.{part}");
+        let config = self.config;
+        let norms = if config.family.qk_norm {
+            Some((self.norm(&name("q_norm"))?, self.norm(&name("k_norm"))?))
+        } else {
+            None
+        };
+        Ok(Attention {
+            shape: AttentionShape {
+                heads: config.heads as i64,
+                kv_heads: config.kv_heads as i64,
+                head_dim: config.head_dim as i64,
+                window: config.windows.get(layer).copied().flatten().map(|window| window as i64),
+                rotated: config.rotated.get(layer).copied().unwrap_or(true),
+            },
+            query: self.linear(&name("q_proj"), config.qkv_bias)?,
+            key: self.linear(&name("k_proj"), config.qkv_bias)?,
+            value: self.linear(&name("v_proj"), config.qkv_bias)?,
+            output: self.linear(&name("o_proj"), config.output_bias)?,
+            norms,
+        })
+    }
+}
