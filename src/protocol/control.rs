@@ -1,1 +1,66 @@
-//! JSON bodies of the HTTP API on the socket: one payload struct a verb.
+//! rlhfctl ↔ rlhfd: what travels over the control socket, HTTP/1.1 with JSON bodies.
+//!
+//! | Request | Body | Answer |
+//! |---|---|---|
+//! | `GET /v1/status` | – | [`Status`] |
+//! | `GET /v1/runs` | – | [`Runs`] |
+//! | `GET /v1/prompt-sets` | – | [`PromptSets`] |
+//! | `POST /v1/prompt-sets/{name}/prompts?reserve=&skip_bad=&client_key=` | JSONL | [`PromptsAdded`] |
+//! | `GET /v1/iterations` | – | [`Table`] of the view `iteration_history` |
+//! | `GET /v1/checkpoints?lineage=` | – | [`Table`] |
+//! | `GET /v1/training-jobs` | – | [`Jobs`] |
+//! | `POST /v1/training-jobs/reward/{name}?skip_bad=&client_key=` | JSONL | [`JobAdded`] |
+//! | `GET /v1/events?since=&last=&follow=` | – | [`Event`]s: SSE or NDJSON |
+//! | `POST /v1/start`, `/v1/pause`, `/v1/resume`, `/v1/cancel` | [`Command`] | [`Done`] |
+//! | `POST /v1/sql` | [`Sql`] | [`Table`] |
+//!
+//! Every error is an [`ErrorBody`]. A request's unknown keys are errors; an answer's unknown keys are
+//! passed over, so that an older client reads a newer daemon. May not enter: HTTP itself, I/O.
+
+mod commands;
+mod errors;
+mod events;
+mod jobs;
+pub mod lines;
+mod names;
+mod prompts;
+mod runs;
+mod status;
+mod tables;
+
+pub use commands::{Command, Done};
+pub use errors::{BadLine, ErrorBody, ErrorDetail};
+pub use events::{Event, EventsQuery};
+pub use jobs::{Job, JobAdded, Jobs, UploadQuery};
+pub use names::{NAME_BYTES_MAX, check_name};
+pub use prompts::{PromptSet, PromptSets, PromptsAdded, PromptsQuery};
+pub use runs::{Run, Runs};
+pub use status::{
+    DeviceStatus, IterationStatus, JobStatus, LeaseStatus, PromptsStatus, RunStatus, StageStatus,
+    Status,
+};
+pub use tables::{Sql, Table};
+
+/// The environment variable that names the control socket.
+pub const SOCKET_ENV: &str = "RLHFD_SOCKET";
+
+/// Where the system's daemon serves.
+pub const SYSTEM_SOCKET: &str = "/run/rlhfd/rlhfd.sock";
+
+/// Where a user's own daemon serves, below `$XDG_RUNTIME_DIR`.
+pub const USER_SOCKET: &str = "rlhfd.sock";
+
+/// The longest path that the kernel takes for a Unix socket, without the final zero.
+pub const SOCKET_PATH_BYTES_MAX: usize = 107;
+
+/// The longest line of an upload. Longer ones are bad lines; the daemon never holds more of one.
+pub const LINE_BYTES_MAX: usize = 4 << 20;
+
+/// How many bad lines of an upload are named; the others are counted.
+pub const BAD_LINES_MAX: usize = 200;
+
+/// The most messages that a conversation of an upload may have.
+pub const MESSAGES_MAX: usize = 1_000;
+
+/// The answer's header that names the daemon's version.
+pub const VERSION_HEADER: &str = "rlhfd-version";

@@ -1,0 +1,349 @@
+//! The lines of an upload: one JSON object each, read strictly.
+//!
+//! In: the bytes of one line, without its end. Out: messages in one canonical form, or the reason
+//! for which the line is bad. Pure, so that client, daemon and tests agree. A prompt ends with the
+//! user's message; both sides of a preference share the prompt and end with the assistant's.
+
+use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value};
+
+use super::{LINE_BYTES_MAX, MESSAGES_MAX};
+
+/// Who speaks in a message.
+const ROLES: [&str; 3] = ["system", "user", "assistant"];
+
+/// One turn of a conversation. The order of the fields is the canonical one.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Message {
+    /// `system`, `user` or `assistant`.
+    pub role: String,
+    /// Its text.
+    pub content: String,
+}
+
+impl Message {
+    fn new(role: &str, content: &str) -> Self {
+        Self { role: role.to_owned(), content: content.to_owned() }
+    }
+}
+
+/// A preference as it is kept: two whole conversations that differ in their last message only.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PreferenceLine {
+    /// Ends with the preferred answer.
+    pub chosen: Vec<Message>,
+    /// Ends with the other one.
+    pub rejected: Vec<Message>,
+}
+
+/// Reads a prompt: `{"messages": […]}`, `{"prompt": "…"}` or `{"context_messages": […]}`; other keys
+/// are passed over.
+///
+/// Errors: the reason why the line is bad, as a sentence.
+pub fn prompt_line(line: &[u8]) -> Result<Vec<Message>, String> {
+    let object = object(line)?;
+    let keys = ["messages", "prompt", "context_messages"];
+    let mut given = keys.into_iter().filter(|key| object.contains_key(*key));
+    let Some(key) = given.next() else {
+        return Err("has none of `messages`, `prompt` and `context_messages`".to_owned());
+    };
+    if let Some(other) = given.next() {
+        return Err(format!("has both `{key}` and `{other}`; keep the one that is the prompt"));
+    }
+    let messages = prompt_messages(key, &object[key])?;
+    ends_with(&messages, "user", &format!("`{key}`"))?;
+    Ok(messages)
+}
+
+/// Reads a preference: `{"chosen": [messages], "rejected": [messages]}`, or
+/// `{"prompt", "chosen", "rejected"}` with texts or messages.
+///
+/// Errors: the reason why the line is bad, as a sentence.
+pub fn preference_line(line: &[u8]) -> Result<PreferenceLine, String> {
+    let object = object(line)?;
+    let side = |key: &str| object.get(key).ok_or_else(|| format!("has no `{key}`"));
+    let (chosen, rejected) = (side("chosen")?, side("rejected")?);
+    let prompt = match object.get("prompt") {
+        Some(value) => {
+            let prompt = prompt_messages("prompt", value)?;
+            ends_with(&prompt, "user", "`prompt`")?;
+            Some(prompt)
+        }
+        None => None,
+    };
+    let chosen = conversation("chosen", chosen, prompt.as_deref())?;
+    let rejected = conversation("rejected", rejected, prompt.as_deref())?;
+    let shared = chosen.len() - 1;
+    if shared != rejected.len() - 1 || chosen[..shared] != rejected[..shared] {
+        return Err("the prompts of `chosen` and `rejected` differ; all messages before the last \
+                    must be the same"
+            .to_owned());
+    }
+    if chosen[shared] == rejected[shared] {
+        return Err("`chosen` and `rejected` are the same; such a pair teaches nothing".to_owned());
+    }
+    if let Some(role) = chosen.get(shared.wrapping_sub(1)).map(|m| m.role.as_str())
+        && role == "assistant"
+    {
+        return Err("two assistant messages stand at the end; the answer must follow the user's \
+                    message"
+            .to_owned());
+    }
+    Ok(PreferenceLine { chosen, rejected })
+}
+
+fn object(line: &[u8]) -> Result<Map<String, Value>, String> {
+    if line.len() > LINE_BYTES_MAX {
+        return Err(too_long());
+    }
+    let text = std::str::from_utf8(line)
+        .map_err(|e| format!("is not UTF-8 at byte {}", e.valid_up_to() + 1))?;
+    match serde_json::from_str::<Value>(text) {
+        Ok(Value::Object(object)) => Ok(object),
+        Ok(other) => Err(format!("is {}, not a JSON object", kind(&other))),
+        Err(e) => Err(format!("is not JSON: {} (column {})", cause(&e), e.column())),
+    }
+}
+
+/// The reason for a line over [`LINE_BYTES_MAX`]; also said by those who never held all of it.
+pub fn too_long() -> String {
+    format!("is longer than {} MiB", LINE_BYTES_MAX >> 20)
+}
+
+/// serde_json's message without its own position: the line of a one-line document is always 1.
+fn cause(error: &serde_json::Error) -> String {
+    let text = error.to_string();
+    text.split(" at line ").next().unwrap_or(&text).to_owned()
+}
+
+/// A whole conversation, with the prompt's messages in front where they are given apart.
+fn conversation(
+    key: &str,
+    value: &Value,
+    prompt: Option<&[Message]>,
+) -> Result<Vec<Message>, String> {
+    let answer = match (value, prompt) {
+        (Value::String(_), None) => {
+            return Err(format!("`{key}` is a text, but there is no `prompt`; give messages"));
+        }
+        (Value::String(text), Some(_)) => vec![Message::new("assistant", text)],
+        (value, _) => messages(key, value)?,
+    };
+    ends_with(&answer, "assistant", &format!("`{key}`"))?;
+    let all = match prompt {
+        None => answer,
+        // Some data sets repeat the prompt in both sides: the same, said twice.
+        Some(prompt) if answer.len() == prompt.len() + 1 && answer.starts_with(prompt) => answer,
+        Some(prompt) if answer.len() == 1 => [prompt, &answer].concat(),
+        Some(_) => {
+            return Err(format!("`{key}` has messages before the answer that are not `prompt`'s"));
+        }
+    };
+    if all.len() < 2 {
+        return Err(format!("`{key}` has no message before the answer"));
+    }
+    Ok(all)
+}
+
+fn prompt_messages(key: &str, value: &Value) -> Result<Vec<Message>, String> {
+    match value {
+        Value::String(text) if key == "prompt" => Ok(vec![Message::new("user", text)]),
+        value => messages(key, value),
+    }
+}
+
+fn messages(key: &str, value: &Value) -> Result<Vec<Message>, String> {
+    let Value::Array(items) = value else {
+        return Err(format!("`{key}` is {}, not an array of messages", kind(value)));
+    };
+    if items.is_empty() {
+        return Err(format!("`{key}` is empty"));
+    }
+    if items.len() > MESSAGES_MAX {
+        return Err(format!("`{key}` has {} messages, more than {MESSAGES_MAX}", items.len()));
+    }
+    items.iter().enumerate().map(|(i, item)| message(key, i, item)).collect()
+}
+
+fn message(key: &str, i: usize, item: &Value) -> Result<Message, String> {
+    let Value::Object(fields) = item else {
+        return Err(format!("`{key}[{i}]` is {}, not an object", kind(item)));
+    };
+    let text = |field: &str| match fields.get(field) {
+        Some(Value::String(text)) => Ok(text.as_str()),
+        Some(other) => Err(format!("`{key}[{i}].{field}` is {}, not a string", kind(other))),
+        None => Err(format!("`{key}[{i}]` has no `{field}`")),
+    };
+    let (role, content) = (text("role")?, text("content")?);
+    if !ROLES.contains(&role) {
+        let role: String = role.chars().take(32).collect();
+        return Err(format!("`{key}[{i}].role` is {role:?}, not one of {}", ROLES.join(", ")));
+    }
+    if role == "system" && i > 0 {
+        return Err(format!("`{key}[{i}]` is a system message, which may only be the first"));
+    }
+    // A call would change what the template renders: better refused than lost.
+    if fields.get("tool_calls").is_some_and(|calls| !calls.is_null()) {
+        return Err(format!("`{key}[{i}]` has `tool_calls`, which are not supported"));
+    }
+    Ok(Message::new(role, content))
+}
+
+fn ends_with(messages: &[Message], role: &str, place: &str) -> Result<(), String> {
+    let Some(last) = messages.last() else {
+        return Err(format!("{place} is empty"));
+    };
+    if last.role != role {
+        return Err(format!(
+            "the last message of {place} is of role {}; it must be of role {role}",
+            last.role
+        ));
+    }
+    if last.content.trim().is_empty() {
+        return Err(format!("the last message of {place} is empty"));
+    }
+    Ok(())
+}
+
+fn kind(value: &Value) -> &'static str {
+    match value {
+        Value::Null => "null",
+        Value::Bool(_) => "a boolean",
+        Value::Number(_) => "a number",
+        Value::String(_) => "a string",
+        Value::Array(_) => "an array",
+        Value::Object(_) => "an object",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn bad_prompt(line: &str) -> String {
+        prompt_line(line.as_bytes()).unwrap_err()
+    }
+
+    fn bad_pair(line: &str) -> String {
+        preference_line(line.as_bytes()).unwrap_err()
+    }
+
+    #[test]
+    fn the_three_forms_of_a_prompt_are_one() {
+        let expected = vec![Message::new("user", "Hi ✓")];
+        for line in [
+            r#"{"prompt": "Hi ✓", "id": 7}"#,
+            r#"{"messages": [{"role": "user", "content": "Hi \u2713"}]}"#,
+            r#"{"context_messages": [{"content": "Hi ✓", "role": "user"}]}"#,
+            r#"{"prompt": [{"role": "user", "content": "Hi ✓"}]}"#,
+        ] {
+            assert_eq!(prompt_line(line.as_bytes()).unwrap(), expected, "{line}");
+        }
+    }
+
+    #[test]
+    fn each_bad_prompt_has_its_reason() {
+        for (line, reason) in [
+            ("{", "is not JSON: EOF while parsing an object (column 1)"),
+            ("[1]", "is an array, not a JSON object"),
+            ("{}", "has none of"),
+            (r#"{"prompt": "a", "messages": []}"#, "has both `messages` and `prompt`"),
+            (r#"{"prompt": 3}"#, "`prompt` is a number"),
+            (r#"{"prompt": "  "}"#, "is empty"),
+            (r#"{"messages": []}"#, "`messages` is empty"),
+            (r#"{"messages": "hi"}"#, "`messages` is a string"),
+            (r#"{"messages": ["hi"]}"#, "`messages[0]` is a string"),
+            (r#"{"messages": [{"role": "user"}]}"#, "`messages[0]` has no `content`"),
+            (
+                r#"{"messages": [{"role": "user", "content": [{"type": "text"}]}]}"#,
+                "`messages[0].content` is an array",
+            ),
+            (r#"{"messages": [{"role": "bot", "content": "x"}]}"#, "is \"bot\", not one of"),
+            (
+                r#"{"messages": [{"role": "user", "content": "x"}, {"role": "assistant", "content": "y"}]}"#,
+                "is of role assistant; it must be of role user",
+            ),
+            (
+                r#"{"messages": [{"role": "user", "content": "x"}, {"role": "system", "content": "y"}]}"#,
+                "system message, which may only be the first",
+            ),
+        ] {
+            assert!(bad_prompt(line).contains(reason), "{line}: {}", bad_prompt(line));
+        }
+        assert_eq!(prompt_line(b"{\"prompt\": \"\xff\"}").unwrap_err(), "is not UTF-8 at byte 13");
+        let long = vec![b' '; LINE_BYTES_MAX + 1];
+        assert_eq!(prompt_line(&long).unwrap_err(), "is longer than 4 MiB");
+    }
+
+    #[test]
+    fn nesting_beyond_reason_is_an_error_and_no_overflow() {
+        let line = format!("{{\"prompt\": {}", "[".repeat(100_000));
+        assert!(bad_prompt(&line).contains("recursion limit"));
+    }
+
+    #[test]
+    fn the_forms_of_a_preference_are_one() {
+        let user = Message::new("user", "Q");
+        let expected = PreferenceLine {
+            chosen: vec![user.clone(), Message::new("assistant", "yes")],
+            rejected: vec![user, Message::new("assistant", "no")],
+        };
+        for line in [
+            r#"{"prompt": "Q", "chosen": "yes", "rejected": "no"}"#,
+            r#"{"prompt": "Q", "chosen": [{"role": "assistant", "content": "yes"}], "rejected": "no"}"#,
+            r#"{"chosen": [{"role": "user", "content": "Q"}, {"role": "assistant", "content": "yes"}],
+                "rejected": [{"role": "user", "content": "Q"}, {"role": "assistant", "content": "no"}]}"#,
+            r#"{"prompt": "Q",
+                "chosen": [{"role": "user", "content": "Q"}, {"role": "assistant", "content": "yes"}],
+                "rejected": [{"role": "user", "content": "Q"}, {"role": "assistant", "content": "no"}]}"#,
+        ] {
+            assert_eq!(preference_line(line.as_bytes()).unwrap(), expected, "{line}");
+        }
+    }
+
+    #[test]
+    fn each_bad_preference_has_its_reason() {
+        for (line, reason) in [
+            (r#"{"prompt": "Q", "chosen": "a"}"#, "has no `rejected`"),
+            (r#"{"prompt": "Q", "rejected": "a"}"#, "has no `chosen`"),
+            (r#"{"chosen": "a", "rejected": "b"}"#, "there is no `prompt`"),
+            (r#"{"prompt": "Q", "chosen": "a", "rejected": "a"}"#, "are the same"),
+            (r#"{"prompt": "Q", "chosen": "", "rejected": "a"}"#, "`chosen` is empty"),
+            (r#"{"prompt": "Q", "chosen": "a", "rejected": null}"#, "`rejected` is null"),
+            (
+                r#"{"chosen": [{"role": "user", "content": "P"}, {"role": "assistant", "content": "a"}],
+                    "rejected": [{"role": "user", "content": "Q"}, {"role": "assistant", "content": "b"}]}"#,
+                "prompts of `chosen` and `rejected` differ",
+            ),
+            (
+                r#"{"chosen": [{"role": "assistant", "content": "a"}],
+                    "rejected": [{"role": "assistant", "content": "b"}]}"#,
+                "no message before the answer",
+            ),
+            (
+                r#"{"prompt": "Q", "chosen": [{"role": "user", "content": "X"}, {"role": "assistant", "content": "a"}], "rejected": "b"}"#,
+                "not `prompt`'s",
+            ),
+        ] {
+            assert!(bad_pair(line).contains(reason), "{line}: {}", bad_pair(line));
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn no_line_panics(line in prop::collection::vec(any::<u8>(), 0..64)) {
+            let _ = prompt_line(&line);
+            let _ = preference_line(&line);
+        }
+
+        #[test]
+        fn reading_the_canonical_form_gives_the_same(content in ".{1,40}") {
+            prop_assume!(!content.trim().is_empty());
+            let messages = vec![Message::new("user", &content)];
+            let line = serde_json::json!({ "messages": messages }).to_string();
+            prop_assert_eq!(prompt_line(line.as_bytes()).unwrap(), messages);
+        }
+    }
+}
