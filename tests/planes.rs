@@ -1,0 +1,1 @@
+//! The rule of the two planes.
