@@ -1,3 +1,153 @@
-//! Entry point.
+//! `rlhfd-worker`: what a user calls. It chooses a libtorch, sets the loader's path and becomes
+//! `rlhfd-worker-torch`, which lies beside it; where the loader finds no libtorch, no line of that
+//! program would run to say so.
+//!
+//! In: the arguments, passed on as they are. Two verbs are answered here, without libtorch:
+//! `doctor` and `convert-gguf`. May not enter: tch, or anything that loads libtorch.
 
-fn main() {}
+mod doctor;
+mod gguf;
+mod libtorch;
+mod places;
+
+use std::env;
+use std::ffi::{OsStr, OsString};
+use std::io::Write;
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
+use std::process::{Command, ExitCode};
+
+use anyhow::{Context, Result, anyhow, bail};
+
+use crate::libtorch::{Choice, choose, look_for_gpu, warning};
+
+const WORKER: &str = "rlhfd-worker-torch";
+const OWN_VERBS: &str = "Answered without libtorch:
+  rlhfd-worker doctor [--config FILE]          which libtorch is taken, and can the GPU be used
+  rlhfd-worker convert-gguf FILE --out DIR     a Llama GGUF file as a Hugging Face folder";
+
+fn main() -> ExitCode {
+    let arguments: Vec<OsString> = env::args_os().skip(1).collect();
+    match run(&arguments) {
+        Ok(code) => code,
+        Err(error) => {
+            eprintln!("rlhfd-worker: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(arguments: &[OsString]) -> Result<ExitCode> {
+    let program = env::current_exe().context("the program's own place cannot be read")?;
+    let origin = program.parent().unwrap_or(Path::new("/")).to_path_buf();
+    match arguments.first().and_then(|verb| verb.to_str()) {
+        Some("doctor") => run_doctor(&origin, &arguments[1..]),
+        Some("convert-gguf") => convert_gguf(&arguments[1..]),
+        verb => {
+            if matches!(verb, None | Some("help" | "--help" | "-h")) {
+                // A reader that went away (`| head`) is no reason to stop.
+                let _told = writeln!(std::io::stdout(), "{OWN_VERBS}\n");
+            }
+            let choice = choose(&places::candidates(&origin, None)?)?;
+            become_worker(&origin, &choice, arguments)
+        }
+    }
+}
+
+fn run_doctor(origin: &Path, arguments: &[OsString]) -> Result<ExitCode> {
+    let config = match arguments {
+        [] => None,
+        [flag, file] if flag == "--config" => Some(PathBuf::from(file)),
+        _ => bail!("doctor takes nothing but --config FILE"),
+    };
+    let choice = choose(&places::candidates(origin, config.as_deref())?);
+    let report = doctor::report(&choice, &look_for_gpu());
+    let mut out = std::io::stdout();
+    write!(out, "{}", report.text).context("the report cannot be written")?;
+    if let Some(text) = report.warning {
+        eprintln!("WARNING: {text}");
+    }
+    Ok(if report.ok { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+fn convert_gguf(arguments: &[OsString]) -> Result<ExitCode> {
+    let [file, flag, out] = arguments else {
+        bail!("usage: rlhfd-worker convert-gguf FILE --out DIR");
+    };
+    if flag != "--out" {
+        bail!("usage: rlhfd-worker convert-gguf FILE --out DIR");
+    }
+    let mut told = 0;
+    gguf::convert(Path::new(file), Path::new(out), &mut |done, of| {
+        let tenths = done * 10 / of.max(1);
+        if tenths > told {
+            told = tenths;
+            eprintln!("rlhfd-worker: {done} of {of} tensors");
+        }
+    })?;
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Replaces this process by the worker; returns only if that fails.
+fn become_worker(origin: &Path, choice: &Choice, arguments: &[OsString]) -> Result<ExitCode> {
+    if !asks_for_cpu(arguments)
+        && let Some(text) = warning(choice, &look_for_gpu())
+    {
+        eprintln!("WARNING: {text}");
+    }
+    let worker = origin.join(WORKER);
+    if !worker.exists() {
+        bail!(
+            "{} is missing: install it beside rlhfd-worker (`make build` leaves both in target/release)",
+            worker.display()
+        );
+    }
+    let error = Command::new(&worker)
+        .args(arguments)
+        .env("LD_LIBRARY_PATH", library_path(&choice.libraries, env::var_os("LD_LIBRARY_PATH"))?)
+        .env("RLHFD_LIBTORCH", &choice.root)
+        .exec();
+    Err(anyhow!(error).context(format!("{} cannot be executed", worker.display())))
+}
+
+/// Our folder first, then what the user had.
+fn library_path(libraries: &Path, before: Option<OsString>) -> Result<OsString> {
+    let before = before.filter(|value| !value.is_empty());
+    let parts = std::iter::once(libraries.to_path_buf())
+        .chain(before.iter().flat_map(|value| env::split_paths(value).collect::<Vec<_>>()));
+    env::join_paths(parts).with_context(|| {
+        format!(
+            "{} has a colon in its name, which the loader cannot take: move libtorch",
+            libraries.display()
+        )
+    })
+}
+
+fn asks_for_cpu(arguments: &[OsString]) -> bool {
+    let cpu = |pair: &[OsString]| pair[0] == "--device" && pair[1] == "cpu";
+    arguments.windows(2).any(cpu) || arguments.iter().any(|a| a == OsStr::new("--device=cpu"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn our_libraries_come_before_the_users() {
+        let path = |before: Option<&str>| {
+            library_path(Path::new("/t/lib"), before.map(OsString::from)).unwrap()
+        };
+        assert_eq!(path(None), "/t/lib");
+        assert_eq!(path(Some("")), "/t/lib");
+        assert_eq!(path(Some("/a:/b")), "/t/lib:/a:/b");
+        assert!(library_path(Path::new("/t:x/lib"), None).is_err());
+    }
+
+    #[test]
+    fn a_run_on_cpu_is_known_by_both_spellings() {
+        let words = |text: &str| text.split(' ').map(OsString::from).collect::<Vec<_>>();
+        assert!(asks_for_cpu(&words("generate --device cpu")));
+        assert!(asks_for_cpu(&words("generate --device=cpu")));
+        assert!(!asks_for_cpu(&words("generate --device auto --model cpu")));
+    }
+}
