@@ -39,7 +39,8 @@ parity: build ## compare with transformers and TRL, in an environment that this 
 tiny: build ## an iteration on a tiny random model, in seconds
 	$(CARGO) test --locked -p rlhfd-tests --test tiny -- --nocapture
 
-bless: ## make the golden values of tests/golden again, with transformers and TRL
+bless: ## keep the migrations' digests, and make the golden values of tests/golden again
+	RLHFD_BLESS=1 $(CARGO) test --locked -p rlhfd-tests --test tidy
 	@$(PYTHON) scripts/parity-env
 	.parity/bin/python tests/golden/make_golden.py
 

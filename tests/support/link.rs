@@ -67,6 +67,7 @@ impl Link {
 
     /// Sends a unit and takes all its answers; `Err` holds the frame that ended it otherwise.
     #[expect(clippy::type_complexity, reason = "a test's helper: results, or what came instead")]
+    #[expect(clippy::result_large_err, reason = "one value a test")]
     pub fn run(
         &mut self,
         attempt: u64,

@@ -27,7 +27,7 @@ impl Numbers {
         Self { key: sum.finalize().into(), counter: 0 }
     }
 
-    pub fn next(&mut self) -> u64 {
+    pub fn draw(&mut self) -> u64 {
         let mut sum = Sha256::new();
         sum.update(self.key);
         sum.update(self.counter.to_le_bytes());
@@ -37,7 +37,7 @@ impl Numbers {
     }
 
     pub fn below(&mut self, n: u64) -> u64 {
-        self.next() % n.max(1)
+        self.draw() % n.max(1)
     }
 }
 

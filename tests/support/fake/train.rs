@@ -13,8 +13,9 @@ use rlhfd_protocol::worker::{FailureKind, FromWorker, Published, Summary, TrainT
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
+use super::answers::work_name;
 use super::compute::Numbers;
-use super::serve::{Stop, Worker, work_name};
+use super::serve::{Stop, Worker};
 use crate::models;
 
 /// What is kept between two attempts.

@@ -1,0 +1,103 @@
+//! What each kind of work answers to an item, and what the answers are worth.
+
+use rlhfd_protocol::frame;
+use rlhfd_protocol::worker::{Item, ItemResult, Message, Reason, Work};
+
+use super::compute;
+
+/// The name of a work, as the protocol spells it.
+pub(super) fn work_name(work: &Work) -> &'static str {
+    match work {
+        Work::Probe { .. } => "probe",
+        Work::Render { .. } => "render",
+        Work::Generate { .. } => "generate",
+        Work::Score { .. } => "score",
+        Work::Logprobs { .. } => "logprobs",
+        Work::TrainDpo { .. } => "train_dpo",
+        Work::TrainReward { .. } => "train_reward",
+    }
+}
+
+pub(super) fn text_of(item: &Item, payload: &[u8]) -> String {
+    match item {
+        Item::Prompt { messages } | Item::Conversation { messages } => {
+            messages.iter().map(|m: &Message| m.content.as_str()).collect::<Vec<_>>().join("\n")
+        }
+        Item::PromptIds { .. } | Item::ResponseIds { .. } => {
+            frame::ids_from_bytes(payload).map(|ids| compute::decode(&ids)).unwrap_or_default()
+        }
+    }
+}
+
+pub(super) fn refused(reason: Reason, message: &str) -> (ItemResult, Vec<u8>) {
+    (ItemResult::Refused { reason, message: message.into() }, Vec::new())
+}
+
+pub(super) fn answers(work: &Work, item: Item, payload: &[u8]) -> Vec<(ItemResult, Vec<u8>)> {
+    let ids = match frame::ids_from_bytes(payload) {
+        Ok(ids) => ids,
+        Err(e) => return vec![refused(Reason::Template, &e.to_string())],
+    };
+    match (work, item) {
+        (Work::Render { prompt_tokens_max, .. }, Item::Prompt { messages }) => {
+            match compute::render(&messages, *prompt_tokens_max) {
+                Ok(ids) => vec![(
+                    ItemResult::Rendered { tokens: ids.len() as u32 },
+                    frame::ids_to_bytes(&ids),
+                )],
+                Err((reason, message)) => vec![refused(reason, &message)],
+            }
+        }
+        (
+            Work::Generate { policy, run_seed, purpose, iteration, arms, max_new_tokens, .. },
+            Item::PromptIds { occurrence },
+        ) => {
+            let key = compute::ResponseKey {
+                policy: &policy.sha256,
+                run_seed: *run_seed,
+                purpose: *purpose,
+                iteration: *iteration,
+                prompt: &ids,
+                occurrence,
+            };
+            compute::generate(&key, arms, *max_new_tokens)
+        }
+        (Work::Score { .. }, Item::Conversation { messages }) => {
+            let tokens = messages.iter().map(|m| m.content.len() as u32).sum();
+            vec![(ItemResult::Score { score: compute::score(&messages), tokens }, Vec::new())]
+        }
+        (Work::Logprobs { model, .. }, Item::ResponseIds { prompt_tokens }) => {
+            let Some((prompt, response)) = ids.split_at_checked(prompt_tokens as usize) else {
+                return vec![refused(Reason::Empty, "prompt_tokens passes the ids")];
+            };
+            let logprobs = compute::logprobs(&model.sha256, prompt, response);
+            let result = ItemResult::Logprobs {
+                logprob: compute::sum(&logprobs),
+                tokens: response.len() as u32,
+            };
+            vec![(result, frame::floats_to_bytes(&logprobs))]
+        }
+        (_, item) => vec![refused(Reason::Empty, &format!("{item:?} does not fit this work"))],
+    }
+}
+
+pub(super) fn tokens_of(result: &ItemResult) -> u64 {
+    match result {
+        ItemResult::Rendered { tokens }
+        | ItemResult::Response { tokens, .. }
+        | ItemResult::Score { tokens, .. }
+        | ItemResult::Logprobs { tokens, .. } => u64::from(*tokens),
+        ItemResult::Refused { .. } => 0,
+    }
+}
+
+// JSON has no NaN, so the nearest that a broken peer can send is null.
+pub(super) fn make_non_finite(result: &mut ItemResult) {
+    match result {
+        ItemResult::Score { score, .. } => *score = f64::NAN,
+        ItemResult::Logprobs { logprob, .. } | ItemResult::Response { logprob, .. } => {
+            *logprob = f64::NAN;
+        }
+        ItemResult::Rendered { .. } | ItemResult::Refused { .. } => {}
+    }
+}
