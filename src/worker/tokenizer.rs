@@ -1,0 +1,271 @@
+//! Text to token ids and back, with the ids that have a meaning of their own.
+//!
+//! In: a model folder's tokenizer.json, tokenizer_config.json, generation_config.json. Out:
+//! [`Tokenizer`]: encode, decode, the stop ids, and the special tokens that a template may name.
+//! Of generation_config.json only the stop ids are used; its sampling settings are reported.
+//! May not enter: chat templates' rendering, tensors.
+
+use std::path::{Path, PathBuf};
+
+use serde_json::{Map, Value};
+
+use crate::errors::TextError;
+use crate::model::ModelFolder;
+use crate::model::config::ids_of;
+
+/// The special tokens that transformers hands to a template.
+const SPECIAL_NAMES: [&str; 7] =
+    ["bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token"];
+
+/// Sampling settings of generation_config.json that would change what is written.
+const SAMPLING_KEYS: [&str; 8] = [
+    "temperature",
+    "top_p",
+    "top_k",
+    "do_sample",
+    "repetition_penalty",
+    "min_p",
+    "typical_p",
+    "no_repeat_ngram_size",
+];
+
+/// A tokenizer that fits its model.
+#[derive(Debug)]
+pub struct Tokenizer {
+    inner: tokenizers::Tokenizer,
+    dir: PathBuf,
+    /// Special tokens by name (`bos_token`, …), as templates see them.
+    pub special: Map<String, Value>,
+    /// Ids that end a response, ascending.
+    pub stop_ids: Vec<u32>,
+    /// The id of `bos_token`.
+    pub bos_id: Option<u32>,
+    /// The id of `eos_token`.
+    pub eos_id: Option<u32>,
+    /// The id of `pad_token`, or of config.json's `pad_token_id`.
+    pub pad_id: Option<u32>,
+    /// The id of `unk_token`.
+    pub unk_id: Option<u32>,
+    /// The chat template's source, if the folder has one.
+    pub template: Option<String>,
+    /// Sampling settings that the folder suggests and that are not applied, `name = value`.
+    pub suggested_sampling: Vec<String>,
+}
+
+impl Tokenizer {
+    /// Opens the tokenizer of a model folder and checks that it fits the model.
+    ///
+    /// Errors: `Tokenizer` names the file; `Misfit` where it has ids that the model has no row for,
+    /// or not the ids that the model stops at.
+    pub fn open(folder: &ModelFolder) -> Result<Self, TextError> {
+        let dir = folder.dir.as_path();
+        let path = dir.join("tokenizer.json");
+        let inner = open_inner(&path)?;
+        let settings = optional_json(&dir.join("tokenizer_config.json"))?.unwrap_or_default();
+        let older = optional_json(&dir.join("special_tokens_map.json"))?.unwrap_or_default();
+        let generation = optional_json(&dir.join("generation_config.json"))?.unwrap_or_default();
+        let special = special_tokens(&settings, &older);
+        let id_of = |name: &str| inner.token_to_id(special.get(name)?.as_str()?);
+        let (bos_id, eos_id) = (id_of("bos_token"), id_of("eos_token"));
+        let pad_id = id_of("pad_token").or(folder.config.pad_id);
+        let mut stop_ids = generation
+            .get("eos_token_id")
+            .and_then(ids_of)
+            .filter(|ids| !ids.is_empty())
+            .unwrap_or_else(|| folder.config.eos_ids.clone());
+        if stop_ids.is_empty() {
+            stop_ids.extend(eos_id);
+        }
+        stop_ids.sort_unstable();
+        stop_ids.dedup();
+        let tokenizer = Self {
+            template: template_source(dir, &settings)?,
+            dir: dir.to_owned(),
+            bos_id,
+            eos_id,
+            pad_id,
+            unk_id: id_of("unk_token"),
+            stop_ids,
+            suggested_sampling: suggested_sampling(&generation),
+            special,
+            inner,
+        };
+        tokenizer.check_fit(folder.config.vocabulary)?;
+        Ok(tokenizer)
+    }
+
+    fn check_fit(&self, vocabulary: usize) -> Result<(), TextError> {
+        let ids = self.inner.get_vocab(true);
+        let id_max = ids.values().copied().max().unwrap_or(0);
+        if ids.is_empty() || id_max as usize >= vocabulary {
+            return Err(TextError::Misfit {
+                dir: self.dir.clone(),
+                tokens: ids.len(),
+                id_max,
+                vocabulary,
+            });
+        }
+        match self.stop_ids.iter().find(|id| self.inner.id_to_token(**id).is_none()) {
+            Some(id) => Err(TextError::Tokenizer {
+                path: self.dir.join("tokenizer.json"),
+                problem: format!("the model stops at id {id}, which the tokenizer does not have"),
+                mend: "put the tokenizer.json that was saved with these weights into the folder",
+            }),
+            None => Ok(()),
+        }
+    }
+
+    /// The folder it was opened from.
+    #[must_use]
+    pub fn dir(&self) -> &Path {
+        &self.dir
+    }
+
+    /// Ids of a text that holds its special tokens already, as a rendered template does.
+    ///
+    /// Errors: `Tokenizer`, where the model of the tokenizer cannot express the text.
+    pub fn encode(&self, text: &str) -> Result<Vec<u32>, TextError> {
+        self.encode_with(text, AddSpecial::No)
+    }
+
+    /// Ids of a text, with or without what the tokenizer itself puts around it.
+    ///
+    /// Errors: as [`Self::encode`].
+    pub fn encode_with(&self, text: &str, add: AddSpecial) -> Result<Vec<u32>, TextError> {
+        let encoding = self.inner.encode_fast(text, add == AddSpecial::Yes);
+        encoding.map(|encoding| encoding.get_ids().to_vec()).map_err(|error| TextError::Tokenizer {
+            path: self.dir.join("tokenizer.json"),
+            problem: format!("it cannot encode a text ({error})"),
+            mend: "check that tokenizer.json is complete",
+        })
+    }
+
+    /// The text of ids, without special tokens.
+    ///
+    /// Errors: `Tokenizer`, where its decoder fails.
+    pub fn decode(&self, ids: &[u32]) -> Result<String, TextError> {
+        self.decode_with(ids, false)
+    }
+
+    /// The text of ids with every special token in it.
+    ///
+    /// Errors: as [`Self::decode`].
+    pub fn decode_whole(&self, ids: &[u32]) -> Result<String, TextError> {
+        self.decode_with(ids, true)
+    }
+
+    fn decode_with(&self, ids: &[u32], keep_special: bool) -> Result<String, TextError> {
+        self.inner.decode(ids, !keep_special).map_err(|error| TextError::Tokenizer {
+            path: self.dir.join("tokenizer.json"),
+            problem: format!("it cannot decode its own ids ({error})"),
+            mend: "check that tokenizer.json is complete",
+        })
+    }
+
+    /// A token's own text, for messages.
+    #[must_use]
+    pub fn token(&self, id: u32) -> String {
+        self.inner.id_to_token(id).unwrap_or_else(|| format!("id {id}"))
+    }
+
+    /// Whether this id ends a response.
+    #[must_use]
+    pub fn is_stop(&self, id: u32) -> bool {
+        self.stop_ids.binary_search(&id).is_ok()
+    }
+}
+
+/// Whether the tokenizer's post-processor may add its special tokens (a BOS, say).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum AddSpecial {
+    /// For plain text.
+    Yes,
+    /// For text that a template rendered.
+    No,
+}
+
+fn open_inner(path: &Path) -> Result<tokenizers::Tokenizer, TextError> {
+    let error = |problem: String, mend| TextError::Tokenizer { path: path.into(), problem, mend };
+    let bytes = std::fs::read(path).map_err(|source| {
+        error(
+            source.to_string(),
+            "the folder needs tokenizer.json; transformers writes it by \
+             AutoTokenizer.from_pretrained(DIR).save_pretrained(DIR)",
+        )
+    })?;
+    let mut inner = tokenizers::Tokenizer::from_bytes(bytes)
+        .map_err(|problem| error(first(&problem.to_string()), "fetch tokenizer.json again"))?;
+    // A file may carry the truncation and padding of whoever saved it; both would falsify ids.
+    inner
+        .with_truncation(None)
+        .map_err(|problem| error(first(&problem.to_string()), "fetch tokenizer.json again"))?;
+    inner.with_padding(None);
+    Ok(inner)
+}
+
+fn first(message: &str) -> String {
+    crate::errors::first_line(message)
+}
+
+/// A JSON object of the folder, or nothing where the file is not there.
+fn optional_json(path: &Path) -> Result<Option<Map<String, Value>>, TextError> {
+    if !path.is_file() {
+        return Ok(None);
+    }
+    let error = |problem: String| TextError::Tokenizer {
+        path: path.to_owned(),
+        problem,
+        mend: "fetch the file again, or remove it",
+    };
+    let text = std::fs::read_to_string(path).map_err(|source| error(source.to_string()))?;
+    match serde_json::from_str(&text) {
+        Ok(Value::Object(object)) => Ok(Some(object)),
+        Ok(_) => Err(error("it is no JSON object".to_owned())),
+        Err(problem) => Err(error(format!("it is no JSON ({problem})"))),
+    }
+}
+
+fn special_tokens(settings: &Map<String, Value>, older: &Map<String, Value>) -> Map<String, Value> {
+    let text = |value: &Value| match value {
+        Value::String(text) => Some(text.clone()),
+        Value::Object(token) => token.get("content")?.as_str().map(str::to_owned),
+        _ => None,
+    };
+    let mut special = Map::new();
+    for name in SPECIAL_NAMES {
+        let found = settings.get(name).or_else(|| older.get(name)).and_then(text);
+        special.extend(found.map(|token| (name.to_owned(), Value::String(token))));
+    }
+    special
+}
+
+/// The template's source: its own file first, as transformers prefers it.
+fn template_source(dir: &Path, settings: &Map<String, Value>) -> Result<Option<String>, TextError> {
+    let path = dir.join("chat_template.jinja");
+    if path.is_file() {
+        return std::fs::read_to_string(&path).map(Some).map_err(|source| TextError::Tokenizer {
+            path,
+            problem: source.to_string(),
+            mend: "check that the file is readable UTF-8",
+        });
+    }
+    Ok(match settings.get("chat_template") {
+        Some(Value::String(source)) => Some(source.clone()),
+        // Several named ones: the default is the one for plain conversations.
+        Some(Value::Array(named)) => named
+            .iter()
+            .find(|entry| entry.get("name").and_then(Value::as_str) == Some("default"))
+            .and_then(|entry| entry.get("template")?.as_str().map(str::to_owned)),
+        _ => None,
+    })
+}
+
+fn suggested_sampling(generation: &Map<String, Value>) -> Vec<String> {
+    SAMPLING_KEYS
+        .iter()
+        .filter_map(|key| {
+            let value = generation.get(*key).filter(|value| !value.is_null())?;
+            Some(format!("{key} = {value}"))
+        })
+        .collect()
+}
