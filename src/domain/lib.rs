@@ -1,1 +1,43 @@
-//! Room domain.
+//! Nouns and rules of rlhfd, in flow order: prompts → generate → label → pair → train → checkpoint →
+//! evaluate.
+//!
+//! In: plain values. Out: decisions as plain values. Everything here is pure, so that a decision seen
+//! in production is reproduced by pasting its inputs into a test.
+//! May not enter: I/O, clocks, environment, async, serde, SQL, tensors.
+
+pub mod checkpoint;
+pub mod conservation;
+pub mod device;
+pub mod evaluation;
+pub mod ids;
+pub mod label;
+pub mod limits;
+pub mod plan;
+pub mod preference;
+pub mod prompt;
+pub mod response;
+pub mod stage;
+pub mod train;
+pub mod unit;
+pub mod work;
+
+pub use ids::{
+    AttemptId, CheckpointId, DeviceId, EventId, JobId, LeaseId, Name, NameError, PreferenceId,
+    PromptId, ResponseId, RunId, ScorerId, SetId, UnitId, UploadId,
+};
+pub use plan::BatchPlan;
+pub use stage::Stage;
+pub use unit::{Cause, Effect, Event, IllegalEvent, State, Transition, Unit};
+pub use work::WorkKind;
+
+/// A word that an enum does not know, met in a row or a request.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("`{found}` is no {what}; the {what}s are: {known}")]
+pub struct UnknownWord {
+    /// What kind of word was expected.
+    pub what: &'static str,
+    /// The word that was found.
+    pub found: String,
+    /// All the right words, with commas.
+    pub known: &'static str,
+}
