@@ -1,1 +1,38 @@
-//! Room config.
+//! Configuration: from TOML text to a value that the daemon and the worker may trust.
+//!
+//! In: the text of a configuration (or of a training's settings), and the folder that its relative
+//! paths are meant from. Out: a [`CheckedConfig`] (or [`TrainSettings`]) whose every value lies in
+//! its range and whose cross-knob rules hold, or all that is wrong with it at once, with lines.
+//!
+//! ```text
+//! text ──raw──▶ keys with lines ──values──▶ one value a knob ──checked──▶ CheckedConfig
+//!                                   ▲                                        │
+//!                         knobs: one row a knob                        frozen: canonical text
+//! ```
+//!
+//! May not enter: models, databases, devices, sockets. Whether a path leads anywhere is `check`'s
+//! question, not this room's.
+
+mod checked;
+mod frozen;
+pub mod knobs;
+mod problem;
+mod raw;
+mod sample;
+mod sections;
+mod setting;
+mod spelling;
+mod train;
+mod values;
+
+pub use checked::CheckedConfig;
+pub use problem::{ConfigError, Problem, Problems};
+pub use sample::commented_toml;
+pub use sections::{
+    ArmConfig, ControlConfig, DevicesConfig, EvaluateConfig, GenerateConfig, History, LabelConfig,
+    PairConfig, PairRule, Place, PromptsConfig, RewardConfig, RunConfig, SavePolicy,
+    SchedulerConfig, ScorePosition, ScorerConfig, ScorerModel, StoreConfig, TrainConfig,
+    UseDevices, WhenShort, WorkerConfig,
+};
+pub use spelling::nearest;
+pub use train::{Loss, Overlong, Shape, TrainSettings, Training};

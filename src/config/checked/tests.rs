@@ -1,0 +1,187 @@
+//! Tests of whole configurations: defaults, rules between knobs, the frozen text and its way back.
+
+use std::path::Path;
+
+use super::*;
+use crate::sections::{History, UseDevices, WhenShort};
+
+const MINIMAL: &str = "[run]\npolicy = \"models/policy\"\n";
+
+fn read(text: &str) -> Result<CheckedConfig, ConfigError> {
+    CheckedConfig::from_text(text, Path::new("/etc/rlhfd"))
+}
+
+fn complaint(text: &str) -> String {
+    read(&format!("{MINIMAL}{text}")).unwrap_err().to_string()
+}
+
+#[test]
+fn the_policy_alone_is_a_configuration_with_the_papers_defaults() {
+    let config = read(MINIMAL).unwrap();
+    assert_eq!(config.run.policy.path, Path::new("/etc/rlhfd/models/policy"));
+    assert_eq!(config.reference_path(), config.run.policy.path);
+    assert_eq!((config.run.name.as_str(), config.run.seed), ("main", 1));
+    assert_eq!((config.run.iterations_max, config.run.prompts_per_iteration), (3, 20_000));
+    assert_eq!(config.run.when_short, WhenShort::Wait);
+    assert_eq!(config.generate.responses_per_prompt(), 8);
+    let temperatures: Vec<f64> = config.generate.arms.iter().map(|arm| arm.temperature).collect();
+    assert_eq!(temperatures, [1.0, 0.7]);
+    assert_eq!(config.label.scorers[0].model, ScorerModel::RewardJob("main".to_owned()));
+    assert_eq!(config.train.settings.learning_rate, 5e-7);
+    assert_eq!(config.train.history, History::All);
+    assert_eq!(config.reward.settings.learning_rate, 2e-6);
+    assert_eq!(config.evaluate.max_new_tokens, config.generate.max_new_tokens);
+    assert_eq!(config.devices.use_devices, UseDevices::Auto);
+}
+
+#[test]
+fn the_commented_sample_is_the_default_configuration() {
+    let sample = read(&crate::commented_toml()).unwrap();
+    assert_eq!(sample, read(MINIMAL).unwrap());
+}
+
+#[test]
+fn the_sample_with_every_mark_taken_away_is_read_too() {
+    // What a user gets who uncomments a line: every example must be one that the parser takes.
+    let mut text = String::new();
+    for line in crate::commented_toml().lines() {
+        let bare = line.strip_prefix("# ").unwrap_or(line);
+        let key = bare.split(" = ").next().unwrap_or_default();
+        let is_knob = bare.contains(" = ") && SECTIONS.iter().any(|s| s.knob(key).is_some());
+        // One scorer names its model or its job, not both.
+        if (is_knob && key != "job") || bare.starts_with('[') && bare.ends_with(']') {
+            text.push_str(bare);
+            text.push('\n');
+        }
+    }
+    let config = read(&text).unwrap();
+    assert_eq!(config.train.settings.trainable_layers, Some(4));
+    assert!(matches!(config.label.scorers[0].model, ScorerModel::Folder(_)));
+}
+
+#[test]
+fn everything_that_is_wrong_is_told_at_once_with_its_line() {
+    let text = "[run]\nseed = -1\nnmae = 'x'\n[generat]\nn = 0\n[train]\nbeta = 'high'\n\
+                learnin_rate = 1.0\n[[generate.arms]]\nn = 0\n[evaluate]\ntemperatures = []\n";
+    let message = read(text).unwrap_err().to_string();
+    for part in [
+        "line 2: run.seed: is -1, but must be a whole number from 0",
+        "line 3: run.nmae: is unknown; did you mean `name`?",
+        "run.policy: is missing",
+        "line 4: generat: is no section; did you mean [generate]?",
+        "line 7: train.beta: is \"high\", but must be a number above 0",
+        "line 8: train.learnin_rate: is unknown; did you mean `learning_rate`?",
+        "line 10: generate.arms.n: is 0, but must be a whole number from 1",
+        "line 12: evaluate.temperatures: is a list of 0",
+    ] {
+        assert!(message.contains(part), "`{part}` is not in:\n{message}");
+    }
+}
+
+#[test]
+fn a_key_in_the_wrong_place_is_told_where_it_belongs() {
+    assert!(complaint("[generate]\nbeta = 0.1\n").contains("it belongs in [train]"));
+    let message = read("beta = 0.1\n[run]\npolicy = 'p'\n").unwrap_err().to_string();
+    assert!(message.contains("line 1: beta: stands outside a section; it belongs in [train]"));
+    assert!(complaint("[generate]\narms = 3\n").contains("write [[generate.arms]]"));
+    assert!(read("run = 3").unwrap_err().to_string().contains("is a section: write [run]"));
+}
+
+#[test]
+fn rules_between_knobs_hold() {
+    for (text, part) in [
+        ("[[generate.arms]]\nn = 1\n", "a preference needs two"),
+        ("[[generate.arms]]\ntemperature = 0\nn = 2\n", "greedy writes the same response"),
+        ("[[generate.arms]]\n[[generate.arms]]\n", "\"t1.0\", made from the temperature, is taken"),
+        ("[[generate.arms]]\nname='a'\n[[generate.arms]]\nname='a'\n", "\"a\" is taken already"),
+        ("[[label.scorers]]\nname = 'r'\n", "names no model"),
+        ("[[label.scorers]]\nmodel = 'm'\njob = 'reward/x'\n", "names both model and job"),
+        ("[[label.scorers]]\njob = 'x'\n", "\"reward/NAME\""),
+        ("[[label.scorers]]\njob = 'reward/../x'\n", "\"reward/NAME\""),
+        (
+            "[[label.scorers]]\nname='a'\nmodel='m'\n[[label.scorers]]\nname='b'\nmodel='n'\n",
+            "this version takes one",
+        ),
+        ("[train]\nlabel_smoothing = 0.1\n", "use `loss = \"cdpo\"`"),
+        ("[reward]\nbeta = 0.1\n", "it belongs in [train]"),
+        ("[scheduler]\nheartbeat_ms = 60000\n", "less than three heartbeats"),
+        ("[evaluate]\ntemperatures = [1.0, 1]\n", "a list of different numbers"),
+        ("[devices]\nuse = ['cpu', 0]\n", "must be \"auto\", [\"cpu\"], or a list"),
+    ] {
+        let message = complaint(text);
+        assert!(message.contains(part), "`{part}` is not in:\n{message}");
+    }
+    let name = read("[run]\npolicy = 'p'\nname = '../x'\n").unwrap_err().to_string();
+    assert!(name.contains("run.name"), "{name}");
+}
+
+#[test]
+fn a_frozen_text_reads_back_as_the_same_configuration() {
+    let text = "[run]\npolicy = \"m/a \\\"b\\\" \\\\c\"\nreference = '/r'\nseed = 9223372036854775807\n\
+                [generate]\nmax_new_tokens = 48\n[[generate.arms]]\ntop_p = 0.9\nn = 2\n\
+                [[label.scorers]]\njob = 'reward/demo'\n[train]\nlearning_rate = 3e-6\n\
+                trainable_layers = 2\n[devices]\nuse = ['cpu']\n[worker]\nthreads = 2\n";
+    let config = read(text).unwrap();
+    let frozen = config.to_frozen_toml();
+    let again = config.with_frozen(&frozen).unwrap();
+    assert_eq!(again, config);
+    assert_eq!(again.to_frozen_toml(), frozen);
+    assert!(!frozen.contains("/etc/rlhfd"), "{frozen}");
+    // The machine's part is not frozen: another one keeps the text and takes its own place.
+    let other = read(&text.replace("threads = 2", "threads = 1")).unwrap();
+    assert_eq!(other.to_frozen_toml(), frozen);
+    assert_eq!(other.with_frozen(&frozen).unwrap().worker.threads, 1);
+}
+
+#[test]
+fn every_knob_that_is_frozen_stands_in_the_frozen_text() {
+    // With every key given, so that none is left out for want of a value.
+    let mut text = String::from("[run]\n");
+    for section in SECTIONS.into_iter().filter(|section| section.frozen) {
+        if section.name != "run" {
+            let head = if section.repeated {
+                format!("[[{}]]", section.name)
+            } else {
+                format!("[{}]", section.name)
+            };
+            text.push_str(&format!("{head}\n"));
+        }
+        for knob in section.knobs.iter().filter(|knob| knob.key != "job") {
+            let value = if knob.default.is_empty() { knob.example } else { knob.default };
+            text.push_str(&format!("{} = {value}\n", knob.key));
+        }
+    }
+    let frozen = read(&text).unwrap().to_frozen_toml();
+    let table: toml::Table = frozen.parse().unwrap();
+    for section in SECTIONS.into_iter().filter(|section| section.frozen) {
+        let mut at = toml::Value::Table(table.clone());
+        for part in section.name.split('.') {
+            at = at[part].clone();
+        }
+        let at = if section.repeated { at[0].clone() } else { at };
+        for knob in section.knobs.iter().filter(|knob| knob.key != "job") {
+            assert!(at.get(knob.key).is_some(), "[{}] {} is not frozen", section.name, knob.key);
+        }
+    }
+}
+
+#[test]
+fn files_that_are_no_configuration_are_refused() {
+    let folder = std::env::temp_dir().join(format!("rlhfd-config-{}", std::process::id()));
+    std::fs::create_dir_all(&folder).unwrap();
+    let file = folder.join("rlhfd.toml");
+    let load = |bytes: &[u8]| {
+        std::fs::write(&file, bytes).unwrap();
+        CheckedConfig::load(&file)
+    };
+    assert!(matches!(
+        load(b"[run]\npolicy = '\xff'\n"),
+        Err(ConfigError::NotText { offset: 16, .. })
+    ));
+    assert!(matches!(load(&vec![b'#'; 1 << 21]), Err(ConfigError::TooLarge { .. })));
+    assert!(matches!(load(b"\0\0"), Err(ConfigError::Wrong { .. })));
+    let config = load(MINIMAL.as_bytes()).unwrap();
+    assert_eq!(config.run.policy.path, folder.join("models/policy"));
+    std::fs::remove_dir_all(&folder).unwrap();
+    assert!(matches!(CheckedConfig::load(&file), Err(ConfigError::Unreadable { .. })));
+}

@@ -1,0 +1,153 @@
+//! Knobs of the machine: socket, store, devices, scheduler, workers. They change nothing that an
+//! iteration computes, and are not frozen with it.
+//!
+//! In: nothing. Out: rows.
+
+use super::{Kind, Knob, Section, count};
+
+const OURS: &str = "ours";
+
+pub(crate) static CONTROL: Section = Section {
+    name: "control",
+    repeated: false,
+    doc: "The socket's second door, and what one question may cost.",
+    frozen: false,
+    knobs: &[
+        Knob::unset(
+            "readers_socket",
+            Kind::Path,
+            "no second socket",
+            "\"/run/rlhfd/readers.sock\"",
+        )
+        .doc("a second socket, for GET and `sql` only, for people who may look but not steer")
+        .source(OURS),
+        Knob::new("sql_rows_max", count(1, 1_000_000), "10000")
+            .unit("rows")
+            .doc("a `rlhfctl sql` answer is cut here, and says so")
+            .source(OURS),
+        Knob::new("sql_time_ms", count(1, 600_000), "10000")
+            .unit("milliseconds")
+            .doc("a `rlhfctl sql` question that takes longer is stopped")
+            .source(OURS),
+    ],
+};
+
+pub(crate) static STORE: Section = Section {
+    name: "store",
+    repeated: false,
+    doc: "The disk that the state folder lies on.",
+    frozen: false,
+    knobs: &[
+        Knob::new("disk_free_min_mib", count(0, 1 << 40), "1024")
+            .unit("MiB")
+            .doc(
+                "with less free than this (and the checkpoint to come) the stage pauses, and goes \
+                  on by itself when there is room; too low: writes fail half-way",
+            )
+            .source(OURS),
+        Knob::new("disk_probe_ms", count(100, 3_600_000), "15000")
+            .unit("milliseconds")
+            .doc("how often a full or failing disk is tried again")
+            .source(OURS),
+    ],
+};
+
+pub(crate) static DEVICES: Section = Section {
+    name: "devices",
+    repeated: false,
+    doc: "What the workers may compute on.",
+    frozen: false,
+    knobs: &[
+        Knob::new("use", Kind::Devices, "\"auto\"")
+            .doc(
+                "\"auto\" (every GPU that NVML names, else the CPU), or a list: \"cpu\", indices, \
+                  UUIDs",
+            )
+            .source(OURS),
+        Knob::new("reserve_mib", count(0, 1 << 24), "1024")
+            .unit("MiB of each GPU")
+            .doc(
+                "left free beside what a job is planned to need; too low: out of memory; too high: \
+                  smaller batches",
+            )
+            .source(OURS),
+    ],
+};
+
+pub(crate) static SCHEDULER: Section = Section {
+    name: "scheduler",
+    repeated: false,
+    doc: "How work is cut, and how long silence is borne.",
+    frozen: false,
+    knobs: &[
+        Knob::new("unit_tokens_cpu", count(1, 1 << 32), "20000")
+            .unit("tokens of a unit")
+            .doc(
+                "one to five minutes of a small model on a CPU; smaller: more bookkeeping; larger: \
+                  more is done again after a crash",
+            )
+            .source("ours, at some 100 to 300 tokens a second"),
+        Knob::new("unit_tokens_gpu", count(1, 1 << 36), "500000")
+            .unit("tokens of a unit")
+            .doc("the same on a GPU")
+            .source("ours, at some 2,000 to 8,000 tokens a second"),
+        Knob::new("heartbeat_ms", count(50, 60_000), "1000")
+            .unit("milliseconds")
+            .doc("how often a worker says that it lives")
+            .source(OURS),
+        Knob::new("silence_timeout_s", count(1, 86_400), "60")
+            .unit("seconds")
+            .doc(
+                "a worker that sends nothing at all for so long is ended; counts against no unit; \
+                  at least three heartbeats",
+            )
+            .source(OURS),
+        Knob::new("progress_timeout_s", count(1, 86_400), "900")
+            .unit("seconds")
+            .doc(
+                "a worker whose heartbeats come while its computing stands still for so long is \
+                  ended; counts against its unit; too low: slow steps are killed while healthy",
+            )
+            .source(OURS),
+        Knob::new("load_timeout_s", count(1, 86_400), "1800")
+            .unit("seconds")
+            .doc("longest time for a worker to start and load its models")
+            .source(OURS),
+        Knob::new("stop_timeout_s", count(1, 3_600), "30")
+            .unit("seconds")
+            .doc("a worker asked to leave is killed after this")
+            .source("ours; below TimeoutStopSec=45s of systemd/rlhfd.service"),
+    ],
+};
+
+pub(crate) static WORKER: Section = Section {
+    name: "worker",
+    repeated: false,
+    doc: "The processes that compute.",
+    frozen: false,
+    knobs: &[
+        Knob::unset(
+            "program",
+            Kind::Path,
+            "`rlhfd-worker` beside `rlhfd`, else in PATH",
+            "\"/usr/bin/rlhfd-worker\"",
+        )
+        .doc("the worker's program")
+        .source(OURS),
+        Knob::unset(
+            "libtorch",
+            Kind::Path,
+            "RLHFD_LIBTORCH, then ../lib/rlhfd/libtorch beside the worker, then the project's folder",
+            "\"/opt/libtorch\"",
+        )
+        .doc("the folder of libtorch 2.11.0")
+        .source(OURS),
+        Knob::new("threads", count(0, 4096), "0")
+            .unit("threads")
+            .doc("threads of one worker on the CPU; 0: one a core. Another number gives other bits")
+            .source(OURS),
+        Knob::new("nice", count(0, 19), "10")
+            .doc("how far workers stand back for other processes")
+            .source(OURS),
+    ],
+};

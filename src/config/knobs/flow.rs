@@ -1,0 +1,190 @@
+//! Knobs of the run and of the stages, in flow order; training's stand in `train`.
+//!
+//! In: nothing. Out: rows.
+
+use super::{Kind, Knob, NOT_NEGATIVE, Section, TEMPERATURE, count};
+
+const OURS: &str = "ours";
+/// The seed is stored as a signed 64-bit number.
+const SEED_MAX: u64 = i64::MAX as u64;
+
+pub(crate) static RUN: Section = Section {
+    name: "run",
+    repeated: false,
+    doc: "Which run this is. Another policy, reference or seed needs another name.",
+    frozen: true,
+    knobs: &[
+        Knob::new("name", Kind::Name, "\"main\"")
+            .doc("the run's name in tables and paths")
+            .source(OURS),
+        Knob::required("policy", Kind::Path, "\"models/policy\"")
+            .doc("the initial policy: a Hugging Face model folder")
+            .source("paper: its SFT of LLaMA-3-8B"),
+        Knob::unset("reference", Kind::Path, "the initial policy", "\"models/reference\"")
+            .doc("what the policy is held to, in every iteration the same")
+            .source("paper, section 3.3: the initial policy, fixed"),
+        Knob::new("seed", count(0, SEED_MAX), "1")
+            .doc("all random numbers of the run follow from it")
+            .source(OURS),
+        Knob::new("iterations_max", count(0, 1_000_000), "3")
+            .unit("iterations")
+            .doc("the run ends after so many; 0: it never ends, and idles for prompts")
+            .source("paper, section 3.3: three"),
+        Knob::new("prompts_per_iteration", count(1, 100_000_000), "20000")
+            .unit("prompts")
+            .doc("an iteration starts by itself when so many fresh prompts are queued")
+            .source("paper, section 3.3: 60K prompts in three parts"),
+        Knob::new("when_short", Kind::Word(&["wait", "take_rest"]), "\"wait\"")
+            .doc("with fewer fresh prompts: \"wait\" for more, or \"take_rest\" after wait_max_s")
+            .source(OURS),
+        Knob::new("wait_max_s", count(0, 31_536_000), "3600")
+            .unit("seconds")
+            .doc("how long \"take_rest\" waits for more prompts, from the last upload on")
+            .source(OURS),
+    ],
+};
+
+pub(crate) static PROMPTS: Section = Section {
+    name: "prompts",
+    repeated: false,
+    doc: "Which prompts are taken.",
+    frozen: true,
+    knobs: &[Knob::new("prompt_tokens_max", count(1, 1 << 22), "1024")
+        .unit("tokens")
+        .doc("a longer prompt is set aside, and counted")
+        .source("the paper's scripts: max_prompt_length 1000 and 1024")],
+};
+
+pub(crate) static GENERATE: Section = Section {
+    name: "generate",
+    repeated: false,
+    doc: "How the policy writes.",
+    frozen: true,
+    knobs: &[
+        Knob::new("max_new_tokens", count(1, 1 << 22), "2048")
+            .unit("tokens")
+            .doc(
+                "a response is cut here; too low: answers are truncated; too high: memory and time",
+            )
+            .source("paper, algorithm 2"),
+        Knob::new("batch_prompts", count(0, 65_536), "0")
+            .unit("prompts")
+            .doc(
+                "prompts written together; 0: by the memory plan. It shapes the last bits of a \
+                  sum, and so is frozen with the iteration",
+            )
+            .source(OURS),
+    ],
+};
+
+pub(crate) static ARMS: Section = Section {
+    name: "generate.arms",
+    repeated: true,
+    doc: "Ways to sample; each prompt gets the responses of all arms. Without any: n = 4 at \
+          temperature 1.0 and n = 4 at 0.7, the paper's algorithm 2.",
+    frozen: true,
+    knobs: &[
+        Knob::unset("name", Kind::Name, "t and the temperature, as in t1.0", "\"t1.0\"")
+            .doc("the arm's name in the tables")
+            .source(OURS),
+        Knob::new("temperature", Kind::Number { low: TEMPERATURE.0, high: TEMPERATURE.1 }, "1.0")
+            .doc("0: greedy, and then n must be 1; higher: more various, and worse on average")
+            .source("paper, algorithm 2: half at 1.0, half at 0.7"),
+        Knob::new(
+            "top_p",
+            Kind::Number { low: super::Bound::Past(0.0), high: super::Bound::At(1.0) },
+            "1.0",
+        )
+        .doc("only the likeliest tokens that together hold this share; 1: all")
+        .source("paper: none"),
+        Knob::new("top_k", count(0, 1 << 22), "0")
+            .unit("tokens")
+            .doc("only the k likeliest tokens; 0: all")
+            .source("paper: none"),
+        Knob::new("n", count(1, 1024), "4")
+            .unit("responses a prompt")
+            .doc("more: better pairs, more to generate and to label; at least 2 over all arms")
+            .source("paper, algorithm 2: n = 8, half in each of two arms"),
+    ],
+};
+
+pub(crate) static LABEL: Section = Section {
+    name: "label",
+    repeated: false,
+    doc: "How responses are scored.",
+    frozen: true,
+    knobs: &[Knob::new("batch_responses", count(0, 65_536), "0")
+        .unit("responses")
+        .doc("responses scored together; 0: by the memory plan")
+        .source(OURS)],
+};
+
+pub(crate) static SCORERS: Section = Section {
+    name: "label.scorers",
+    repeated: true,
+    doc: "What scores; this version takes one. Without any: the reward model that \
+          `rlhfctl train reward` makes under the name main (job = \"reward/main\").",
+    frozen: true,
+    knobs: &[
+        Knob::new("name", Kind::Name, "\"reward\"")
+            .doc("the scorer's name in the tables")
+            .source(OURS),
+        Knob::unset("model", Kind::Path, "see job", "\"models/reward\"")
+            .doc("a reward model's folder (AutoModelForSequenceClassification); either this or job")
+            .source(OURS),
+        Knob::unset("job", Kind::Job, "see model", "\"reward/main\"")
+            .doc("a reward model that this run trains: the loop waits for it; either this or model")
+            .source(OURS),
+        Knob::new("score_position", Kind::Word(&["transformers", "last"]), "\"transformers\"")
+            .doc("the last position whose id is not the pad id, as transformers does, or the \"last\"")
+            .source("transformers: what most reward models were trained at"),
+    ],
+};
+
+pub(crate) static PAIR: Section = Section {
+    name: "pair",
+    repeated: false,
+    doc: "How responses become preferences.",
+    frozen: true,
+    knobs: &[
+        Knob::new("rule", Kind::Word(&["best_worst"]), "\"best_worst\"")
+            .doc("the best response against the worst; ties are dropped and counted")
+            .source("paper, section 3.3"),
+        Knob::new("score_gap_min", NOT_NEGATIVE, "0.0")
+            .unit("units of the score")
+            .doc("pairs whose scores lie closer give no preference; 0: only ties do not")
+            .source("paper: none"),
+    ],
+};
+
+pub(crate) static EVALUATE: Section = Section {
+    name: "evaluate",
+    repeated: false,
+    doc: "The held-out prompts after each iteration, against the initial policy.",
+    frozen: true,
+    knobs: &[
+        Knob::new(
+            "temperatures",
+            Kind::Numbers { low: TEMPERATURE.0, high: TEMPERATURE.1 },
+            "[1.0]",
+        )
+        .doc("one evaluation at each; without 1.0 there is no KL")
+        .source(OURS),
+        Knob::new("n", count(1, 1024), "1")
+            .unit("responses a prompt and temperature")
+            .doc("more: narrower intervals; greedy writes one in any case")
+            .source(OURS),
+        Knob::unset("max_new_tokens", count(1, 1 << 22), "that of [generate]", "2048")
+            .unit("tokens")
+            .doc("a response is cut here")
+            .source(OURS),
+        Knob::new("prompts_max", count(1, 10_000_000), "1024")
+            .unit("prompts")
+            .doc("the first so many reserved prompts are answered; fewer: wider intervals")
+            .source(OURS),
+        Knob::new("bootstrap_samples", count(100, 1_000_000), "2000")
+            .unit("samples")
+            .doc("of the seeded bootstrap over prompts that gives the 95 % intervals")
+            .source(OURS),
+    ],
+};

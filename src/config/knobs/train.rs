@@ -1,0 +1,161 @@
+//! Knobs of training: `[train]` (DPO) and `[reward]` (Bradley-Terry). The worker's file mode reads
+//! the same rows.
+//!
+//! In: nothing. Out: rows.
+
+use super::{ABOVE_ZERO, BELOW_ONE, Bound, Kind, Knob, NOT_NEGATIVE, SHARE, Section, count};
+
+const OURS: &str = "ours";
+const TORCH: &str = "torch and transformers";
+const TABLE_7: &str = "paper, table 7";
+const SECTION_2_1: &str = "paper, section 2.1";
+
+const LOSS: Knob = Knob::new("loss", Kind::Word(&["sigmoid", "cdpo"]), "\"sigmoid\"")
+    .doc("\"sigmoid\" (DPO) or \"cdpo\", its form with label smoothing")
+    .source("paper, section 3.3: DPO");
+const BETA: Knob = Knob::new("beta", ABOVE_ZERO, "0.1")
+    .doc("pull towards the reference; too small: the policy drifts; too large: it hardly moves")
+    .source("paper, section 3.3 (eta)");
+const LABEL_SMOOTHING: Knob = Knob::new(
+    "label_smoothing",
+    Kind::Number { low: Bound::At(0.0), high: Bound::Past(0.5) },
+    "0.0",
+)
+.doc("share of labels that \"cdpo\" takes to be swapped; above 0 only with that loss")
+.source("paper: none (0.1 in one of its scripts)");
+const SCHEDULE: Knob =
+    Knob::new("schedule", Kind::Word(&["cosine", "linear", "constant"]), "\"cosine\"")
+        .doc("the rate's way to 0 after warm-up")
+        .source("paper, table 7 and section 2.1");
+const WARMUP_RATIO: Knob = Knob::new("warmup_ratio", SHARE, "0.03")
+    .doc("warm-up steps = ceil(ratio x steps); with any, the first step's rate is 0")
+    .source("paper, table 7 and section 2.1 (0 in its scripts)");
+const MICRO_BATCH_PAIRS: Knob = Knob::new("micro_batch_pairs", count(1, 65_536), "2")
+    .unit("pairs")
+    .doc("pairs computed together; bounds memory, and changes a step only in its last bits")
+    .source("paper, table 7: 2 a device");
+const MAX_GRAD_NORM: Knob = Knob::new("max_grad_norm", NOT_NEGATIVE, "1.0")
+    .doc("gradients are scaled down to this norm; 0 leaves them as they are")
+    .source(TORCH);
+const WEIGHT_DECAY: Knob = Knob::new("weight_decay", NOT_NEGATIVE, "0.0")
+    .doc("decoupled; never on norms and biases")
+    .source(TORCH);
+const ADAM_BETA1: Knob =
+    Knob::new("adam_beta1", BELOW_ONE, "0.9").doc("decay of the first moment").source(TORCH);
+const ADAM_BETA2: Knob =
+    Knob::new("adam_beta2", BELOW_ONE, "0.999").doc("decay of the second moment").source(TORCH);
+const ADAM_EPSILON: Knob = Knob::new("adam_epsilon", ABOVE_ZERO, "1e-8")
+    .doc("added to the root of the bias-corrected second moment")
+    .source(TORCH);
+const MAX_LENGTH: Knob = Knob::new("max_length", count(2, 1 << 22), "2048")
+    .unit("tokens")
+    .doc("longest side of a pair, prompt and response together")
+    .source("the paper's scripts");
+const MAX_PROMPT_LENGTH: Knob =
+    Knob::unset("max_prompt_length", count(1, 1 << 22), "only max_length counts", "1024")
+        .unit("tokens")
+        .doc("pairs with a longer prompt are over-long")
+        .source("the paper's scripts: 1000 and 1024");
+const OVERLONG: Knob = Knob::new("overlong", Kind::Word(&["drop", "truncate"]), "\"drop\"")
+    .doc(
+        "an over-long pair is dropped and counted, or each side keeps its first max_length ids \
+          as in TRL",
+    )
+    .source("ours: truncation can leave two equal sides");
+const CHECKPOINTING: Knob = Knob::new("activation_checkpointing", Kind::Switch, "false")
+    .doc("compute each block again in the backward pass: far less memory, a third more time")
+    .source(OURS);
+const TRAINABLE_LAYERS: Knob =
+    Knob::unset("trainable_layers", count(0, 100_000), "everything learns", "4")
+        .unit("blocks")
+        .doc("only the top blocks and the final norm learn (a score head always does)")
+        .source("paper: full-parameter training");
+const SAVE_EVERY_STEPS: Knob = Knob::new("save_every_steps", count(1, 1_000_000_000), "100")
+    .unit("steps")
+    .doc(
+        "training's own state is saved after so many; lower: less is done again after a crash, \
+          more is written",
+    )
+    .source(OURS);
+const SAVE_EVERY_S: Knob = Knob::new("save_every_s", count(1, 31_536_000), "600")
+    .unit("seconds")
+    .doc("or after so long, whichever comes first")
+    .source(OURS);
+
+pub(crate) static TRAIN: Section = Section {
+    name: "train",
+    repeated: false,
+    doc: "The DPO update of each iteration.",
+    frozen: true,
+    knobs: &[
+        LOSS,
+        BETA,
+        LABEL_SMOOTHING,
+        Knob::new("learning_rate", ABOVE_ZERO, "5e-7")
+            .doc("too small: nothing is learnt; too large: the policy breaks")
+            .source(TABLE_7),
+        SCHEDULE,
+        WARMUP_RATIO,
+        Knob::new("epochs", count(1, 10_000), "2")
+            .unit("times each pair is seen")
+            .doc("more: closer to the data, further from the reference")
+            .source(TABLE_7),
+        Knob::new("batch_pairs", count(1, 1 << 20), "128")
+            .unit("pairs an optimiser step")
+            .doc("larger: fewer and smoother steps")
+            .source(TABLE_7),
+        MICRO_BATCH_PAIRS,
+        MAX_GRAD_NORM,
+        WEIGHT_DECAY,
+        ADAM_BETA1,
+        ADAM_BETA2,
+        ADAM_EPSILON,
+        MAX_LENGTH,
+        MAX_PROMPT_LENGTH,
+        OVERLONG,
+        CHECKPOINTING,
+        TRAINABLE_LAYERS,
+        Knob::new("history", Kind::Word(&["all", "newest"]), "\"all\"")
+            .doc("an iteration trains on the preferences of all iterations so far, or its own only")
+            .source("paper, section 3.3: all (newest in its scripts)"),
+        SAVE_EVERY_STEPS,
+        SAVE_EVERY_S,
+    ],
+};
+
+pub(crate) static REWARD: Section = Section {
+    name: "reward",
+    repeated: false,
+    doc: "Training of a Bradley-Terry reward model (`rlhfctl train reward`).",
+    frozen: true,
+    knobs: &[
+        Knob::unset("base", Kind::Path, "the run's initial policy", "\"models/base\"")
+            .doc("what it starts from: a policy (a score head is added) or a reward model")
+            .source("paper, section 2.1: LLaMA-3-8B-Instruct"),
+        Knob::new("learning_rate", ABOVE_ZERO, "2e-6")
+            .doc("too small: nothing is learnt; too large: the model breaks")
+            .source(SECTION_2_1),
+        SCHEDULE,
+        WARMUP_RATIO,
+        Knob::new("epochs", count(1, 10_000), "1")
+            .unit("times each pair is seen")
+            .doc("more than one over-fits large data soon")
+            .source(SECTION_2_1),
+        Knob::new("batch_pairs", count(1, 1 << 20), "512")
+            .unit("pairs an optimiser step")
+            .doc("larger: fewer and smoother steps")
+            .source(SECTION_2_1),
+        MICRO_BATCH_PAIRS,
+        MAX_GRAD_NORM,
+        WEIGHT_DECAY,
+        ADAM_BETA1,
+        ADAM_BETA2,
+        ADAM_EPSILON,
+        MAX_LENGTH,
+        MAX_PROMPT_LENGTH,
+        CHECKPOINTING,
+        TRAINABLE_LAYERS,
+        SAVE_EVERY_STEPS,
+        SAVE_EVERY_S,
+    ],
+};

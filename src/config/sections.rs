@@ -1,0 +1,437 @@
+//! The tables of a checked configuration, as plain typed fields.
+//!
+//! In: entries whose every value lies in its range. Out: structs. What each key means, its default
+//! and the default's source stand in the rows of `knobs`; rules between keys stand in `checked`.
+
+use std::path::Path;
+
+pub use crate::setting::Place;
+use crate::setting::{Setting, section, words};
+use crate::train::{TrainSettings, Training};
+use crate::values::{Entry, Value};
+
+/// Keys and values of one table, in their order.
+pub(crate) type Rows = Vec<(&'static str, Option<Value>)>;
+
+words! {
+    /// What happens with fewer fresh prompts than an iteration takes.
+    WhenShort {
+        /// Wait for more.
+        Wait = "wait",
+        /// After `wait_max_s`, take what there is.
+        TakeRest = "take_rest",
+    }
+}
+
+words! {
+    /// Where a reward model's score is read.
+    ScorePosition {
+        /// The last position whose id is not the pad id, as transformers does.
+        Transformers = "transformers",
+        /// The last position.
+        Last = "last",
+    }
+}
+
+words! {
+    /// How responses become preferences.
+    PairRule {
+        /// The best against the worst.
+        BestWorst = "best_worst",
+    }
+}
+
+words! {
+    /// Which iterations' preferences an update trains on.
+    History {
+        /// Those of all iterations so far.
+        All = "all",
+        /// Those of its own iteration only.
+        Newest = "newest",
+    }
+}
+
+section! {
+    /// `[run]`.
+    frozen RunConfig {
+        /// The run's name; safe as a file's name.
+        name: String,
+        /// The initial policy's folder.
+        policy: Place,
+        /// The reference's folder; `None`: the initial policy.
+        reference: Option<Place>,
+        /// At most `i64::MAX`.
+        seed: u64,
+        /// 0: no end.
+        iterations_max: u64,
+        /// Prompts of an iteration.
+        prompts_per_iteration: u64,
+        /// What happens with fewer.
+        when_short: WhenShort,
+        /// How long `take_rest` waits.
+        wait_max_s: u64,
+    }
+}
+
+section! {
+    /// `[control]`.
+    ControlConfig {
+        /// A second socket, for reading only.
+        readers_socket: Option<Place>,
+        /// Rows of an answer to `sql`.
+        sql_rows_max: u64,
+        /// Time of a question to `sql`.
+        sql_time_ms: u64,
+    }
+}
+
+section! {
+    /// `[store]`.
+    StoreConfig {
+        /// Free space below which a stage pauses.
+        disk_free_min_mib: u64,
+        /// How often a bad disk is tried again.
+        disk_probe_ms: u64,
+    }
+}
+
+/// Which devices may be used.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum UseDevices {
+    /// Every GPU that NVML names, else the CPU.
+    Auto,
+    /// These: `cpu` (then alone), indices or UUIDs of GPUs.
+    Named(Vec<String>),
+}
+
+/// `[devices]`.
+#[derive(Debug, Clone, PartialEq)]
+pub struct DevicesConfig {
+    /// The key `use`.
+    pub use_devices: UseDevices,
+    /// MiB of each GPU left free.
+    pub reserve_mib: u64,
+}
+
+section! {
+    /// `[scheduler]`.
+    SchedulerConfig {
+        /// Tokens of a unit on a CPU.
+        unit_tokens_cpu: u64,
+        /// Tokens of a unit on a GPU.
+        unit_tokens_gpu: u64,
+        /// Time between heartbeats.
+        heartbeat_ms: u64,
+        /// Silence after which a worker is ended; at least three heartbeats.
+        silence_timeout_s: u64,
+        /// Standstill after which a worker is ended.
+        progress_timeout_s: u64,
+        /// Longest start and load.
+        load_timeout_s: u64,
+        /// Longest leave-taking.
+        stop_timeout_s: u64,
+    }
+}
+
+section! {
+    /// `[worker]`.
+    WorkerConfig {
+        /// The program; `None`: look for it.
+        program: Option<Place>,
+        /// libtorch's folder; `None`: look for it.
+        libtorch: Option<Place>,
+        /// 0: one a core.
+        threads: u64,
+        /// 0 to 19.
+        nice: u64,
+    }
+}
+
+section! {
+    /// `[prompts]`.
+    frozen PromptsConfig {
+        /// Longer prompts are set aside.
+        prompt_tokens_max: u32,
+    }
+}
+
+/// `[generate]`.
+#[derive(Debug, Clone, PartialEq)]
+pub struct GenerateConfig {
+    /// Tokens of a response.
+    pub max_new_tokens: u32,
+    /// Prompts written together; 0: by the memory plan.
+    pub batch_prompts: u32,
+    /// At least one; names differ; at least two responses a prompt over all.
+    pub arms: Vec<ArmConfig>,
+}
+
+impl GenerateConfig {
+    /// Responses that each prompt gets, over all arms; at least 2.
+    #[must_use]
+    pub fn responses_per_prompt(&self) -> u32 {
+        self.arms.iter().map(|arm| arm.n).sum()
+    }
+}
+
+/// One of `[[generate.arms]]`.
+#[derive(Debug, Clone, PartialEq)]
+pub struct ArmConfig {
+    /// Its name in the tables.
+    pub name: String,
+    /// 0 is greedy.
+    pub temperature: f64,
+    /// In (0, 1].
+    pub top_p: f64,
+    /// 0: all.
+    pub top_k: u32,
+    /// Responses a prompt.
+    pub n: u32,
+}
+
+/// `[label]`.
+#[derive(Debug, Clone, PartialEq)]
+pub struct LabelConfig {
+    /// Responses scored together; 0: by the memory plan.
+    pub batch_responses: u32,
+    /// One, in this version.
+    pub scorers: Vec<ScorerConfig>,
+}
+
+/// One of `[[label.scorers]]`.
+#[derive(Debug, Clone, PartialEq)]
+pub struct ScorerConfig {
+    /// Its name in the tables.
+    pub name: String,
+    /// What scores.
+    pub model: ScorerModel,
+    /// Where the score is read.
+    pub score_position: ScorePosition,
+}
+
+/// Where a scorer's model comes from.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum ScorerModel {
+    /// A model folder.
+    Folder(Place),
+    /// The reward training job of this name (`job = "reward/NAME"`), in this run.
+    RewardJob(String),
+}
+
+section! {
+    /// `[pair]`.
+    frozen PairConfig {
+        /// How.
+        rule: PairRule,
+        /// Pairs whose scores lie closer give no preference; ties never do.
+        score_gap_min: f64,
+    }
+}
+
+/// When a training saves its own state.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct SavePolicy {
+    /// After so many steps,
+    pub every_steps: u64,
+    /// or after so long, whichever comes first.
+    pub every_s: u64,
+}
+
+/// `[train]`.
+#[derive(Debug, Clone, PartialEq)]
+pub struct TrainConfig {
+    /// What the worker gets.
+    pub settings: TrainSettings,
+    /// What it trains on.
+    pub history: History,
+    /// When it saves.
+    pub save: SavePolicy,
+}
+
+/// `[evaluate]`.
+#[derive(Debug, Clone, PartialEq)]
+pub struct EvaluateConfig {
+    /// At least one, none twice.
+    pub temperatures: Vec<f64>,
+    /// Responses a prompt and temperature (greedy writes one in any case).
+    pub n: u32,
+    /// Tokens of a response.
+    pub max_new_tokens: u32,
+    /// Reserved prompts answered.
+    pub prompts_max: u64,
+    /// Of the bootstrap.
+    pub bootstrap_samples: u32,
+}
+
+/// `[reward]`.
+#[derive(Debug, Clone, PartialEq)]
+pub struct RewardConfig {
+    /// What it starts from; `None`: the run's initial policy.
+    pub base: Option<Place>,
+    /// What the worker gets.
+    pub settings: TrainSettings,
+    /// When it saves.
+    pub save: SavePolicy,
+}
+
+/// One key of an entry, typed.
+fn get<T: Setting>(entry: &Entry, key: &str, base_dir: &Path) -> Option<T> {
+    T::of(entry.value(key), base_dir)
+}
+
+impl DevicesConfig {
+    pub(crate) fn of(entry: &Entry, base_dir: &Path) -> Option<Self> {
+        let use_devices = match entry.value("use")? {
+            Value::Text(_) => UseDevices::Auto,
+            Value::Texts(names) => UseDevices::Named(names.clone()),
+            _ => return None,
+        };
+        Some(Self { use_devices, reserve_mib: get(entry, "reserve_mib", base_dir)? })
+    }
+}
+
+impl GenerateConfig {
+    pub(crate) fn of(entry: &Entry, arms: Vec<ArmConfig>, base_dir: &Path) -> Option<Self> {
+        Some(Self {
+            max_new_tokens: get(entry, "max_new_tokens", base_dir)?,
+            batch_prompts: get(entry, "batch_prompts", base_dir)?,
+            arms,
+        })
+    }
+
+    pub(crate) fn values(&self) -> Rows {
+        vec![
+            ("max_new_tokens", self.max_new_tokens.value()),
+            ("batch_prompts", self.batch_prompts.value()),
+        ]
+    }
+}
+
+impl ArmConfig {
+    pub(crate) fn of(entry: &Entry, base_dir: &Path) -> Option<Self> {
+        let temperature: f64 = get(entry, "temperature", base_dir)?;
+        let name: Option<String> = get(entry, "name", base_dir)?;
+        Some(Self {
+            name: name.unwrap_or_else(|| format!("t{temperature:?}")),
+            temperature,
+            top_p: get(entry, "top_p", base_dir)?,
+            top_k: get(entry, "top_k", base_dir)?,
+            n: get(entry, "n", base_dir)?,
+        })
+    }
+
+    pub(crate) fn values(&self) -> Rows {
+        vec![
+            ("name", self.name.value()),
+            ("temperature", self.temperature.value()),
+            ("top_p", self.top_p.value()),
+            ("top_k", self.top_k.value()),
+            ("n", self.n.value()),
+        ]
+    }
+}
+
+impl LabelConfig {
+    pub(crate) fn of(entry: &Entry, scorers: Vec<ScorerConfig>, base_dir: &Path) -> Option<Self> {
+        Some(Self { batch_responses: get(entry, "batch_responses", base_dir)?, scorers })
+    }
+
+    pub(crate) fn values(&self) -> Rows {
+        vec![("batch_responses", self.batch_responses.value())]
+    }
+}
+
+impl ScorerConfig {
+    /// `None` also where not exactly one of `model` and `job` is given: the caller has told so.
+    pub(crate) fn of(entry: &Entry, base_dir: &Path) -> Option<Self> {
+        let folder: Option<Place> = get(entry, "model", base_dir)?;
+        let job: Option<String> = get(entry, "job", base_dir)?;
+        let model = match (folder, job.as_deref().and_then(|job| job.strip_prefix("reward/"))) {
+            (Some(folder), None) => ScorerModel::Folder(folder),
+            (None, Some(name)) => ScorerModel::RewardJob(name.to_owned()),
+            _ => return None,
+        };
+        Some(Self {
+            name: get(entry, "name", base_dir)?,
+            model,
+            score_position: get(entry, "score_position", base_dir)?,
+        })
+    }
+
+    pub(crate) fn values(&self) -> Rows {
+        let (model, job) = match &self.model {
+            ScorerModel::Folder(place) => (place.value(), None),
+            ScorerModel::RewardJob(name) => (None, Some(Value::Text(format!("reward/{name}")))),
+        };
+        vec![
+            ("name", self.name.value()),
+            ("model", model),
+            ("job", job),
+            ("score_position", self.score_position.value()),
+        ]
+    }
+}
+
+impl SavePolicy {
+    fn of(entry: &Entry, base_dir: &Path) -> Option<Self> {
+        Some(Self {
+            every_steps: get(entry, "save_every_steps", base_dir)?,
+            every_s: get(entry, "save_every_s", base_dir)?,
+        })
+    }
+
+    fn values(self) -> Rows {
+        vec![("save_every_steps", self.every_steps.value()), ("save_every_s", self.every_s.value())]
+    }
+}
+
+impl TrainConfig {
+    pub(crate) fn of(entry: &Entry, settings: TrainSettings, base_dir: &Path) -> Option<Self> {
+        let history = get(entry, "history", base_dir)?;
+        Some(Self { settings, history, save: SavePolicy::of(entry, base_dir)? })
+    }
+
+    pub(crate) fn values(&self) -> Rows {
+        let mut rows = self.settings.rows(Training::Dpo);
+        rows.push(("history", self.history.value()));
+        rows.extend(self.save.values());
+        rows
+    }
+}
+
+impl EvaluateConfig {
+    pub(crate) fn of(entry: &Entry, generate: &GenerateConfig, base_dir: &Path) -> Option<Self> {
+        let max_new_tokens: Option<u32> = get(entry, "max_new_tokens", base_dir)?;
+        Some(Self {
+            temperatures: get(entry, "temperatures", base_dir)?,
+            n: get(entry, "n", base_dir)?,
+            max_new_tokens: max_new_tokens.unwrap_or(generate.max_new_tokens),
+            prompts_max: get(entry, "prompts_max", base_dir)?,
+            bootstrap_samples: get(entry, "bootstrap_samples", base_dir)?,
+        })
+    }
+
+    pub(crate) fn values(&self) -> Rows {
+        vec![
+            ("temperatures", self.temperatures.value()),
+            ("n", self.n.value()),
+            ("max_new_tokens", self.max_new_tokens.value()),
+            ("prompts_max", self.prompts_max.value()),
+            ("bootstrap_samples", self.bootstrap_samples.value()),
+        ]
+    }
+}
+
+impl RewardConfig {
+    pub(crate) fn of(entry: &Entry, settings: TrainSettings, base_dir: &Path) -> Option<Self> {
+        let base = get(entry, "base", base_dir)?;
+        Some(Self { base, settings, save: SavePolicy::of(entry, base_dir)? })
+    }
+
+    pub(crate) fn values(&self) -> Rows {
+        let mut rows = vec![("base", self.base.value())];
+        rows.extend(self.settings.rows(Training::Reward));
+        rows.extend(self.save.values());
+        rows
+    }
+}

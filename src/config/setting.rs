@@ -1,0 +1,198 @@
+//! The bridge between a knob's value and a plain field, in both directions.
+//!
+//! In: values that `values` let through. Out: typed fields, and values again for the frozen text.
+//! `section!` writes both directions for a struct whose field names are its keys.
+
+use std::path::{Path, PathBuf};
+
+use crate::values::Value;
+
+/// A type that a knob's value can become.
+pub(crate) trait Setting: Sized {
+    /// The field; `None` where the row in `knobs` promises another type than the field has.
+    fn of(value: Option<&Value>, base_dir: &Path) -> Option<Self>;
+    /// The value; `None` where the key would be absent.
+    fn value(&self) -> Option<Value>;
+}
+
+/// A path as the configuration gives it, and where it leads.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Place {
+    /// As written: this goes into the frozen configuration.
+    pub given: String,
+    /// Taken from the configuration's folder where it is relative.
+    pub path: PathBuf,
+}
+
+impl Setting for Place {
+    fn of(value: Option<&Value>, base_dir: &Path) -> Option<Self> {
+        let given = String::of(value, base_dir)?;
+        let path = base_dir.join(&given);
+        Some(Self { given, path })
+    }
+
+    fn value(&self) -> Option<Value> {
+        Some(Value::Text(self.given.clone()))
+    }
+}
+
+impl Setting for String {
+    fn of(value: Option<&Value>, _: &Path) -> Option<Self> {
+        match value {
+            Some(Value::Text(text)) => Some(text.clone()),
+            _ => None,
+        }
+    }
+
+    fn value(&self) -> Option<Value> {
+        Some(Value::Text(self.clone()))
+    }
+}
+
+impl Setting for u64 {
+    fn of(value: Option<&Value>, _: &Path) -> Option<Self> {
+        match value {
+            Some(Value::Count(count)) => Some(*count),
+            _ => None,
+        }
+    }
+
+    fn value(&self) -> Option<Value> {
+        Some(Value::Count(*self))
+    }
+}
+
+impl Setting for u32 {
+    fn of(value: Option<&Value>, base_dir: &Path) -> Option<Self> {
+        u64::of(value, base_dir).and_then(|count| u32::try_from(count).ok())
+    }
+
+    fn value(&self) -> Option<Value> {
+        Some(Value::Count(u64::from(*self)))
+    }
+}
+
+impl Setting for f64 {
+    fn of(value: Option<&Value>, _: &Path) -> Option<Self> {
+        match value {
+            Some(Value::Number(number)) => Some(*number),
+            _ => None,
+        }
+    }
+
+    fn value(&self) -> Option<Value> {
+        Some(Value::Number(*self))
+    }
+}
+
+impl Setting for bool {
+    fn of(value: Option<&Value>, _: &Path) -> Option<Self> {
+        match value {
+            Some(Value::Switch(on)) => Some(*on),
+            _ => None,
+        }
+    }
+
+    fn value(&self) -> Option<Value> {
+        Some(Value::Switch(*self))
+    }
+}
+
+impl Setting for Vec<f64> {
+    fn of(value: Option<&Value>, _: &Path) -> Option<Self> {
+        match value {
+            Some(Value::Numbers(numbers)) => Some(numbers.clone()),
+            _ => None,
+        }
+    }
+
+    fn value(&self) -> Option<Value> {
+        Some(Value::Numbers(self.clone()))
+    }
+}
+
+impl<T: Setting> Setting for Option<T> {
+    fn of(value: Option<&Value>, base_dir: &Path) -> Option<Self> {
+        match value {
+            None => Some(None),
+            given => T::of(given, base_dir).map(Some),
+        }
+    }
+
+    fn value(&self) -> Option<Value> {
+        self.as_ref().and_then(Setting::value)
+    }
+}
+
+/// An enum that is a word in the text.
+macro_rules! words {
+    ($(#[$meta:meta])* $name:ident { $($(#[$about:meta])* $variant:ident = $word:literal,)+ }) => {
+        $(#[$meta])*
+        #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+        pub enum $name { $($(#[$about])* $variant,)+ }
+
+        impl $name {
+            /// The word in configurations.
+            #[must_use]
+            pub fn label(self) -> &'static str {
+                match self { $(Self::$variant => $word,)+ }
+            }
+        }
+
+        impl $crate::setting::Setting for $name {
+            fn of(value: Option<&$crate::values::Value>, _: &std::path::Path) -> Option<Self> {
+                match value {
+                    Some($crate::values::Value::Text(text)) => match text.as_str() {
+                        $($word => Some(Self::$variant),)+
+                        _ => None,
+                    },
+                    _ => None,
+                }
+            }
+
+            fn value(&self) -> Option<$crate::values::Value> {
+                Some($crate::values::Value::Text(self.label().to_owned()))
+            }
+        }
+    };
+}
+
+/// A struct whose field names are its section's keys; with `frozen`, it can be written again.
+macro_rules! section {
+    ($(#[$meta:meta])* frozen $name:ident { $($(#[$about:meta])* $field:ident: $type:ty,)+ }) => {
+        $crate::setting::section! {
+            $(#[$meta])* $name { $($(#[$about])* $field: $type,)+ }
+        }
+
+        impl $name {
+            /// Its keys and values, in the order of the fields.
+            pub(crate) fn values(&self) -> Vec<(&'static str, Option<$crate::values::Value>)> {
+                vec![$((stringify!($field), $crate::setting::Setting::value(&self.$field)),)+]
+            }
+        }
+    };
+    ($(#[$meta:meta])* $name:ident { $($(#[$about:meta])* $field:ident: $type:ty,)+ }) => {
+        $(#[$meta])*
+        #[derive(Debug, Clone, PartialEq)]
+        pub struct $name { $($(#[$about])* pub $field: $type,)+ }
+
+        impl $name {
+            /// From the values of its table, or of `fallback` for a key that the table's rows lack.
+            pub(crate) fn of(
+                entry: &$crate::values::Entry,
+                fallback: &$crate::values::Entry,
+                base_dir: &std::path::Path,
+            ) -> Option<Self> {
+                Some(Self {
+                    $($field: {
+                        let key = stringify!($field);
+                        let from = if entry.section.knob(key).is_some() { entry } else { fallback };
+                        $crate::setting::Setting::of(from.value(key), base_dir)?
+                    },)+
+                })
+            }
+        }
+    };
+}
+
+pub(crate) use {section, words};
