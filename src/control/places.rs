@@ -167,6 +167,13 @@ impl Places {
         self.state.join("uploads")
     }
 
+    /// The lines of a preference upload: written by the verb that takes it, read by the job's train
+    /// unit, removed once the job's folder stands.
+    #[must_use]
+    pub fn upload_file(&self, upload: i64) -> PathBuf {
+        self.uploads().join(format!("{upload}.jsonl"))
+    }
+
     /// Folders without a row that fit no open unit.
     #[must_use]
     pub fn orphans(&self) -> PathBuf {
