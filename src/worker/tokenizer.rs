@@ -168,6 +168,22 @@ impl Tokenizer {
         self.inner.id_to_token(id).unwrap_or_else(|| format!("id {id}"))
     }
 
+    /// Whether the tokenizer has a token of this id.
+    #[must_use]
+    pub fn has(&self, id: u32) -> bool {
+        self.inner.id_to_token(id).is_some()
+    }
+
+    /// The ids of added special tokens, ascending.
+    #[must_use]
+    pub fn special_ids(&self) -> Vec<u32> {
+        let added = self.inner.get_added_tokens_decoder();
+        let mut ids: Vec<u32> =
+            added.iter().filter(|(_, token)| token.special).map(|(id, _)| *id).collect();
+        ids.sort_unstable();
+        ids
+    }
+
     /// Whether this id ends a response.
     #[must_use]
     pub fn is_stop(&self, id: u32) -> bool {

@@ -92,6 +92,12 @@ impl ModelFolder {
         }
     }
 
+    /// The weight files, in the order of their names.
+    #[must_use]
+    pub fn files(&self) -> &[WeightFile] {
+        &self.files
+    }
+
     /// The tensors of the model, in the order of files and bytes. Buffers that old versions of
     /// transformers stored, and a second copy of a tied head, are left out.
     pub(super) fn tensors(&self) -> impl Iterator<Item = (&WeightFile, &Entry)> {
