@@ -32,7 +32,7 @@ pub use commands::{Command, Done};
 pub use errors::{BadLine, ErrorBody, ErrorDetail};
 pub use events::{Event, EventsQuery};
 pub use jobs::{Job, JobAdded, Jobs, UploadQuery};
-pub use names::{NAME_BYTES_MAX, check_name};
+pub use names::check_name;
 pub use prompts::{PromptSet, PromptSets, PromptsAdded, PromptsQuery};
 pub use runs::{Run, Runs};
 pub use status::{
@@ -53,14 +53,8 @@ pub const USER_SOCKET: &str = "rlhfd.sock";
 /// The longest path that the kernel takes for a Unix socket, without the final zero.
 pub const SOCKET_PATH_BYTES_MAX: usize = 107;
 
-/// The longest line of an upload. Longer ones are bad lines; the daemon never holds more of one.
-pub const LINE_BYTES_MAX: usize = 4 << 20;
-
 /// How many bad lines of an upload are named; the others are counted.
 pub const BAD_LINES_MAX: usize = 200;
-
-/// The most messages that a conversation of an upload may have.
-pub const MESSAGES_MAX: usize = 1_000;
 
 /// The answer's header that names the daemon's version.
 pub const VERSION_HEADER: &str = "rlhfd-version";

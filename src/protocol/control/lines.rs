@@ -1,21 +1,18 @@
 //! The lines of an upload: one JSON object each, read strictly.
 //!
-//! In: the bytes of one line, without its end. Out: messages in one canonical form, or the reason
-//! for which the line is bad. Pure, so that client, daemon and tests agree. A prompt ends with the
-//! user's message; both sides of a preference share the prompt and end with the assistant's.
+//! In: the bytes of one line, without its end. Out: a checked prompt or preference, or the reason for
+//! which the line is bad. Pure. A prompt is what `rlhfd_domain::prompt` takes for one; both sides of a
+//! preference share such a prompt and end with the assistant's message.
 
+use rlhfd_domain::limits::{LINE_BYTES_MAX, PROMPT_MESSAGES_MAX};
+use rlhfd_domain::prompt::{Prompt, Turn};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
-
-use super::{LINE_BYTES_MAX, MESSAGES_MAX};
-
-/// Who speaks in a message.
-const ROLES: [&str; 3] = ["system", "user", "assistant"];
 
 /// One turn of a conversation. The order of the fields is the canonical one.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Message {
-    /// `system`, `user` or `assistant`.
+    /// `system`, `user`, `assistant` or `tool`.
     pub role: String,
     /// Its text.
     pub content: String,
@@ -40,7 +37,7 @@ pub struct PreferenceLine {
 /// are passed over.
 ///
 /// Errors: the reason why the line is bad, as a sentence.
-pub fn prompt_line(line: &[u8]) -> Result<Vec<Message>, String> {
+pub fn prompt_line(line: &[u8]) -> Result<Prompt, String> {
     let object = object(line)?;
     let keys = ["messages", "prompt", "context_messages"];
     let mut given = keys.into_iter().filter(|key| object.contains_key(*key));
@@ -50,9 +47,16 @@ pub fn prompt_line(line: &[u8]) -> Result<Vec<Message>, String> {
     if let Some(other) = given.next() {
         return Err(format!("has both `{key}` and `{other}`; keep the one that is the prompt"));
     }
-    let messages = prompt_messages(key, &object[key])?;
-    ends_with(&messages, "user", &format!("`{key}`"))?;
-    Ok(messages)
+    prompt_of(key, &prompt_messages(key, &object[key])?)
+}
+
+/// A prompt's messages as the store keeps them: a JSON array of `{"role", "content"}`.
+pub fn canonical(prompt: &Prompt) -> String {
+    let message = |turn: &Turn| {
+        let (role, content) = (Value::from(turn.role.as_str()), Value::from(turn.content.as_str()));
+        Value::Object(Map::from_iter([("role".to_owned(), role), ("content".to_owned(), content)]))
+    };
+    Value::Array(prompt.turns().iter().map(message).collect()).to_string()
 }
 
 /// Reads a preference: `{"chosen": [messages], "rejected": [messages]}`, or
@@ -65,9 +69,9 @@ pub fn preference_line(line: &[u8]) -> Result<PreferenceLine, String> {
     let (chosen, rejected) = (side("chosen")?, side("rejected")?);
     let prompt = match object.get("prompt") {
         Some(value) => {
-            let prompt = prompt_messages("prompt", value)?;
-            ends_with(&prompt, "user", "`prompt`")?;
-            Some(prompt)
+            let messages = prompt_messages("prompt", value)?;
+            prompt_of("prompt", &messages)?;
+            Some(messages)
         }
         None => None,
     };
@@ -82,13 +86,7 @@ pub fn preference_line(line: &[u8]) -> Result<PreferenceLine, String> {
     if chosen[shared] == rejected[shared] {
         return Err("`chosen` and `rejected` are the same; such a pair teaches nothing".to_owned());
     }
-    if let Some(role) = chosen.get(shared.wrapping_sub(1)).map(|m| m.role.as_str())
-        && role == "assistant"
-    {
-        return Err("two assistant messages stand at the end; the answer must follow the user's \
-                    message"
-            .to_owned());
-    }
+    prompt_of("chosen", &chosen[..shared])?;
     Ok(PreferenceLine { chosen, rejected })
 }
 
@@ -129,7 +127,7 @@ fn conversation(
         (Value::String(text), Some(_)) => vec![Message::new("assistant", text)],
         (value, _) => messages(key, value)?,
     };
-    ends_with(&answer, "assistant", &format!("`{key}`"))?;
+    is_answer(key, &answer)?;
     let all = match prompt {
         None => answer,
         // Some data sets repeat the prompt in both sides: the same, said twice.
@@ -159,8 +157,12 @@ fn messages(key: &str, value: &Value) -> Result<Vec<Message>, String> {
     if items.is_empty() {
         return Err(format!("`{key}` is empty"));
     }
-    if items.len() > MESSAGES_MAX {
-        return Err(format!("`{key}` has {} messages, more than {MESSAGES_MAX}", items.len()));
+    // One more than a prompt may have: the answer.
+    if items.len() > PROMPT_MESSAGES_MAX + 1 {
+        return Err(format!(
+            "`{key}` has {} messages, more than {PROMPT_MESSAGES_MAX}",
+            items.len()
+        ));
     }
     items.iter().enumerate().map(|(i, item)| message(key, i, item)).collect()
 }
@@ -175,13 +177,6 @@ fn message(key: &str, i: usize, item: &Value) -> Result<Message, String> {
         None => Err(format!("`{key}[{i}]` has no `{field}`")),
     };
     let (role, content) = (text("role")?, text("content")?);
-    if !ROLES.contains(&role) {
-        let role: String = role.chars().take(32).collect();
-        return Err(format!("`{key}[{i}].role` is {role:?}, not one of {}", ROLES.join(", ")));
-    }
-    if role == "system" && i > 0 {
-        return Err(format!("`{key}[{i}]` is a system message, which may only be the first"));
-    }
     // A call would change what the template renders: better refused than lost.
     if fields.get("tool_calls").is_some_and(|calls| !calls.is_null()) {
         return Err(format!("`{key}[{i}]` has `tool_calls`, which are not supported"));
@@ -189,20 +184,24 @@ fn message(key: &str, i: usize, item: &Value) -> Result<Message, String> {
     Ok(Message::new(role, content))
 }
 
-fn ends_with(messages: &[Message], role: &str, place: &str) -> Result<(), String> {
-    let Some(last) = messages.last() else {
-        return Err(format!("{place} is empty"));
-    };
-    if last.role != role {
-        return Err(format!(
-            "the last message of {place} is of role {}; it must be of role {role}",
-            last.role
-        ));
+/// What the domain says of a conversation that is to be answered.
+fn prompt_of(key: &str, messages: &[Message]) -> Result<Prompt, String> {
+    let turn = |m: &Message| Turn { role: m.role.clone(), content: m.content.clone() };
+    Prompt::new(messages.iter().map(turn).collect()).map_err(|e| format!("in `{key}`: {e}"))
+}
+
+fn is_answer(key: &str, messages: &[Message]) -> Result<(), String> {
+    match messages.last() {
+        None => Err(format!("`{key}` is empty")),
+        Some(last) if last.role != "assistant" => Err(format!(
+            "the last message of `{key}` is of role `{}`: an answer is of role `assistant`",
+            last.role.chars().take(32).collect::<String>()
+        )),
+        Some(last) if last.content.trim().is_empty() => {
+            Err(format!("the answer of `{key}` is empty"))
+        }
+        Some(_) => Ok(()),
     }
-    if last.content.trim().is_empty() {
-        return Err(format!("the last message of {place} is empty"));
-    }
-    Ok(())
 }
 
 fn kind(value: &Value) -> &'static str {
@@ -230,16 +229,20 @@ mod tests {
         preference_line(line.as_bytes()).unwrap_err()
     }
 
+    fn messages_of(line: &str) -> String {
+        canonical(&prompt_line(line.as_bytes()).unwrap())
+    }
+
     #[test]
     fn the_three_forms_of_a_prompt_are_one() {
-        let expected = vec![Message::new("user", "Hi ✓")];
+        let expected = r#"[{"role":"user","content":"Hi ✓"}]"#;
         for line in [
             r#"{"prompt": "Hi ✓", "id": 7}"#,
             r#"{"messages": [{"role": "user", "content": "Hi \u2713"}]}"#,
             r#"{"context_messages": [{"content": "Hi ✓", "role": "user"}]}"#,
             r#"{"prompt": [{"role": "user", "content": "Hi ✓"}]}"#,
         ] {
-            assert_eq!(prompt_line(line.as_bytes()).unwrap(), expected, "{line}");
+            assert_eq!(messages_of(line), expected, "{line}");
         }
     }
 
@@ -251,7 +254,7 @@ mod tests {
             ("{}", "has none of"),
             (r#"{"prompt": "a", "messages": []}"#, "has both `messages` and `prompt`"),
             (r#"{"prompt": 3}"#, "`prompt` is a number"),
-            (r#"{"prompt": "  "}"#, "is empty"),
+            (r#"{"prompt": "  "}"#, "no text to answer"),
             (r#"{"messages": []}"#, "`messages` is empty"),
             (r#"{"messages": "hi"}"#, "`messages` is a string"),
             (r#"{"messages": ["hi"]}"#, "`messages[0]` is a string"),
@@ -260,14 +263,14 @@ mod tests {
                 r#"{"messages": [{"role": "user", "content": [{"type": "text"}]}]}"#,
                 "`messages[0].content` is an array",
             ),
-            (r#"{"messages": [{"role": "bot", "content": "x"}]}"#, "is \"bot\", not one of"),
+            (r#"{"messages": [{"role": "bot", "content": "x"}]}"#, "has the role `bot`"),
             (
                 r#"{"messages": [{"role": "user", "content": "x"}, {"role": "assistant", "content": "y"}]}"#,
-                "is of role assistant; it must be of role user",
+                "the last turn is of role `assistant`",
             ),
             (
                 r#"{"messages": [{"role": "user", "content": "x"}, {"role": "system", "content": "y"}]}"#,
-                "system message, which may only be the first",
+                "turn 2 is a system turn",
             ),
         ] {
             assert!(bad_prompt(line).contains(reason), "{line}: {}", bad_prompt(line));
@@ -310,7 +313,10 @@ mod tests {
             (r#"{"prompt": "Q", "rejected": "a"}"#, "has no `chosen`"),
             (r#"{"chosen": "a", "rejected": "b"}"#, "there is no `prompt`"),
             (r#"{"prompt": "Q", "chosen": "a", "rejected": "a"}"#, "are the same"),
-            (r#"{"prompt": "Q", "chosen": "", "rejected": "a"}"#, "`chosen` is empty"),
+            (
+                r#"{"prompt": "Q", "chosen": "", "rejected": "a"}"#,
+                "the answer of `chosen` is empty",
+            ),
             (r#"{"prompt": "Q", "chosen": "a", "rejected": null}"#, "`rejected` is null"),
             (
                 r#"{"chosen": [{"role": "user", "content": "P"}, {"role": "assistant", "content": "a"}],
@@ -341,9 +347,8 @@ mod tests {
         #[test]
         fn reading_the_canonical_form_gives_the_same(content in ".{1,40}") {
             prop_assume!(!content.trim().is_empty());
-            let messages = vec![Message::new("user", &content)];
-            let line = serde_json::json!({ "messages": messages }).to_string();
-            prop_assert_eq!(prompt_line(line.as_bytes()).unwrap(), messages);
+            let messages = serde_json::json!([{"role": "user", "content": content}]).to_string();
+            prop_assert_eq!(messages_of(&format!("{{\"messages\": {messages}}}")), messages);
         }
     }
 }
