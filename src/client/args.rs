@@ -1,0 +1,181 @@
+//! The command line: one variant a verb, in the order in which a person meets them.
+
+use std::path::PathBuf;
+
+use clap::{Parser, Subcommand};
+use rlhfd_protocol::control::SOCKET_ENV;
+
+/// Talk to the rlhfd daemon.
+#[derive(Debug, Parser)]
+#[command(name = "rlhfctl", version, propagate_version = true)]
+pub struct Args {
+    /// The daemon's socket [default: /run/rlhfd/rlhfd.sock or $XDG_RUNTIME_DIR/rlhfd.sock]
+    #[arg(long, global = true, env = SOCKET_ENV, value_name = "PATH")]
+    pub socket: Option<PathBuf>,
+    /// Print JSON instead of a table
+    #[arg(long, global = true)]
+    pub json: bool,
+    /// What to do
+    #[command(subcommand)]
+    pub verb: Verb,
+}
+
+/// One verb each.
+#[derive(Debug, Subcommand)]
+pub enum Verb {
+    /// Queue prompts, or list the sets
+    #[command(subcommand)]
+    Prompts(Prompts),
+    /// What runs, how fast, how long still, and what it waits for
+    Status {
+        /// Show it again every second until interrupted
+        #[arg(long)]
+        watch: bool,
+    },
+    /// The runs of the state folder
+    Runs,
+    /// The iteration history
+    Iterations {
+        /// All columns
+        #[arg(long)]
+        wide: bool,
+    },
+    /// Checkpoints, newest last
+    Checkpoints {
+        /// The line from the head (or from the checkpoint NAME) back to the initial policy
+        #[arg(long, value_name = "NAME", num_args = 0..=1, default_missing_value = "head")]
+        lineage: Option<String>,
+    },
+    /// What happened
+    Events {
+        /// Stay and show what happens
+        #[arg(long, short)]
+        follow: bool,
+        /// Begin after the event with this number
+        #[arg(long, value_name = "ID")]
+        since: Option<i64>,
+        /// How many of the newest to begin with
+        #[arg(long, value_name = "N", default_value_t = 50, conflicts_with = "since")]
+        last: u32,
+    },
+    /// Start an iteration with the prompts that are there
+    Start,
+    /// Let running units finish, and begin no others
+    Pause {
+        /// Why, for `status` and the events
+        #[arg(long, value_name = "TEXT")]
+        reason: Option<String>,
+    },
+    /// Go on after a pause
+    Resume,
+    /// Cancel the open iteration (its prompts return to the pool), or a training job
+    Cancel {
+        /// The iteration that is meant: refused where another one is open
+        #[arg(long, value_name = "N", conflicts_with = "job")]
+        iteration: Option<u64>,
+        /// A training job, as reward/NAME
+        #[arg(long, value_name = "KIND/NAME")]
+        job: Option<String>,
+    },
+    /// Train a model that labels
+    #[command(subcommand)]
+    Train(Train),
+    /// Training jobs
+    Jobs,
+    /// Read the database: one SELECT, through the daemon's read-only connection
+    Sql {
+        /// The statement
+        statement: String,
+        /// Print CSV
+        #[arg(long, conflicts_with = "json")]
+        csv: bool,
+        /// Stop after this many rows
+        #[arg(long, value_name = "N")]
+        rows_max: Option<u32>,
+    },
+    /// Show progress until something is done (by default: until the daemon has nothing to do)
+    Wait {
+        /// Until this iteration is done
+        #[arg(long, value_name = "N", conflicts_with = "job")]
+        iteration: Option<u64>,
+        /// Until this training job is done
+        #[arg(long, value_name = "KIND/NAME")]
+        job: Option<String>,
+        /// Give up after so many seconds
+        #[arg(long, value_name = "SECONDS")]
+        timeout: Option<u64>,
+    },
+}
+
+/// `rlhfctl prompts …`
+#[derive(Debug, Subcommand)]
+pub enum Prompts {
+    /// Add a JSONL file to a set: {"messages": …}, {"prompt": …} or {"context_messages": …} a line
+    Add {
+        /// The file; - is standard input
+        file: PathBuf,
+        /// The set's name; it is made where it does not exist
+        #[arg(long, value_name = "NAME")]
+        set: String,
+        /// The share that is kept for evaluation, from 0 to below 1
+        #[arg(long, value_name = "SHARE")]
+        reserve: Option<f64>,
+        #[command(flatten)]
+        upload: Upload,
+    },
+    /// The prompt sets
+    List,
+}
+
+/// `rlhfctl train …`
+#[derive(Debug, Subcommand)]
+pub enum Train {
+    /// A Bradley-Terry reward model from preferences: {"chosen", "rejected"} or {"prompt", …} a line
+    Reward {
+        /// The JSONL file; - is standard input
+        #[arg(long, value_name = "FILE")]
+        data: PathBuf,
+        /// The job's name; a config names its model as job = "reward/NAME"
+        #[arg(long, value_name = "NAME", default_value = "main")]
+        name: String,
+        #[command(flatten)]
+        upload: Upload,
+    },
+}
+
+/// What all uploads share.
+#[derive(Debug, Clone, clap::Args)]
+pub struct Upload {
+    /// Leave bad lines out instead of refusing the whole file
+    #[arg(long)]
+    pub skip_bad: bool,
+    /// A key of your own: a second upload with it answers what the first one did
+    #[arg(long, value_name = "KEY")]
+    pub client_key: Option<String>,
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_sound() {
+        Args::command().debug_assert();
+    }
+
+    #[test]
+    fn lineage_may_name_a_checkpoint_or_mean_the_head() {
+        let parse = |words: &[&str]| match Args::try_parse_from(words).unwrap().verb {
+            Verb::Checkpoints { lineage } => lineage,
+            other => panic!("{other:?}"),
+        };
+        assert_eq!(parse(&["rlhfctl", "checkpoints"]), None);
+        assert_eq!(parse(&["rlhfctl", "checkpoints", "--lineage"]).as_deref(), Some("head"));
+        assert_eq!(
+            parse(&["rlhfctl", "checkpoints", "--lineage", "iteration-0001"]).as_deref(),
+            Some("iteration-0001")
+        );
+    }
+}

@@ -1,0 +1,124 @@
+//! `rlhfctl prompts add` and `rlhfctl prompts list`.
+
+use std::path::Path;
+
+use rlhfd_protocol::control::{PromptSets, PromptsAdded, check_name};
+
+use super::tell_left_out;
+use crate::args::{Prompts, Upload};
+use crate::connect::{Daemon, escape};
+use crate::errors::ClientError;
+use crate::format::counted;
+use crate::{format, render, upload};
+
+/// Carries out one of the two.
+pub async fn run(daemon: &Daemon, verb: Prompts, json: bool) -> Result<(), ClientError> {
+    match verb {
+        Prompts::Add { file, set, reserve, upload } => {
+            let added = add(daemon, &file, &set, reserve, &upload).await?;
+            tell_left_out(added.bad, &added.bad_lines);
+            if json { render::json(&added) } else { render::line(&sentence(&added)) }
+        }
+        Prompts::List => list(daemon, json).await,
+    }
+}
+
+async fn add(
+    daemon: &Daemon,
+    file: &Path,
+    set: &str,
+    reserve: Option<f64>,
+    options: &Upload,
+) -> Result<PromptsAdded, ClientError> {
+    // Told here, before a large file is on its way; the daemon looks again.
+    check_name("prompt set", set).map_err(|e| ClientError::Usage {
+        what: format!("{}: {}", e.what, e.place),
+        mend: e.mend,
+    })?;
+    if let Some(share) = reserve.filter(|share| !(0.0..1.0).contains(share)) {
+        return Err(ClientError::Usage {
+            what: format!("a share of {share} cannot be reserved"),
+            mend: "--reserve takes a number from 0 to below 1, such as 0.1".to_owned(),
+        });
+    }
+    let key = options.client_key.clone().unwrap_or_else(upload::fresh_key);
+    let mut target = format!(
+        "/v1/prompt-sets/{}/prompts?skip_bad={}&client_key={}",
+        escape(set),
+        options.skip_bad,
+        escape(&key)
+    );
+    if let Some(share) = reserve {
+        target.push_str(&format!("&reserve={share}"));
+    }
+    upload::send(daemon, &target, file).await
+}
+
+fn sentence(added: &PromptsAdded) -> String {
+    let mut text = format!("{} added to {}", counted(added.added, "prompt"), added.set);
+    if added.reserved > 0 {
+        text.push_str(&format!(", {} of them kept for evaluation", format::count(added.reserved)));
+    }
+    if added.duplicates > 0 {
+        text.push_str(&format!("; {} not added again", counted(added.duplicates, "duplicate")));
+    }
+    if added.bad > 0 {
+        text.push_str(&format!("; {} left out", counted(added.bad, "bad line")));
+    }
+    if added.repeated {
+        text.push_str(" (by an earlier upload with this client key; nothing was added now)");
+    }
+    text
+}
+
+async fn list(daemon: &Daemon, json: bool) -> Result<(), ClientError> {
+    let sets: PromptSets = daemon.get("/v1/prompt-sets").await?;
+    if json {
+        return render::json(&sets);
+    }
+    let number = |n: i64| format::count(n.max(0).unsigned_abs());
+    let rows: Vec<Vec<String>> = sets
+        .prompt_sets
+        .iter()
+        .map(|set| {
+            vec![
+                set.name.clone(),
+                number(set.prompts),
+                number(set.fresh),
+                number(set.drawn),
+                number(set.reserved),
+                set.reserve_share.to_string(),
+                format::time(set.created_ms),
+            ]
+        })
+        .collect();
+    render::table(
+        &["set", "prompts", "fresh", "drawn", "reserved", "reserve_share", "made (UTC)"],
+        &rows,
+        "no prompt set yet: `rlhfctl prompts add FILE --set NAME`",
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_sentence_says_what_was_kept_and_what_was_not() {
+        let added = PromptsAdded {
+            set: "own".to_owned(),
+            lines: 12,
+            added: 9,
+            reserved: 2,
+            duplicates: 1,
+            bad: 2,
+            bad_lines: Vec::new(),
+            repeated: false,
+        };
+        assert_eq!(
+            sentence(&added),
+            "9 prompts added to own, 2 of them kept for evaluation; 1 duplicate not added again; \
+             2 bad lines left out"
+        );
+    }
+}

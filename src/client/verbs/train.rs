@@ -1,0 +1,38 @@
+//! `rlhfctl train reward`: send preferences, and have a reward model trained on them.
+
+use rlhfd_protocol::control::{JobAdded, check_name};
+
+use super::tell_left_out;
+use crate::args::Train;
+use crate::connect::{Daemon, escape};
+use crate::errors::ClientError;
+use crate::format::counted;
+use crate::{render, upload};
+
+/// Sends the data and prints the job.
+pub async fn run(daemon: &Daemon, verb: Train, json: bool) -> Result<(), ClientError> {
+    let Train::Reward { data, name, upload: options } = verb;
+    check_name("training job", &name).map_err(|e| ClientError::Usage {
+        what: format!("{}: {}", e.what, e.place),
+        mend: e.mend,
+    })?;
+    let key = options.client_key.clone().unwrap_or_else(upload::fresh_key);
+    let target = format!(
+        "/v1/training-jobs/reward/{}?skip_bad={}&client_key={}",
+        escape(&name),
+        options.skip_bad,
+        escape(&key)
+    );
+    let added: JobAdded = upload::send(daemon, &target, &data).await?;
+    tell_left_out(added.bad, &added.bad_lines);
+    if json {
+        return render::json(&added);
+    }
+    let repeated = if added.repeated { " (by an earlier upload with this client key)" } else { "" };
+    render::line(&format!(
+        "training job {} queued with {}{repeated}; `rlhfctl wait --job {}` shows its progress",
+        added.job,
+        counted(added.examples, "preference"),
+        added.job
+    ))
+}
