@@ -27,6 +27,7 @@ test: setup ## all tests
 	$(CARGO) test --workspace --locked
 
 check: ## the tests that need no libtorch
+	$(CARGO) build $(LIGHT) --locked
 	$(CARGO) test $(LIGHT) --locked
 
 planes: setup ## the rule of the two planes, by cargo tree and ldd

@@ -10,4 +10,5 @@ pub mod fake;
 pub mod http;
 pub mod link;
 pub mod models;
+pub mod scene;
 pub mod wait;
