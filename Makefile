@@ -12,8 +12,8 @@ LIGHT := --workspace --exclude rlhfd-worker-torch
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
-setup: ## libtorch into ./libtorch (CPU, or CUDA where a GPU is found; SETUP=--cpu|--cuda to choose)
-	@$(PYTHON) scripts/setup $(SETUP)
+setup: ## libtorch into ./libtorch (CPU, or CUDA where a GPU is found or CUDA=1; SETUP=--cpu forces CPU)
+	@$(PYTHON) scripts/setup $(if $(filter 1,$(CUDA)),--cuda) $(SETUP)
 
 build: setup ## the release binaries, into target/release
 	$(CARGO) build --release --locked
@@ -35,7 +35,7 @@ planes: setup ## the rule of the two planes, by cargo tree and ldd
 	$(CARGO) test --locked -p rlhfd-tests --test planes
 
 parity: build ## compare with transformers and TRL, in an environment that this installs
-	@$(PYTHON) scripts/parity
+	@scripts/parity
 
 tiny: build ## an iteration on a tiny random model, in seconds
 	$(CARGO) test --locked -p rlhfd-tests --test tiny -- --nocapture

@@ -1,0 +1,49 @@
+"""Our worker against transformers and TRL, on SmolLM2-135M-Instruct and on tiny random models.
+
+usage: .parity/bin/python tests/parity/run.py [--profile release|debug] [text|training]
+
+`make parity` brings what this needs and calls it. Exit 1 if any comparison fails.
+"""
+
+import argparse
+import os
+import shutil
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+from parity_common import ROOT, Ours, Report  # noqa: E402
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("part", nargs="?", choices=["text", "training"])
+    parser.add_argument("--profile", default="release")
+    parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
+    arguments = parser.parse_args()
+
+    import torch
+    import transformers
+    transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
+    torch.set_num_threads(arguments.threads)
+    import against_transformers
+    import against_trl
+
+    scratch = ROOT / "target" / "parity"
+    shutil.rmtree(scratch, ignore_errors=True)
+    scratch.mkdir(parents=True)
+    report = Report()
+    ours = Ours(arguments.profile, scratch, arguments.threads)
+    if arguments.part in (None, "text"):
+        against_transformers.compare(ours, report)
+    if arguments.part in (None, "training"):
+        against_trl.compare(ours, report)
+    if report.failed:
+        raise SystemExit(f"parity: {report.failed} comparisons failed")
+    shutil.rmtree(scratch, ignore_errors=True)
+    print("parity: all comparisons hold")
+
+
+if __name__ == "__main__":
+    main()
