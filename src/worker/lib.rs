@@ -4,9 +4,20 @@
 //! checkpoints. The file mode and the daemon's units are the same code. May not enter: the database,
 //! the network, any decision about what comes next.
 
+pub mod checkpoint;
 pub mod data;
+pub mod device;
 pub mod errors;
+pub mod file_mode;
+pub mod generate;
+pub mod guard;
+pub mod logprob;
 pub mod model;
+pub mod philox;
 pub mod render;
+pub mod sample;
+pub mod score;
 pub mod template;
 pub mod tokenizer;
+pub mod train;
+pub mod watch;

@@ -1,8 +1,9 @@
 //! Grouped-query attention, once over whole sequences and once for a single new position.
 //!
 //! In: `[rows, tokens, width]`, a [`Rope`], for decoding a [`LayerCache`]. Out: the same shape. Rows
-//! are padded at the right: a causal mask alone keeps padding from every real position. While decoding
-//! rows end at a common column and begin at different ones; a mask hides what lies before.
+//! are padded at the right: a causal mask alone keeps padding from every real position. Packed rows
+//! hold several sequences without any padding; each attends to itself. While decoding, rows end at a
+//! common column and begin at different ones; a mask hides what lies before.
 //! May not enter: sampling, the MLP, batch planning.
 
 use tch::Tensor;
@@ -43,6 +44,18 @@ pub struct Attention {
     pub norms: Option<(RmsNorm, RmsNorm)>,
 }
 
+/// Where a decoding step stands; see [`Attention::decode`].
+#[derive(Debug, Clone, Copy)]
+pub struct Step<'a> {
+    /// Rotation by row.
+    pub rope: &'a Rope,
+    /// The column that the new position is written to.
+    pub column: i64,
+    /// `[rows, 1, 1, column + 1]`, −∞ where a row has nothing yet; `None` where every row begins at
+    /// column 0.
+    pub mask: Option<&'a Tensor>,
+}
+
 /// Queries, keys and values by head: `[rows, heads, tokens, head_dim]`, rotated.
 struct Heads {
     query: Tensor,
@@ -54,7 +67,7 @@ impl Attention {
     /// Whole sequences, causal.
     #[must_use]
     pub fn forward(&self, x: &Tensor, rope: &Rope) -> Tensor {
-        self.attend(x, &self.project(x, rope))
+        self.attend(x, &self.project(x, rope), &rope.packed)
     }
 
     /// The same, and writes keys and values of all positions into `cache` from column 0 on.
@@ -62,31 +75,23 @@ impl Attention {
     pub fn prefill(&self, x: &Tensor, rope: &Rope, cache: &mut LayerCache) -> Tensor {
         let heads = self.project(x, rope);
         cache.write(0, &heads.key, &heads.value);
-        self.attend(x, &heads)
+        self.attend(x, &heads, &rope.packed)
     }
 
-    /// One new position a row, `[rows, 1, width]`, written to `column` and attending to all columns
-    /// up to it. `mask`: `[rows, 1, 1, column + 1]`, −∞ where a row has nothing yet; `None` where
-    /// every row begins at column 0.
+    /// One new position a row, `[rows, 1, width]`, attending to all columns up to its own.
     #[must_use]
-    pub fn decode(
-        &self,
-        x: &Tensor,
-        rope: &Rope,
-        cache: &mut LayerCache,
-        column: i64,
-        mask: Option<&Tensor>,
-    ) -> Tensor {
+    pub fn decode(&self, x: &Tensor, cache: &mut LayerCache, step: Step<'_>) -> Tensor {
         let AttentionShape { heads, kv_heads, head_dim, window, .. } = self.shape;
         let rows = x.size()[0];
-        let new = self.project(x, rope);
-        cache.write(column, &new.key, &new.value);
-        let first = window.map_or(0, |window| (column + 1 - window).max(0));
-        let (key, value) = cache.columns(first, column + 1 - first);
+        let new = self.project(x, step.rope);
+        cache.write(step.column, &new.key, &new.value);
+        let end = step.column + 1;
+        let first = window.map_or(0, |window| (end - window).max(0));
+        let (key, value) = cache.columns(first, end - first);
         // The heads of one group stand as that many queries before their one key head, so nothing
         // is repeated.
         let query = new.query.reshape([rows, kv_heads, heads / kv_heads, head_dim]);
-        let mask = mask.map(|mask| mask.narrow(3, first, column + 1 - first));
+        let mask = step.mask.map(|mask| mask.narrow(3, first, end - first));
         let mixed = Tensor::scaled_dot_product_attention(
             &query, &key, &value, mask, 0.0, false, None, false,
         );
@@ -96,8 +101,9 @@ impl Attention {
     fn project(&self, x: &Tensor, rope: &Rope) -> Heads {
         let AttentionShape { heads, kv_heads, head_dim, rotated, .. } = self.shape;
         let (rows, tokens) = (x.size()[0], x.size()[1]);
-        let split =
-            |linear: &Linear, heads: i64| linear.forward(x).view([rows, tokens, heads, head_dim]);
+        let split = |linear: &Linear, heads: i64| {
+            linear.forward(x).view([rows, tokens, heads, head_dim])
+        };
         let (mut query, mut key) = (split(&self.query, heads), split(&self.key, kv_heads));
         if let Some((query_norm, key_norm)) = &self.norms {
             (query, key) = (query_norm.forward(&query), key_norm.forward(&key));
@@ -110,34 +116,42 @@ impl Attention {
         Heads { query: by_head(query), key: by_head(key), value: by_head(value) }
     }
 
-    fn attend(&self, x: &Tensor, heads: &Heads) -> Tensor {
+    /// `[rows, tokens, width]` from the heads; `packed` cuts the tokens of a single row.
+    fn attend(&self, x: &Tensor, heads: &Heads, packed: &[i64]) -> Tensor {
         let (rows, tokens) = (x.size()[0], x.size()[1]);
-        let groups = self.shape.heads != self.shape.kv_heads;
-        let mask = self
-            .shape
-            .window
-            .filter(|window| *window < tokens)
-            .map(|window| window_mask(x, tokens, window));
-        let causal = mask.is_none();
-        let mixed = Tensor::scaled_dot_product_attention(
-            &heads.query,
-            &heads.key,
-            &heads.value,
-            mask,
-            0.0,
-            causal,
-            None,
-            groups,
-        );
         let width = self.shape.heads * self.shape.head_dim;
-        self.output.forward(&mixed.transpose(1, 2).reshape([rows, tokens, width]))
+        if packed.len() < 2 {
+            let mixed = self.mix(&heads.query, &heads.key, &heads.value);
+            return self.output.forward(&mixed.transpose(1, 2).reshape([rows, tokens, width]));
+        }
+        let mut first = 0;
+        let mut parts = Vec::with_capacity(packed.len());
+        for length in packed {
+            let own = |x: &Tensor| x.narrow(2, first, *length);
+            let mixed = self.mix(&own(&heads.query), &own(&heads.key), &own(&heads.value));
+            parts.push(mixed.transpose(1, 2).reshape([rows, *length, width]));
+            first += length;
+        }
+        self.output.forward(&Tensor::cat(&parts, 1))
+    }
+
+    /// Causal attention of `[rows, heads, tokens, head_dim]`.
+    fn mix(&self, query: &Tensor, key: &Tensor, value: &Tensor) -> Tensor {
+        let tokens = query.size()[2];
+        let groups = self.shape.heads != self.shape.kv_heads;
+        let window = self.shape.window.filter(|window| *window < tokens);
+        let mask = window.map(|window| window_mask(query, tokens, window));
+        let causal = mask.is_none();
+        Tensor::scaled_dot_product_attention(
+            query, key, value, mask, 0.0, causal, None, groups,
+        )
     }
 }
 
 /// `[tokens, tokens]`: 0 where a position is seen, −∞ where it lies ahead or outside the window.
 fn window_mask(like: &Tensor, tokens: i64, window: i64) -> Tensor {
-    let full = Tensor::full([tokens, tokens], f64::NEG_INFINITY, (like.kind(), like.device()));
-    let ahead = full.triu(1);
-    let outside = full.tril(-window);
-    ahead + outside
+    let ones = Tensor::ones([tokens, tokens], (tch::Kind::Bool, like.device()));
+    let hidden = ones.triu(1).logical_or(&ones.tril(-window));
+    Tensor::zeros([tokens, tokens], (like.kind(), like.device()))
+        .masked_fill(&hidden, f64::NEG_INFINITY)
 }

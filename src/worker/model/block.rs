@@ -5,7 +5,7 @@
 
 use tch::Tensor;
 
-use super::attention::Attention;
+use super::attention::{Attention, Step};
 use super::kv_cache::LayerCache;
 use super::layers::{Linear, RmsNorm};
 use super::rotary::Rope;
@@ -57,16 +57,8 @@ impl Block {
 
     /// One new position a row; see [`Attention::decode`].
     #[must_use]
-    pub fn decode(
-        &self,
-        x: &Tensor,
-        rope: &Rope,
-        cache: &mut LayerCache,
-        column: i64,
-        mask: Option<&Tensor>,
-    ) -> Tensor {
-        let normed = self.attention_norm.forward(x);
-        let x = x + self.attention.decode(&normed, rope, cache, column, mask);
+    pub fn decode(&self, x: &Tensor, cache: &mut LayerCache, step: Step<'_>) -> Tensor {
+        let x = x + self.attention.decode(&self.attention_norm.forward(x), cache, step);
         self.finish(x)
     }
 

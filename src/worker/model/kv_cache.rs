@@ -1,8 +1,8 @@
 //! Keys and values of the positions that were computed already, in memory taken once a batch.
 //!
 //! In: keys and values by layer and column. Out: views of them. Each row's positions are consecutive
-//! columns that end at a common one; nothing is reallocated or concatenated while a batch is written.
-//! May not enter: attention, sampling.
+//! columns that end at a common one; a row that leaves gives its place to the last one. Nothing is
+//! reallocated or concatenated while a batch is written. May not enter: attention, sampling.
 
 use tch::{Device, Kind, Tensor};
 
@@ -13,61 +13,30 @@ use super::config::ModelConfig;
 pub struct LayerCache {
     key: Tensor,
     value: Tensor,
+    rows: i64,
 }
 
 impl LayerCache {
     /// Writes `[rows, kv_heads, n, head_dim]` to the columns from `column` on.
     pub fn write(&mut self, column: i64, key: &Tensor, value: &Tensor) {
         let columns = key.size()[2];
-        self.key.narrow(2, column, columns).copy_(key);
-        self.value.narrow(2, column, columns).copy_(value);
+        let target = |cache: &Tensor| cache.narrow(0, 0, self.rows).narrow(2, column, columns);
+        target(&self.key).copy_(key);
+        target(&self.value).copy_(value);
     }
 
     /// Views of `count` columns from `first` on.
     #[must_use]
     pub fn columns(&self, first: i64, count: i64) -> (Tensor, Tensor) {
-        (self.key.narrow(2, first, count), self.value.narrow(2, first, count))
+        let view = |cache: &Tensor| cache.narrow(0, 0, self.rows).narrow(2, first, count);
+        (view(&self.key), view(&self.value))
     }
 }
 
 /// The cache of all layers for one batch.
 #[derive(Debug)]
 pub struct KvCache {
-    /// By layer, from the bottom.
-    pub layers: Vec<LayerCache>,
-}
-
-impl KvCache {
-    /// Zeroed memory for `rows` rows of `columns` columns. Zeroed because a masked column is still
-    /// multiplied, by a weight of 0, and 0 times whatever lay in the memory may be NaN.
-    #[must_use]
-    pub fn new(config: &ModelConfig, rows: i64, columns: i64, kind: Kind, device: Device) -> Self {
-        let shape = [rows, config.kv_heads as i64, columns, config.head_dim as i64];
-        let zeros = || Tensor::zeros(shape, (kind, device));
-        let layer = |_| LayerCache { key: zeros(), value: zeros() };
-        Self { layers: (0..config.layers).map(layer).collect() }
-    }
-
-    /// Keeps these rows only, in this order. `rows`: `[kept]`, i64.
-    pub fn keep_rows(&mut self, rows: &Tensor) {
-        for layer in &mut self.layers {
-            layer.key = layer.key.index_select(0, rows);
-            layer.value = layer.value.index_select(0, rows);
-        }
-    }
-
-    /// Copies the first `tokens` columns of `row` of `from` into `copies` rows from `row_to` on,
-    /// so that they end just before `column_end`.
-    pub fn place(&mut self, from: &Self, row: i64, tokens: i64, to: Place) {
-        for (layer, source) in self.layers.iter_mut().zip(&from.layers) {
-            let (key, value) = source.columns(0, tokens);
-            let start = to.column_end - tokens;
-            let target =
-                |cache: &Tensor| cache.narrow(0, to.row, to.copies).narrow(2, start, tokens);
-            target(&layer.key).copy_(&key.narrow(0, row, 1));
-            target(&layer.value).copy_(&value.narrow(0, row, 1));
-        }
-    }
+    layers: Vec<LayerCache>,
 }
 
 /// Where a prompt's keys and values go in the cache of a batch.
@@ -79,4 +48,54 @@ pub struct Place {
     pub copies: i64,
     /// The column just after the prompt's last.
     pub column_end: i64,
+}
+
+impl KvCache {
+    /// Zeroed memory for `rows` rows of `columns` columns. Zeroed because a masked column is still
+    /// multiplied, by a weight of 0, and 0 times whatever lay in the memory may be NaN.
+    #[must_use]
+    pub fn new(config: &ModelConfig, rows: i64, columns: i64, kind: Kind, device: Device) -> Self {
+        let shape = [rows, config.kv_heads as i64, columns, config.head_dim as i64];
+        let zeros = || Tensor::zeros(shape, (kind, device));
+        let layer = |_| LayerCache { key: zeros(), value: zeros(), rows };
+        Self { layers: (0..config.layers).map(layer).collect() }
+    }
+
+    /// The layers, from the bottom.
+    pub fn layers(&mut self) -> impl Iterator<Item = &mut LayerCache> {
+        self.layers.iter_mut()
+    }
+
+    /// How many rows are in use.
+    #[must_use]
+    pub fn rows(&self) -> i64 {
+        self.layers.first().map_or(0, |layer| layer.rows)
+    }
+
+    /// Row `row` leaves; the last row takes its place, with its columns up to `columns`.
+    pub fn remove_row(&mut self, row: i64, columns: i64) {
+        for layer in &mut self.layers {
+            layer.rows -= 1;
+            if row != layer.rows {
+                for cache in [&layer.key, &layer.value] {
+                    let of = |row: i64| cache.narrow(0, row, 1).narrow(2, 0, columns);
+                    of(row).copy_(&of(layer.rows));
+                }
+            }
+        }
+    }
+
+    /// Copies the first `tokens` columns of row 0 of `from` into the rows of `to`, so that they end
+    /// just before its column.
+    pub fn place(&mut self, from: &Self, tokens: i64, to: Place) {
+        for (layer, source) in self.layers.iter_mut().zip(&from.layers) {
+            let start = to.column_end - tokens;
+            let copy = |cache: &Tensor, source: &Tensor| {
+                let mut target = cache.narrow(0, to.row, to.copies).narrow(2, start, tokens);
+                target.copy_(&source.narrow(0, 0, 1).narrow(2, 0, tokens));
+            };
+            copy(&layer.key, &source.key);
+            copy(&layer.value, &source.value);
+        }
+    }
 }

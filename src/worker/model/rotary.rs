@@ -10,11 +10,15 @@ use tch::{Device, Kind, Tensor};
 
 use super::config::{ModelConfig, RopeScaling};
 
-/// Cosines and sines for some positions, shaped to multiply `[rows, tokens, heads, head_dim]`.
+/// Where the tokens of a batch stand: cosines and sines for their positions, shaped to multiply
+/// `[rows, tokens, heads, head_dim]`, and which of them belong together.
 #[derive(Debug)]
 pub struct Rope {
     cos: Tensor,
     sin: Tensor,
+    /// Lengths of the sequences that stand one after the other in a single row; empty where each row
+    /// is a sequence of its own.
+    pub packed: Vec<i64>,
 }
 
 impl Rope {
@@ -53,7 +57,20 @@ impl RopeTables {
         self.grow(tokens);
         let tables = self.tables.borrow();
         let shape = |table: &Tensor| table.narrow(0, 0, tokens).unsqueeze(1);
-        Rope { cos: shape(&tables.0), sin: shape(&tables.1) }
+        Rope { cos: shape(&tables.0), sin: shape(&tables.1), packed: Vec::new() }
+    }
+
+    /// For sequences of these lengths, one after the other in a single row, each from position 0.
+    #[must_use]
+    pub fn packed(&self, lengths: &[i64]) -> Rope {
+        self.grow(lengths.iter().copied().max().unwrap_or(0));
+        let tables = self.tables.borrow();
+        let join = |table: &Tensor| {
+            let parts: Vec<Tensor> =
+                lengths.iter().map(|length| table.narrow(0, 0, *length)).collect();
+            Tensor::cat(&parts, 0).unsqueeze(1)
+        };
+        Rope { cos: join(&tables.0), sin: join(&tables.1), packed: lengths.to_vec() }
     }
 
     /// For one position a row. `positions`: `[rows]`, all below `limit`.
@@ -62,7 +79,7 @@ impl RopeTables {
         self.grow(limit);
         let tables = self.tables.borrow();
         let shape = |table: &Tensor| table.index_select(0, positions).unsqueeze(1).unsqueeze(1);
-        Rope { cos: shape(&tables.0), sin: shape(&tables.1) }
+        Rope { cos: shape(&tables.0), sin: shape(&tables.1), packed: Vec::new() }
     }
 
     fn grow(&self, tokens: i64) {

@@ -7,7 +7,7 @@
 
 use tch::{Device, Kind, Tensor};
 
-use super::attention::{Attention, AttentionShape};
+use super::attention::{Attention, AttentionShape, Step};
 use super::block::{Block, Mlp};
 use super::config::{Head, ModelConfig};
 use super::folder::ModelFolder;
@@ -184,6 +184,13 @@ impl Transformer {
         &self.blocks
     }
 
+    /// Rotation for sequences that stand one after the other in a single row; see
+    /// [`Self::hidden_packed`].
+    #[must_use]
+    pub fn rope_packed(&self, lengths: &[i64]) -> Rope {
+        self.rope.packed(lengths)
+    }
+
     /// Rotation for positions 0 to `tokens` − 1.
     #[must_use]
     pub fn rope(&self, tokens: i64) -> Rope {
@@ -213,14 +220,26 @@ impl Transformer {
     pub fn prefill(&self, ids: &Tensor, cache: &mut KvCache) -> Tensor {
         let rope = self.rope(ids.size()[1]);
         let mut x = self.embed(ids);
-        for (block, layer) in self.blocks.iter().zip(&mut cache.layers) {
+        for (block, layer) in self.blocks.iter().zip(cache.layers()) {
             x = block.prefill(&x, &rope, layer);
         }
         self.final_norm(&x)
     }
 
-    /// One new id a row. `ids` and `positions`: `[rows]`; returns `[rows, width]` after the norm.
-    /// `column` and `mask` as [`Attention::decode`] has them.
+    /// Several sequences without padding: ids `[1, Σ lengths]`, one sequence after the other →
+    /// `[1, Σ lengths, width]`. The same values as [`Self::hidden`] gives them one by one.
+    #[must_use]
+    pub fn hidden_packed(&self, ids: &Tensor, lengths: &[i64]) -> Tensor {
+        let rope = self.rope.packed(lengths);
+        let mut x = self.embed(ids);
+        for block in &self.blocks {
+            x = block.forward(&x, &rope);
+        }
+        self.final_norm(&x)
+    }
+
+    /// One new id a row. `ids` and `positions`: `[rows]`, i64; returns `[rows, width]` after the
+    /// norm. `column` and `mask` as [`super::attention::Step`] has them.
     #[must_use]
     pub fn decode(
         &self,
@@ -231,9 +250,10 @@ impl Transformer {
         mask: Option<&Tensor>,
     ) -> Tensor {
         let rope = self.rope.at(positions, column + 1);
+        let step = Step { rope: &rope, column, mask };
         let mut x = self.embed(&ids.unsqueeze(1));
-        for (block, layer) in self.blocks.iter().zip(&mut cache.layers) {
-            x = block.decode(&x, &rope, layer, column, mask);
+        for (block, layer) in self.blocks.iter().zip(cache.layers()) {
+            x = block.decode(&x, layer, step);
         }
         self.final_norm(&x).squeeze_dim(1)
     }

@@ -1,0 +1,177 @@
+//! Which device computes, and how many threads it may use.
+//!
+//! In: `auto`, `cpu`, `cuda` or `cuda:N`. Out: a device that was tried, with the precision that suits
+//! it. CUDA's library must be loaded by hand before the first question about CUDA: a linker that drops
+//! unneeded libraries never links it, and after an early question libtorch stays without it for good.
+//! May not enter: models.
+
+use std::path::PathBuf;
+use std::sync::OnceLock;
+
+use libloading::os::unix::{Library, RTLD_GLOBAL, RTLD_NOW};
+use tch::{Cuda, Device, Kind, Tensor};
+
+use crate::errors::{DeviceError, first_line};
+use crate::model::Precision;
+
+/// Whether libtorch_cuda was loaded, or why not.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum CudaLibrary {
+    /// It is in the process.
+    Loaded,
+    /// libtorch is the CPU-only one.
+    Absent,
+    /// It is there but does not load.
+    Failed(String),
+}
+
+/// Loads libtorch_cuda once a process, from where libtorch_cpu was loaded.
+pub fn load_cuda_library() -> &'static CudaLibrary {
+    static LIBRARY: OnceLock<CudaLibrary> = OnceLock::new();
+    LIBRARY.get_or_init(try_load)
+}
+
+fn try_load() -> CudaLibrary {
+    let Some(path) = libtorch_dir().map(|dir| dir.join("libtorch_cuda.so")) else {
+        return CudaLibrary::Absent;
+    };
+    if !path.is_file() {
+        return CudaLibrary::Absent;
+    }
+    // SAFETY: the library is libtorch's own, from the folder that the process already runs
+    // libtorch_cpu from; its initialisers are those that a linked libtorch_cuda would run.
+    match unsafe { Library::open(Some(&path), RTLD_NOW | RTLD_GLOBAL) } {
+        Ok(library) => {
+            // Never unloaded: libtorch keeps pointers into it.
+            std::mem::forget(library);
+            CudaLibrary::Loaded
+        }
+        Err(error) => CudaLibrary::Failed(first_line(&error.to_string())),
+    }
+}
+
+/// The folder that libtorch_cpu.so was loaded from, by the process's own map.
+#[must_use]
+pub fn libtorch_dir() -> Option<PathBuf> {
+    let maps = std::fs::read_to_string("/proc/self/maps").ok()?;
+    let line = maps.lines().find(|line| line.ends_with("/libtorch_cpu.so"))?;
+    let path = PathBuf::from(&line[line.find('/')?..]);
+    path.parent().map(PathBuf::from)
+}
+
+/// A device, tried, and the precision that suits it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Compute {
+    /// libtorch's device.
+    pub device: Device,
+    /// f32 on CPU, bf16 on GPU.
+    pub precision: Precision,
+}
+
+/// Opens a device by name and sets the number of threads.
+///
+/// Errors: `Name` for a word that is no device; `Cuda` where it is asked for and cannot be used. With
+/// `auto` a GPU that is there but cannot be used is an error too, never a silent run on CPU.
+pub fn open(name: &str, threads: Option<usize>) -> Result<Compute, DeviceError> {
+    if let Some(threads) = threads {
+        tch::set_num_threads(threads.clamp(1, 1024) as i32);
+    }
+    let device = match name {
+        "cpu" => Device::Cpu,
+        "auto" if has_nvidia_driver() => open_cuda(0, name)?,
+        "auto" => Device::Cpu,
+        "cuda" => open_cuda(0, name)?,
+        other => {
+            let index = other.strip_prefix("cuda:").and_then(|index| index.parse::<usize>().ok());
+            let index = index.ok_or_else(|| DeviceError::Name { name: name.to_owned() })?;
+            open_cuda(index, name)?
+        }
+    };
+    let precision = match device {
+        Device::Cuda(_) => Precision::Bfloat16,
+        _ => Precision::Float32,
+    };
+    Ok(Compute { device, precision })
+}
+
+fn has_nvidia_driver() -> bool {
+    std::path::Path::new("/proc/driver/nvidia/version").exists()
+}
+
+fn open_cuda(index: usize, name: &str) -> Result<Device, DeviceError> {
+    let wrong = |problem: String, mend| DeviceError::Cuda { name: name.to_owned(), problem, mend };
+    match load_cuda_library() {
+        CudaLibrary::Loaded => {}
+        CudaLibrary::Absent => {
+            return Err(wrong(
+                "this libtorch is the one for CPU".to_owned(),
+                "`make setup CUDA=1` fetches the one for CUDA, or use --device cpu",
+            ));
+        }
+        CudaLibrary::Failed(problem) => {
+            return Err(wrong(
+                format!("libtorch_cuda does not load ({problem})"),
+                "fetch libtorch again, or use --device cpu",
+            ));
+        }
+    }
+    if !has_nvidia_driver() {
+        return Err(wrong("there is no NVIDIA driver".to_owned(), "use --device cpu"));
+    }
+    let count = Cuda::device_count();
+    if index as i64 >= count {
+        return Err(wrong(
+            format!("libtorch sees {count} GPUs"),
+            "`rlhfd-worker doctor` tells whether the driver is new enough; or name another GPU",
+        ));
+    }
+    let device = Device::Cuda(index);
+    let tried = Tensor::f_ones([8, 8], (Kind::Float, device)).and_then(|ones| ones.f_mm(&ones));
+    match tried {
+        Ok(_) => Ok(device),
+        Err(error) => Err(wrong(
+            first_line(&error.to_string()),
+            "`rlhfd-worker doctor` tells whether the driver is new enough",
+        )),
+    }
+}
+
+/// Resident memory of this process in MiB, from the kernel.
+#[must_use]
+pub fn resident_mib() -> u64 {
+    status_mib("VmRSS:")
+}
+
+/// The most resident memory that this process had, in MiB.
+#[must_use]
+pub fn peak_mib() -> u64 {
+    status_mib("VmHWM:")
+}
+
+fn status_mib(key: &str) -> u64 {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let line = status.lines().find_map(|line| line.strip_prefix(key));
+    let kib = line.and_then(|rest| rest.split_whitespace().next()?.parse::<u64>().ok());
+    kib.unwrap_or(0) / 1024
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_device_that_is_none_or_not_there_is_told() {
+        assert!(matches!(open("gpu", None), Err(DeviceError::Name { .. })));
+        assert!(matches!(open("cuda:x", None), Err(DeviceError::Name { .. })));
+        if !has_nvidia_driver() {
+            let error = open("cuda:0", None).unwrap_err().to_string();
+            assert!(error.contains("--device cpu"), "{error}");
+            assert_eq!(open("auto", None).unwrap().device, Device::Cpu);
+        }
+    }
+
+    #[test]
+    fn the_process_knows_where_its_libtorch_lies() {
+        assert!(libtorch_dir().unwrap().join("libtorch_cpu.so").is_file());
+    }
+}

@@ -1,0 +1,347 @@
+//! Writes responses: one prefill a prompt, then all its samples step by step in one batch.
+//!
+//! In: a policy, the prompts of one batch as ids, [`Generation`]. Out: responses with ids, log-probs
+//! and how they ended. What a response holds depends on its prompt, its sample and the batch plan,
+//! never on time or worker. May not enter: text, frames, files.
+//!
+//! ```text
+//! columns   0 ───────────── column_end ───────── column_end + max_new_tokens
+//! row 0     ·····[prompt A ]|new new new …          rows of one prompt share its keys and values;
+//! row 1     ·····[prompt A ]|new new STOP           shorter prompts begin later, so that all rows
+//! row 2     [longer prompt B]|new …                 write the same column in the same step
+//! ```
+
+use rlhfd_protocol::worker::{Arm, Finish, Purpose};
+use tch::{Kind, Tensor};
+
+use crate::errors::WorkerError;
+use crate::model::kv_cache::Place;
+use crate::model::{KvCache, Transformer};
+use crate::philox::{Stream, StreamKey};
+use crate::sample::{Sampling, greedy};
+use crate::watch::Watch;
+
+/// One prompt of a batch.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PromptTask {
+    /// Its rendered ids; not empty.
+    pub ids: Vec<u32>,
+    /// Which of the equal prompts of the input it is, from 0.
+    pub occurrence: u32,
+}
+
+/// What is the same for all prompts.
+#[derive(Debug, Clone)]
+pub struct Generation {
+    /// The run's seed.
+    pub run_seed: u64,
+    /// For training or for evaluation.
+    pub purpose: Purpose,
+    /// The iteration; 0 in file mode and in evaluation.
+    pub iteration: u32,
+    /// How to sample, and how often each way.
+    pub arms: Vec<Arm>,
+    /// The most ids of a response.
+    pub max_new_tokens: u32,
+    /// Ids that end a response, ascending.
+    pub stop_ids: Vec<u32>,
+}
+
+/// One response.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Response {
+    /// Which arm wrote it.
+    pub arm: u32,
+    /// Counted over all arms.
+    pub sample: u32,
+    /// Its ids, the stop id included.
+    pub ids: Vec<u32>,
+    /// Log-prob of each id at temperature 1, untruncated.
+    pub logprobs: Vec<f32>,
+    /// How it ended.
+    pub finish: Finish,
+}
+
+impl Response {
+    /// The ids that its text is made of: all but the stop id.
+    #[must_use]
+    pub fn text_ids(&self) -> &[u32] {
+        match (self.finish, self.ids.split_last()) {
+            (Finish::Stop, Some((_, text))) => text,
+            _ => &self.ids,
+        }
+    }
+
+    /// The summed log-prob, added in f64.
+    #[must_use]
+    pub fn logprob(&self) -> f64 {
+        self.logprobs.iter().map(|logprob| f64::from(*logprob)).sum()
+    }
+}
+
+/// What a prompt gave.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Written {
+    /// All its responses, in the order of their samples.
+    Responses(Vec<Response>),
+    /// The model's logits were NaN or infinite.
+    NonFinite,
+}
+
+/// A response that is being written.
+struct Row {
+    prompt: usize,
+    sampling: Sampling,
+    stream: Stream,
+    response: Response,
+}
+
+/// Writes all responses to the prompts of one batch.
+///
+/// Errors: `Cancelled`; libtorch's own errors are panics, which the caller catches.
+pub fn generate_batch(
+    model: &Transformer,
+    prompts: &[PromptTask],
+    generation: &Generation,
+    watch: &Watch,
+) -> Result<Vec<Written>, WorkerError> {
+    let _guard = tch::no_grad_guard();
+    let samplings: Vec<Sampling> =
+        generation.arms.iter().map(Sampling::checked).collect::<Result<_, _>>()?;
+    let mut rows = rows(prompts, generation, &samplings);
+    let mut batch = Batch::prefill(model, prompts, &rows, generation, watch)?;
+    let mut done: Vec<Vec<Response>> = prompts.iter().map(|_| Vec::new()).collect();
+    let mut broken = vec![false; prompts.len()];
+    let mut logits = batch.first_logits();
+    for position in 0..generation.max_new_tokens {
+        let row_of = |index: usize, row: &Row| if position == 0 { row.prompt } else { index };
+        let choices = choose(&logits, &rows, row_of, position);
+        // From the last row down, so that a row which takes another's place was looked at already.
+        for index in (0..rows.len()).rev() {
+            let row = &mut rows[index];
+            let stopped = match choices[index] {
+                Some((id, logprob)) => {
+                    row.response.ids.push(id);
+                    row.response.logprobs.push(logprob);
+                    let stopped = generation.stop_ids.binary_search(&id).is_ok();
+                    if stopped {
+                        row.response.finish = Finish::Stop;
+                    }
+                    stopped
+                }
+                None => {
+                    broken[row.prompt] = true;
+                    true
+                }
+            };
+            if stopped || position + 1 == generation.max_new_tokens || broken[row.prompt] {
+                let row = rows.swap_remove(index);
+                done[row.prompt].push(row.response);
+                batch.remove_row(index);
+            }
+        }
+        watch.tick(choices.len() as u64)?;
+        if rows.is_empty() {
+            break;
+        }
+        logits = batch.step(&rows);
+    }
+    Ok(done
+        .into_iter()
+        .zip(broken)
+        .map(|(mut responses, broken)| {
+            responses.sort_by_key(|response| response.sample);
+            if broken { Written::NonFinite } else { Written::Responses(responses) }
+        })
+        .collect())
+}
+
+fn rows(prompts: &[PromptTask], generation: &Generation, samplings: &[Sampling]) -> Vec<Row> {
+    let mut rows = Vec::new();
+    for (index, prompt) in prompts.iter().enumerate() {
+        let arms = generation.arms.iter().zip(samplings).enumerate();
+        let ways = arms.flat_map(|(arm, (settings, sampling))| {
+            std::iter::repeat_n((arm as u32, *sampling), settings.n as usize)
+        });
+        for (sample, (arm, sampling)) in ways.enumerate() {
+            let sample = sample as u32;
+            let stream = Stream::new(StreamKey {
+                run_seed: generation.run_seed,
+                purpose: generation.purpose,
+                iteration: generation.iteration,
+                prompt: &prompt.ids,
+                occurrence: prompt.occurrence,
+                sample,
+            });
+            let response = Response {
+                arm,
+                sample,
+                ids: Vec::new(),
+                logprobs: Vec::new(),
+                finish: Finish::Length,
+            };
+            rows.push(Row { prompt: index, sampling, stream, response });
+        }
+    }
+    rows
+}
+
+/// The tensors of a batch that is being written.
+struct Batch<'a> {
+    model: &'a Transformer,
+    cache: KvCache,
+    /// By row: the column of its first id.
+    starts: Vec<i64>,
+    /// `[rows, 1, 1, columns]`, where rows begin at different columns.
+    mask: Option<Tensor>,
+    /// The column that the next step writes.
+    column: i64,
+    /// `[prompts, width]`.
+    last_hidden: Tensor,
+}
+
+impl<'a> Batch<'a> {
+    /// Computes every prompt once and gives its keys and values to all of its rows.
+    fn prefill(
+        model: &'a Transformer,
+        prompts: &[PromptTask],
+        rows: &[Row],
+        generation: &Generation,
+        watch: &Watch,
+    ) -> Result<Self, WorkerError> {
+        let (kind, device) = (model.precision().kind(), model.device());
+        let longest = prompts.iter().map(|prompt| prompt.ids.len()).max().unwrap_or(0) as i64;
+        // The last id of a response is never fed back.
+        let columns = longest + i64::from(generation.max_new_tokens.max(1)) - 1;
+        let new_cache =
+            |rows: i64, columns: i64| KvCache::new(&model.config, rows, columns, kind, device);
+        let mut cache = new_cache(rows.len() as i64, columns);
+        let mut scratch = new_cache(1, longest);
+        let mut last_hidden = Vec::with_capacity(prompts.len());
+        let mut first_row = 0;
+        for (index, prompt) in prompts.iter().enumerate() {
+            let tokens = prompt.ids.len() as i64;
+            let ids = ids_tensor(&prompt.ids, model).unsqueeze(0);
+            let hidden = model.prefill(&ids, &mut scratch);
+            last_hidden.push(hidden.select(1, tokens - 1));
+            let copies = rows.iter().filter(|row| row.prompt == index).count() as i64;
+            cache.place(&scratch, tokens, Place { row: first_row, copies, column_end: longest });
+            first_row += copies;
+            watch.tick(tokens as u64)?;
+        }
+        let starts: Vec<i64> =
+            rows.iter().map(|row| longest - prompts[row.prompt].ids.len() as i64).collect();
+        let mask = starts.iter().any(|start| *start > 0).then(|| {
+            let column = Tensor::arange(columns, (Kind::Int64, device));
+            let start = Tensor::from_slice(&starts).to_device(device).unsqueeze(1);
+            Tensor::zeros([starts.len() as i64, columns], (kind, device))
+                .masked_fill(&column.unsqueeze(0).lt_tensor(&start), f64::NEG_INFINITY)
+                .unsqueeze(1)
+                .unsqueeze(1)
+        });
+        let last_hidden = Tensor::cat(&last_hidden, 0);
+        Ok(Self { model, cache, starts, mask, column: longest, last_hidden })
+    }
+
+    /// `[prompts, vocabulary]`: what the first token of each prompt's responses is drawn from.
+    fn first_logits(&self) -> Tensor {
+        self.model.logits(&self.last_hidden)
+    }
+
+    /// Feeds each row's last id; `[rows, vocabulary]`.
+    fn step(&mut self, rows: &[Row]) -> Tensor {
+        let last: Vec<u32> =
+            rows.iter().map(|row| row.response.ids.last().copied().unwrap_or(0)).collect();
+        let positions: Vec<i64> = self.starts.iter().map(|start| self.column - start).collect();
+        let positions = Tensor::from_slice(&positions).to_device(self.model.device());
+        let mask = self
+            .mask
+            .as_ref()
+            .map(|mask| mask.narrow(0, 0, rows.len() as i64).narrow(3, 0, self.column + 1));
+        let hidden = self.model.decode(
+            &ids_tensor(&last, self.model),
+            &positions,
+            &mut self.cache,
+            self.column,
+            mask.as_ref(),
+        );
+        self.column += 1;
+        self.model.logits(&hidden)
+    }
+
+    /// Row `index` leaves and the last row takes its place, as `swap_remove` does.
+    fn remove_row(&mut self, index: usize) {
+        self.cache.remove_row(index as i64, self.column);
+        let last = self.starts.len() - 1;
+        if let Some(mask) = self.mask.as_ref().filter(|_| index != last) {
+            mask.select(0, index as i64).copy_(&mask.select(0, last as i64));
+        }
+        self.starts.swap_remove(index);
+    }
+}
+
+/// `[n]`, i64, on the model's device.
+fn ids_tensor(ids: &[u32], model: &Transformer) -> Tensor {
+    let ids: Vec<i64> = ids.iter().map(|id| i64::from(*id)).collect();
+    Tensor::from_slice(&ids).to_device(model.device())
+}
+
+/// For each row its token and the token's log-prob at temperature 1; `None` where the logits are no
+/// distribution.
+fn choose(
+    logits: &Tensor,
+    rows: &[Row],
+    row_of: impl Fn(usize, &Row) -> usize,
+    position: u32,
+) -> Vec<Option<(u32, f32)>> {
+    let logprobs = HostRows::new(&logits.log_softmax(-1, Kind::Float));
+    let mut tempered: Vec<(f64, HostRows)> = Vec::new();
+    for row in rows.iter().filter(|row| !row.sampling.is_greedy()) {
+        let temperature = row.sampling.temperature;
+        if tempered.iter().all(|(known, _)| *known != temperature) {
+            let scaled = logits / temperature;
+            tempered.push((temperature, HostRows::new(&scaled.softmax(-1, Kind::Float))));
+        }
+    }
+    rows.iter()
+        .enumerate()
+        .map(|(index, row)| {
+            let from = row_of(index, row);
+            let own = logprobs.row(from);
+            let id = if row.sampling.is_greedy() {
+                greedy(own)?
+            } else {
+                let (_, probabilities) =
+                    tempered.iter().find(|(known, _)| *known == row.sampling.temperature)?;
+                row.sampling.choose(probabilities.row(from), row.stream.uniform(position))?
+            };
+            let logprob = own[id];
+            logprob.is_finite().then_some((id as u32, logprob))
+        })
+        .collect()
+}
+
+/// A `[rows, columns]` f32 tensor, readable row by row on the host.
+struct HostRows {
+    tensor: Tensor,
+    rows: usize,
+    columns: usize,
+}
+
+impl HostRows {
+    fn new(tensor: &Tensor) -> Self {
+        let tensor = tensor.to_device(tch::Device::Cpu).to_kind(Kind::Float).contiguous();
+        let size = tensor.size();
+        Self { rows: size[0] as usize, columns: size[1] as usize, tensor }
+    }
+
+    fn row(&self, index: usize) -> &[f32] {
+        let index = index.min(self.rows - 1);
+        // SAFETY: the tensor is contiguous f32 on the CPU with `rows × columns` elements, lives as
+        // long as `self`, and nothing writes to it after `new`.
+        unsafe {
+            let first = self.tensor.data_ptr().cast::<f32>().add(index * self.columns);
+            std::slice::from_raw_parts(first, self.columns)
+        }
+    }
+}

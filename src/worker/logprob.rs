@@ -1,0 +1,83 @@
+//! Log-probs of given responses, at temperature 1 and untruncated.
+//!
+//! In: a policy, whole sequences of ids with the length of their prompt. Out: one f32 a response
+//! token. Sequences are packed without padding; logits are made only at the positions that predict a
+//! response token, some at a time. May not enter: training (it needs gradients), text.
+
+use tch::{Kind, Tensor};
+
+use crate::errors::WorkerError;
+use crate::model::Transformer;
+use crate::watch::Watch;
+
+/// A prompt and its response.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Sequence {
+    /// Ids of prompt and response, one after the other.
+    pub ids: Vec<u32>,
+    /// How many of them are the prompt's: at least 1, fewer than all.
+    pub prompt_tokens: usize,
+}
+
+/// Rows of logits held at a time: with a vocabulary of 49,152, 100 MB.
+const LOGIT_ROWS: i64 = 512;
+
+/// Log-probs of the responses of one batch.
+///
+/// Shapes: one vector a sequence, as long as its response. Units: nats.
+/// Errors: `Cancelled`.
+pub fn response_logprobs(
+    model: &Transformer,
+    sequences: &[Sequence],
+    watch: &Watch,
+) -> Result<Vec<Vec<f32>>, WorkerError> {
+    let _guard = tch::no_grad_guard();
+    let ids: Vec<i64> =
+        sequences.iter().flat_map(|s| s.ids.iter().map(|id| i64::from(*id))).collect();
+    let lengths: Vec<i64> = sequences.iter().map(|s| s.ids.len() as i64).collect();
+    let (mut positions, mut targets) = (Vec::new(), Vec::new());
+    let mut first = 0;
+    for sequence in sequences {
+        for index in sequence.prompt_tokens..sequence.ids.len() {
+            positions.push((first + index - 1) as i64);
+            targets.push(i64::from(sequence.ids[index]));
+        }
+        first += sequence.ids.len();
+    }
+    let device = model.device();
+    let tensor = |values: &[i64]| Tensor::from_slice(values).to_device(device);
+    let hidden = model.hidden_packed(&tensor(&ids).unsqueeze(0), &lengths).squeeze_dim(0);
+    let chosen = hidden.index_select(0, &tensor(&positions));
+    let (targets, count) = (tensor(&targets), positions.len() as i64);
+    let mut parts = Vec::new();
+    let mut start = 0;
+    while start < count {
+        let rows = LOGIT_ROWS.min(count - start);
+        let logits = model.logits(&chosen.narrow(0, start, rows));
+        let own = targets.narrow(0, start, rows).unsqueeze(1);
+        let chosen_logits = logits.gather(1, &own, false).squeeze_dim(1);
+        parts.push(chosen_logits - logits.logsumexp([1], false));
+        start += rows;
+    }
+    watch.tick(ids.len() as u64)?;
+    let flat = host_floats(&Tensor::cat(&parts, 0));
+    let mut rest = flat.as_slice();
+    Ok(sequences
+        .iter()
+        .map(|sequence| {
+            let (own, after) = rest.split_at(sequence.ids.len() - sequence.prompt_tokens);
+            rest = after;
+            own.to_vec()
+        })
+        .collect())
+}
+
+/// A tensor's values as f32 on the host.
+#[must_use]
+pub fn host_floats(tensor: &Tensor) -> Vec<f32> {
+    let tensor = tensor.to_device(tch::Device::Cpu).to_kind(Kind::Float).contiguous();
+    let mut values = vec![0.0; tensor.numel()];
+    let count = values.len();
+    tensor.copy_data(&mut values, count);
+    values
+}
