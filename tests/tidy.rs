@@ -255,6 +255,32 @@ fn the_stages_stand_in_flow_order() {
     assert!(places.is_sorted(), "the stages' labels are not in flow order");
 }
 
+/// Calls that reach the world, and the only files that may make them. A new place is a decision.
+const KEYS: [(&str, &[&str]); 5] = [
+    ("Command::new(", &["src/control/workers/child.rs", "src/front/main.rs"]),
+    ("SystemTime::now(", &["src/control/handles.rs", "src/worker/render.rs"]),
+    ("thread::sleep(", &[]),
+    ("env::set_var(", &[]),
+    ("process::abort(", &["src/control/handles.rs", "src/control/platform.rs"]),
+];
+
+#[test]
+fn only_known_places_reach_the_world() {
+    let mut findings = Vec::new();
+    for source in sources().iter().filter(|source| source.room != "tests") {
+        let code = source.text.split("#[cfg(test)]").next().unwrap_or_default();
+        for (number, line) in code.lines().enumerate() {
+            for (call, places) in KEYS {
+                let told = line.contains(call) && !line.trim_start().starts_with("//");
+                if told && !places.contains(&source.path.as_str()) {
+                    findings.push(format!("{}:{}: {call}…)", source.path, number + 1));
+                }
+            }
+        }
+    }
+    none(findings, "use the room's own way to it, or add the place to KEYS in this test");
+}
+
 const DIGESTS: &str = "tests/data/migrations.sha256";
 
 /// The digest of each migration, by file name.
