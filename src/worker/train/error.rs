@@ -1,0 +1,137 @@
+//! What ends a training, as one type.
+//!
+//! In: the errors of the rooms below. Out: [`TrainError`], which also says what kind of failure it
+//! is for the daemon. May not enter: decisions about retrying (the control plane's).
+
+use std::path::PathBuf;
+
+use rlhfd_config::Problems;
+use rlhfd_protocol::worker::FailureKind;
+use thiserror::Error;
+
+use crate::checkpoint::CheckpointError;
+use crate::errors::{InputError, ModelError, TextError, WorkerError};
+
+/// Why a training ended without a checkpoint.
+#[derive(Debug, Error)]
+pub enum TrainError {
+    /// The settings.
+    #[error("the training settings are wrong\n{problems}\nat: {place}")]
+    Settings {
+        /// The file, or the words of the command line.
+        place: String,
+        /// All that is wrong.
+        #[source]
+        problems: Problems,
+    },
+    /// A model folder.
+    #[error(transparent)]
+    Model(#[from] ModelError),
+    /// Tokenizer, template, rendering.
+    #[error(transparent)]
+    Text(#[from] TextError),
+    /// The data.
+    #[error(transparent)]
+    Input(#[from] InputError),
+    /// Device and libtorch.
+    #[error(transparent)]
+    Worker(#[from] WorkerError),
+    /// A folder could not be written or read.
+    #[error(transparent)]
+    Checkpoint(#[from] CheckpointError),
+    /// Nothing is left to train on.
+    #[error(
+        "no pair is left to train on: {dropped} of {pairs} were left out ({reasons})\n\
+         try: a larger max_length, or other pairs"
+    )]
+    NoPairs {
+        /// Pairs in the file.
+        pairs: usize,
+        /// Of them left out.
+        dropped: usize,
+        /// By reason.
+        reasons: String,
+    },
+    /// A loss or a gradient that is NaN or infinite. The step was not applied.
+    #[error(
+        "step {step} gave {what} that is not finite{}; it was not applied\n\
+         try: a lower learning_rate, clipping (max_grad_norm), or look at this pair",
+        .pair.map_or(String::new(), |pair| format!(" (pair {pair}, counted from 1)"))
+    )]
+    NonFinite {
+        /// The step, counted from 1.
+        step: u64,
+        /// "a loss" or "a gradient norm".
+        what: &'static str,
+        /// The first pair whose loss is not finite, in the order of the data.
+        pair: Option<usize>,
+    },
+    /// A saved state that belongs to another training.
+    #[error(
+        "the saved state belongs to another training: {difference}\nat: {path}\n\
+         try: another state folder, or remove this one to begin anew"
+    )]
+    ForeignState {
+        /// The state folder.
+        path: PathBuf,
+        /// What differs.
+        difference: String,
+    },
+    /// More blocks are to learn than the model has.
+    #[error("trainable_layers is {asked}, but the model has {layers} layers\ntry: at most {layers}")]
+    TooManyLayers {
+        /// The setting.
+        asked: u32,
+        /// The model's.
+        layers: usize,
+    },
+    /// A file of the job's folder that is not as agreed.
+    #[error("{path}: {problem}")]
+    Job {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong.
+        problem: String,
+    },
+    /// Stopped from outside; the state of the last finished step is saved where a state is kept.
+    #[error("cancelled after step {step}")]
+    Cancelled {
+        /// Steps done.
+        step: u64,
+    },
+}
+
+impl TrainError {
+    /// The word that the daemon acts on.
+    #[must_use]
+    pub fn failure_kind(&self) -> FailureKind {
+        match self {
+            Self::NonFinite { .. } => FailureKind::NonFinite,
+            Self::Cancelled { .. } | Self::Worker(WorkerError::Cancelled) => FailureKind::Cancelled,
+            Self::Checkpoint(error) if error.is_disk() => FailureKind::Disk,
+            Self::Worker(WorkerError::OutOfMemory(_)) => FailureKind::OutOfMemory,
+            Self::Worker(WorkerError::Torch(_)) | Self::Model(ModelError::Torch { .. }) => {
+                FailureKind::Crashed
+            }
+            _ => FailureKind::Input,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_full_disk_is_a_matter_of_the_place() {
+        let full = CheckpointError::Io {
+            path: "x".into(),
+            action: "written",
+            source: std::io::Error::from_raw_os_error(28),
+        };
+        assert_eq!(TrainError::from(full).failure_kind(), FailureKind::Disk);
+        let error = TrainError::NonFinite { step: 3, what: "a loss", pair: Some(7) };
+        assert!(error.to_string().starts_with("step 3 gave a loss that is not finite (pair 7"));
+        assert_eq!(error.failure_kind(), FailureKind::NonFinite);
+    }
+}

@@ -1,0 +1,425 @@
+//! One training from folder to folder: what the file mode and the daemon's units both do.
+//!
+//! In: a [`TrainJob`]: a model folder, a reference, pairs, settings. Out: a published checkpoint
+//! folder, or an error and nothing under its name. Done again after a crash it goes on from the
+//! saved state, and a folder that this very unit has published is taken as it stands. May not
+//! enter: frames, command lines.
+
+use std::path::{Path, PathBuf};
+
+use rlhfd_config::{TrainSettings, Training};
+use rlhfd_protocol::manifest::FolderKind;
+use serde_json::Value;
+use tch::Kind;
+
+use super::batches::{BatchPlan, Order};
+use super::error::TrainError;
+use super::learners::Learners;
+use super::loss::DpoLoss;
+use super::pack::TokenPair;
+use super::pairs::{self, Fitted};
+use super::publish::{Masters, Publication, RewardFolder, STEPS};
+use super::state::{self, Resume, StatePlace};
+use super::steps::StepRow;
+use super::trainer::{Objective, Observer, Trained, Training as Loop};
+use super::trunk::{Activations, Trunk};
+use super::{reference, reward_head};
+use crate::checkpoint::{self, Draft, Heading, Standing};
+use crate::device::Compute;
+use crate::errors::ModelError;
+use crate::model::{Head, LoadOptions, ModelFolder, Precision, Trainable, Transformer};
+use crate::render::{RenderRule, Renderer};
+
+/// Where the pairs come from.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum PairSource {
+    /// A JSONL file of texts or messages; the reference's log-probs are computed with the model in
+    /// this folder (DPO), or are not needed (reward model).
+    Text {
+        /// The file.
+        path: PathBuf,
+        /// How responses become ids.
+        rule: RenderRule,
+        /// The reference's folder.
+        reference: Option<PathBuf>,
+    },
+    /// A JSONL file of token ids with the reference's log-probs.
+    Ids {
+        /// The file.
+        path: PathBuf,
+    },
+}
+
+/// Where a unit keeps its state.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct StateKeeping {
+    /// The folder.
+    pub folder: PathBuf,
+    /// Whether a state found there is taken up.
+    pub resume: Resume,
+    /// Save after so many steps.
+    pub every_steps: u64,
+    /// Save after so many seconds.
+    pub every_s: u64,
+}
+
+/// A training, from folder to folder.
+#[derive(Debug, Clone, PartialEq)]
+pub struct TrainJob {
+    /// DPO, or a reward model.
+    pub training: Training,
+    /// The policy that goes on, or what a reward model is made from.
+    pub base: PathBuf,
+    /// The pairs.
+    pub pairs: PairSource,
+    /// The settings.
+    pub settings: TrainSettings,
+    /// The order within an epoch.
+    pub order: Order,
+    /// For a new score head.
+    pub seed: u64,
+    /// The folder to publish.
+    pub out: PathBuf,
+    /// The unit's natural key; empty in file mode.
+    pub unit: String,
+    /// The parent's manifest sum; empty in file mode.
+    pub parent_sha256: String,
+    /// Where the state is kept; None keeps none.
+    pub state: Option<StateKeeping>,
+}
+
+/// A finished training.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Outcome {
+    /// The published folder.
+    pub standing: Standing,
+    /// Every step.
+    pub rows: Vec<StepRow>,
+    /// The first step that this attempt made; one past the last where it made none.
+    pub first_step: u64,
+    /// Pairs left out, by reason.
+    pub dropped: Vec<(String, u64)>,
+}
+
+/// Runs a training from folder to folder.
+///
+/// # Errors
+/// See [`TrainError`]; nothing then stands under the job's `out`.
+pub fn run(
+    job: &TrainJob,
+    compute: Compute,
+    observer: &Observer<'_>,
+) -> Result<Outcome, TrainError> {
+    let base = open_base(job)?;
+    let (mut fitted, renderer) = read_pairs(job, &base)?;
+    if let Some(outcome) = already_published(job, &fitted)? {
+        return Ok(outcome);
+    }
+    // Begun before any computing, so that a place that cannot be written is told at once.
+    let draft = Draft::begin(&job.out)?;
+    let masters = Masters::open(&base.dir)?;
+    let reward = reward_folder(job, &base, renderer.as_ref(), &fitted.pairs)?;
+    fill_reference(job, compute, &base, &mut fitted.pairs, observer)?;
+    let model = load(job, compute, &base, &masters)?;
+    let mut trunk = Trunk::new(&model, activations(&job.settings));
+    if own_reference(job) {
+        reference::fill(&model, &mut trunk, &mut fitted.pairs, observer.watch)?;
+    }
+    let trained = train(job, &base, &masters, &model, (trunk, &fitted.pairs), observer)?;
+    let publication = Publication {
+        base: &base,
+        masters: &masters,
+        learners: &trained.learners,
+        rows: &trained.rows,
+        reward,
+    };
+    let architecture = publication.fill(&draft)?;
+    let standing = draft.publish(Heading {
+        kind: folder_kind(job.training),
+        unit: job.unit.clone(),
+        parent_sha256: job.parent_sha256.clone(),
+        architecture,
+        steps: trained.rows.len() as u64,
+    })?;
+    Ok(Outcome {
+        standing,
+        rows: trained.rows,
+        first_step: trained.first_step,
+        dropped: dropped(&fitted),
+    })
+}
+
+fn train(
+    job: &TrainJob,
+    base: &ModelFolder,
+    masters: &Masters,
+    model: &Transformer,
+    (trunk, pairs): (Trunk, &[TokenPair]),
+    observer: &Observer<'_>,
+) -> Result<Trained, TrainError> {
+    let settings = &job.settings;
+    let learners = Learners::new(model, Loop::adam(settings), |name| {
+        finer(base, masters, model.precision(), name)
+    })?;
+    let training = Loop {
+        model,
+        pairs,
+        objective: match job.training {
+            Training::Dpo => Objective::Dpo(DpoLoss {
+                loss: settings.loss,
+                beta: settings.beta,
+                label_smoothing: settings.label_smoothing,
+            }),
+            Training::Reward => Objective::Reward,
+        },
+        settings,
+        plan: BatchPlan {
+            pairs: pairs.len(),
+            batch_pairs: settings.batch_pairs as usize,
+            epochs: u64::from(settings.epochs),
+            order: job.order,
+        },
+        state: job.state.as_ref().map(|keeping| StatePlace {
+            folder: keeping.folder.clone(),
+            resume: keeping.resume,
+            every_steps: keeping.every_steps,
+            every_s: keeping.every_s,
+            fingerprint: fingerprint(job, model, pairs),
+        }),
+        trunk,
+    };
+    training.run(learners, observer)
+}
+
+fn open_base(job: &TrainJob) -> Result<ModelFolder, TrainError> {
+    let base = ModelFolder::open(&job.base)?;
+    let base = match job.training {
+        Training::Dpo => base.require_policy()?,
+        Training::Reward => base,
+    };
+    match job.settings.trainable_layers {
+        Some(asked) if asked as usize > base.config.layers => {
+            Err(TrainError::TooManyLayers { asked, layers: base.config.layers })
+        }
+        _ => Ok(base),
+    }
+}
+
+/// Pairs that fit, and the renderer where one is needed.
+fn read_pairs(
+    job: &TrainJob,
+    base: &ModelFolder,
+) -> Result<(Fitted, Option<Renderer>), TrainError> {
+    let needs_renderer =
+        job.training == Training::Reward || matches!(job.pairs, PairSource::Text { .. });
+    let renderer = if needs_renderer { Some(Renderer::open(base)?) } else { None };
+    let pairs = match (&job.pairs, &renderer) {
+        (PairSource::Text { path, rule, .. }, Some(renderer)) => {
+            let lines = pairs::read(path)?;
+            pairs::tokenise(path, &lines, renderer, (job.training, *rule))?
+        }
+        (PairSource::Text { path, .. } | PairSource::Ids { path }, _) => {
+            pairs::read_ids(path, base.config.vocabulary)?
+        }
+    };
+    let count = pairs.len();
+    let fitted = pairs::fit(pairs, &job.settings, job.training);
+    if fitted.pairs.is_empty() {
+        let dropped = dropped(&fitted);
+        let reasons = dropped.iter().map(|(why, n)| format!("{why}: {n}"));
+        let reasons = reasons.collect::<Vec<_>>().join(", ");
+        return Err(TrainError::NoPairs { pairs: count, dropped: count, reasons });
+    }
+    Ok((fitted, renderer))
+}
+
+fn dropped(fitted: &Fitted) -> Vec<(String, u64)> {
+    fitted.dropped.iter().map(|(why, count)| ((*why).to_owned(), *count)).collect()
+}
+
+/// What this unit has published already, before its row was written.
+fn already_published(job: &TrainJob, fitted: &Fitted) -> Result<Option<Outcome>, TrainError> {
+    if job.unit.is_empty() || !job.out.is_dir() {
+        return Ok(None);
+    }
+    let standing = checkpoint::verify(&job.out)?;
+    let manifest = &standing.manifest;
+    if manifest.unit != job.unit || manifest.parent_sha256 != job.parent_sha256 {
+        return Err(checkpoint::CheckpointError::Exists { path: job.out.clone() }.into());
+    }
+    let path = job.out.join(STEPS);
+    let unreadable = |problem: String| TrainError::Job { path: path.clone(), problem };
+    let text = std::fs::read_to_string(&path).map_err(|error| unreadable(error.to_string()))?;
+    let rows: Vec<StepRow> = text
+        .lines()
+        .map(serde_json::from_str)
+        .collect::<Result<_, _>>()
+        .map_err(|error| unreadable(error.to_string()))?;
+    let first_step = rows.len() as u64 + 1;
+    Ok(Some(Outcome { standing, rows, first_step, dropped: dropped(fitted) }))
+}
+
+fn folder_kind(training: Training) -> FolderKind {
+    match training {
+        Training::Dpo => FolderKind::Policy,
+        Training::Reward => FolderKind::RewardModel,
+    }
+}
+
+/// Whether the reference is the model that training starts from, to the bit: then it is not
+/// loaded twice, and its frozen states serve the training.
+fn own_reference(job: &TrainJob) -> bool {
+    let PairSource::Text { reference: Some(reference), .. } = &job.pairs else { return false };
+    // Masters make the starting policy finer than the published reference.
+    same_folder(reference, &job.base) && !job.base.join(super::publish::MASTERS).exists()
+}
+
+fn same_folder(one: &Path, two: &Path) -> bool {
+    match (one.canonicalize(), two.canonicalize()) {
+        (Ok(one), Ok(two)) => one == two,
+        _ => false,
+    }
+}
+
+/// Computes the reference's log-probs with a model of its own, which is dropped at once.
+fn fill_reference(
+    job: &TrainJob,
+    compute: Compute,
+    base: &ModelFolder,
+    pairs: &mut [TokenPair],
+    observer: &Observer<'_>,
+) -> Result<(), TrainError> {
+    let PairSource::Text { reference: Some(dir), .. } = &job.pairs else { return Ok(()) };
+    let folder = ModelFolder::open(dir)?.require_policy()?;
+    if folder.config.vocabulary != base.config.vocabulary {
+        return Err(TrainError::Model(ModelError::Config {
+            path: dir.join("config.json"),
+            problem: format!(
+                "the reference has {} ids, the policy {}",
+                folder.config.vocabulary, base.config.vocabulary
+            ),
+            mend: "use the reference that the policy was trained from",
+        }));
+    }
+    if own_reference(job) {
+        return Ok(());
+    }
+    let model = Transformer::load(&folder, &options(compute, Trainable::Nothing))?;
+    reference::fill(&model, &mut Trunk::once(&model), pairs, observer.watch)
+}
+
+fn options(compute: Compute, trainable: Trainable) -> LoadOptions {
+    LoadOptions { device: compute.device, precision: compute.precision, trainable }
+}
+
+fn activations(settings: &TrainSettings) -> Activations {
+    if settings.activation_checkpointing { Activations::Recomputed } else { Activations::Kept }
+}
+
+/// Loads the model that learns, from its masters where it has any.
+fn load(
+    job: &TrainJob,
+    compute: Compute,
+    base: &ModelFolder,
+    masters: &Masters,
+) -> Result<Transformer, TrainError> {
+    let trainable = match job.settings.trainable_layers {
+        Some(blocks) => Trainable::TopBlocks(blocks as usize),
+        None => Trainable::Everything,
+    };
+    let model = Transformer::load(base, &options(compute, trainable))?;
+    let needs_head = job.training == Training::Reward && base.config.head == Head::Language;
+    let model = if needs_head {
+        let head = reward_head::seeded(base.config.width, initializer_range(base), job.seed);
+        model.with_score_head(&head).map_err(|name| ModelError::Tensor {
+            name,
+            problem: "is missing".to_owned(),
+            dir: base.dir.clone(),
+        })?
+    } else {
+        model
+    };
+    let _no_grad = tch::no_grad_guard();
+    for (name, parameter) in model.parameters() {
+        if let Some(master) = masters.get(name)? {
+            parameter.detach().copy_(&master);
+        }
+    }
+    Ok(model)
+}
+
+fn initializer_range(base: &ModelFolder) -> f64 {
+    let config = std::fs::read(base.dir.join("config.json")).ok();
+    let config: Option<Value> = config.and_then(|bytes| serde_json::from_slice(&bytes).ok());
+    let range = config.and_then(|config| config.get("initializer_range")?.as_f64());
+    range.filter(|range| *range > 0.0 && *range < 10.0).unwrap_or(0.02)
+}
+
+/// A tensor's f32 values where they are finer than what the model computes with.
+fn finer(
+    base: &ModelFolder,
+    masters: &Masters,
+    precision: Precision,
+    name: &str,
+) -> Result<Option<tch::Tensor>, TrainError> {
+    if precision == Precision::Float32 {
+        // The parameter is its own master; `load` has brought it to the folder's masters.
+        return Ok(None);
+    }
+    if let Some(master) = masters.get(name)? {
+        return Ok(Some(master));
+    }
+    for file in base.files() {
+        let entry = file.entries.iter().find(|entry| entry.name == name);
+        if let Some(entry) = entry.filter(|entry| entry.kind == Kind::Float) {
+            return Ok(Some(file.read(entry)?));
+        }
+    }
+    Ok(None)
+}
+
+fn reward_folder(
+    job: &TrainJob,
+    base: &ModelFolder,
+    renderer: Option<&Renderer>,
+    pairs: &[TokenPair],
+) -> Result<Option<RewardFolder>, TrainError> {
+    let (Training::Reward, Some(renderer)) = (job.training, renderer) else { return Ok(None) };
+    let tokenizer = &renderer.tokenizer;
+    let pad_id = reward_head::pad_id(tokenizer, base.config.vocabulary, pairs);
+    let Some(pad_id) = pad_id else {
+        return Err(TrainError::Job {
+            path: base.dir.join("tokenizer_config.json"),
+            problem: "every token could end a text, so none can be the pad token\n\
+                      try: name a pad_token that is no stop token"
+                .to_owned(),
+        });
+    };
+    let pad_token = tokenizer.has(pad_id).then(|| tokenizer.token(pad_id));
+    Ok(Some(RewardFolder { pad_id, pad_token }))
+}
+
+/// All that shapes the steps: a state of anything else is never resumed.
+fn fingerprint(job: &TrainJob, model: &Transformer, pairs: &[TokenPair]) -> String {
+    let order = format!("{:?} {}", job.order, job.seed);
+    let compute = format!("{:?} {:?}", model.device(), model.precision());
+    let mut data = Vec::new();
+    for pair in pairs {
+        for ids in [&pair.prompt, &pair.chosen, &pair.rejected] {
+            data.extend_from_slice(&(ids.len() as u64).to_le_bytes());
+            data.extend(ids.iter().flat_map(|id| id.to_le_bytes()));
+        }
+        let (chosen, rejected) = pair.reference.unwrap_or_default();
+        data.extend(chosen.to_le_bytes());
+        data.extend(rejected.to_le_bytes());
+    }
+    state::fingerprint(&[
+        format!("{:?}", job.training).as_bytes(),
+        job.settings.to_toml(job.training).as_bytes(),
+        order.as_bytes(),
+        compute.as_bytes(),
+        job.unit.as_bytes(),
+        job.parent_sha256.as_bytes(),
+        &data,
+    ])
+}

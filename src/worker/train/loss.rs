@@ -1,0 +1,168 @@
+//! The losses of preference training, per pair, over plain vectors.
+//!
+//! In: summed log-probs (or scores) of the chosen and rejected side of each pair, as tensors of one
+//! element a pair. Out: the unreduced loss and what is reported beside it. A loss sees neither
+//! tokens nor weights: the gradient reaches them through `d loss / d log-prob` alone, so a new loss
+//! is one arm here. May not enter: models, files, settings text.
+
+use rlhfd_config::Loss;
+use tch::{Kind, Tensor};
+
+
+/// What a loss gives for the pairs of a micro-batch. Every tensor is f32 `[pairs]`.
+pub struct PairLoss {
+    /// Not reduced.
+    pub loss: Tensor,
+    /// Chosen minus rejected: implicit rewards (DPO) or scores (reward model).
+    pub margin: Tensor,
+    /// The chosen side's implicit reward, or score.
+    pub chosen: Tensor,
+    /// The rejected side's.
+    pub rejected: Tensor,
+}
+
+/// Summed log-probs of both sides; f32 `[pairs]`, in nats.
+pub struct Logprobs {
+    /// Of the chosen responses.
+    pub chosen: Tensor,
+    /// Of the rejected responses.
+    pub rejected: Tensor,
+}
+
+/// Which loss, and its constants.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct DpoLoss {
+    /// The form.
+    pub loss: Loss,
+    /// Strength of the pull towards the reference.
+    pub beta: f64,
+    /// ε of cdpo; 0 for sigmoid.
+    pub label_smoothing: f64,
+}
+
+impl DpoLoss {
+    /// Raises each chosen response above its rejected twin, measured from the reference.
+    ///
+    /// `margin = β·((π_w − ref_w) − (π_l − ref_l))`; sigmoid: `−ln σ(margin)`;
+    /// cdpo: `−(1−ε)·ln σ(margin) − ε·ln σ(−margin)`.
+    /// Shapes: all `[pairs]`. Units: nats, summed over response tokens, prompt and padding masked.
+    /// Source: Rafailov et al. 2023, arXiv:2305.18290, eq. 7; Mitchell 2023 (cdpo).
+    #[must_use]
+    pub fn of(&self, policy: &Logprobs, reference: &Logprobs) -> PairLoss {
+        let chosen = (&policy.chosen - &reference.chosen) * self.beta;
+        let rejected = (&policy.rejected - &reference.rejected) * self.beta;
+        let margin = &chosen - &rejected;
+        let loss = match self.loss {
+            Loss::Sigmoid => -margin.log_sigmoid(),
+            Loss::Cdpo => {
+                margin.log_sigmoid() * (self.label_smoothing - 1.0)
+                    - margin.neg().log_sigmoid() * self.label_smoothing
+            }
+        };
+        PairLoss { loss, margin, chosen, rejected }
+    }
+}
+
+/// Bradley and Terry's likelihood that chosen beats rejected: `−ln σ(s_w − s_l)`.
+///
+/// Shapes: all `[pairs]`. Source: arXiv 2405.07863, §2.1.
+#[must_use]
+pub fn bradley_terry(chosen: &Tensor, rejected: &Tensor) -> PairLoss {
+    let margin = chosen - rejected;
+    PairLoss {
+        loss: -margin.log_sigmoid(),
+        margin,
+        chosen: chosen.shallow_clone(),
+        rejected: rejected.shallow_clone(),
+    }
+}
+
+impl PairLoss {
+    /// Sums over the pairs, kept on the device: f64 `[5]` of loss, accuracy (margins above 0),
+    /// margin, chosen, rejected. One step adds these up and reads them once.
+    #[must_use]
+    pub fn sums(&self) -> Tensor {
+        let ahead = self.margin.gt(0.0).to_kind(Kind::Double).sum(Kind::Double);
+        let sum = |x: &Tensor| x.detach().sum(Kind::Double);
+        Tensor::stack(
+            &[sum(&self.loss), ahead, sum(&self.margin), sum(&self.chosen), sum(&self.rejected)],
+            0,
+        )
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn pair(chosen: f32, rejected: f32) -> Logprobs {
+        Logprobs {
+            chosen: Tensor::from_slice(&[chosen]),
+            rejected: Tensor::from_slice(&[rejected]),
+        }
+    }
+
+    fn dpo(loss: Loss, label_smoothing: f64) -> DpoLoss {
+        DpoLoss { loss, beta: 0.1, label_smoothing }
+    }
+
+    fn assert_close(found: &Tensor, wanted: f64) {
+        let found = found.double_value(&[0]);
+        assert!((found - wanted).abs() < 1e-6, "{found} is not {wanted}");
+    }
+
+    #[test]
+    fn policy_equal_to_reference_has_margin_0_and_loss_ln_2() {
+        let batch = dpo(Loss::Sigmoid, 0.0).of(&pair(-12.5, -3.25), &pair(-12.5, -3.25));
+        assert_close(&batch.margin, 0.0);
+        assert_close(&batch.loss, std::f64::consts::LN_2);
+        let batch = dpo(Loss::Cdpo, 0.3).of(&pair(-12.5, -3.25), &pair(-12.5, -3.25));
+        assert_close(&batch.loss, std::f64::consts::LN_2);
+    }
+
+    #[test]
+    fn loss_falls_below_ln_2_once_the_policy_prefers_chosen() {
+        //                             chosen   rejected
+        // policy − reference            +1.0       −1.0    (−12 − −13,  −15 − −14)
+        // implicit reward, β = 0.1      +0.1       −0.1    margin 0.2
+        // loss = ln(1 + e^−0.2) = 0.598139
+        let batch = dpo(Loss::Sigmoid, 0.0).of(&pair(-12.0, -15.0), &pair(-13.0, -14.0));
+        assert_close(&batch.chosen, 0.1);
+        assert_close(&batch.rejected, -0.1);
+        assert_close(&batch.margin, 0.2);
+        assert_close(&batch.loss, 0.598_138_87);
+    }
+
+    #[test]
+    fn smoothing_mixes_in_the_swapped_label() {
+        // margin 0.2 as above: −ln σ(0.2) = 0.5981389, −ln σ(−0.2) = 0.7981389
+        // ε = 0.25: 0.75·0.5981389 + 0.25·0.7981389 = 0.6481389
+        let batch = dpo(Loss::Cdpo, 0.25).of(&pair(-12.0, -15.0), &pair(-13.0, -14.0));
+        assert_close(&batch.loss, 0.648_138_87);
+    }
+
+    #[test]
+    fn swapping_the_sides_flips_the_margin() {
+        let one = dpo(Loss::Sigmoid, 0.0).of(&pair(-12.0, -15.0), &pair(-13.0, -14.0));
+        let two = dpo(Loss::Sigmoid, 0.0).of(&pair(-15.0, -12.0), &pair(-14.0, -13.0));
+        assert_close(&(one.margin + two.margin), 0.0);
+        assert_close(&two.loss, 0.798_138_87);
+    }
+
+    #[test]
+    fn bradley_terry_by_hand_and_its_sums() {
+        // gaps 1.0 and −2.0: ln(1 + e^−1) = 0.3132617, ln(1 + e^2) = 2.1269280
+        let chosen = Tensor::from_slice(&[3.0_f32, 0.5]);
+        let rejected = Tensor::from_slice(&[2.0_f32, 2.5]);
+        let sums = bradley_terry(&chosen, &rejected).sums();
+        for (index, wanted) in [2.440_189_7, 1.0, -1.0, 3.5, 4.5].into_iter().enumerate() {
+            assert_close(&sums.get(i64::try_from(index).unwrap()).view(1), wanted);
+        }
+    }
+
+    #[test]
+    fn a_large_margin_stays_finite() {
+        let batch = dpo(Loss::Sigmoid, 0.0).of(&pair(0.0, 9000.0), &pair(0.0, 0.0));
+        assert_close(&batch.loss, 900.0);
+    }
+}

@@ -1,0 +1,29 @@
+//! Training: DPO of a policy, Bradley and Terry's reward model.
+//!
+//! In: a model folder, pairs (as text, or as token ids with the reference's log-probs), settings.
+//! Out: a checkpoint folder with its manifest and steps.jsonl. Reading order: `pairs` and `batches`
+//! say what is trained on and in which order, `pack`, `trunk`, `head` and `loss` compute a
+//! micro-batch, `schedule`, `adamw` and `learners` make a step of it, `trainer` is the loop,
+//! `state` saves and resumes it, `weights` and `publish` write the folder, `job` puts it together
+//! for the daemon's units and for the file mode (`cli`). May not enter: the protocol's frames.
+
+pub mod adamw;
+pub mod batches;
+pub mod error;
+pub mod head;
+pub mod job;
+pub mod learners;
+pub mod loss;
+pub mod pack;
+pub mod pairs;
+pub mod publish;
+pub mod reference;
+pub mod reward_head;
+pub mod schedule;
+pub mod state;
+pub mod steps;
+pub mod trainer;
+pub mod trunk;
+pub mod weights;
+
+pub use error::TrainError;

@@ -1,0 +1,221 @@
+//! Preference pairs from a JSONL file, and from text to token ids of a bounded length.
+//!
+//! In: lines `{"chosen": [messages], "rejected": [messages]}` or `{"prompt", "chosen", "rejected"}`
+//! (texts, or messages), or, in an iteration folder, token ids with the reference's log-probs. Out:
+//! [`TokenPair`]s, and a count of what was left out and why. The first bad line is an error that
+//! names it. May not enter: tensors, models.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+
+use rlhfd_config::{Overlong, TrainSettings, Training};
+use rlhfd_protocol::worker::Message;
+use serde::Deserialize;
+use serde_json::{Map, Value};
+
+use super::pack::TokenPair;
+use crate::data::{self, Lines, Refusal};
+use crate::errors::{InputError, TextError};
+use crate::render::{PairText, RenderRule, Renderer};
+use crate::tokenizer::AddSpecial;
+
+/// A pair as its line gave it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PairLine {
+    /// Counted from 1.
+    pub line: usize,
+    /// What it says.
+    pub text: PairText,
+}
+
+/// Pairs that fit, and how many did not, by reason.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct Fitted {
+    /// In the order of the data.
+    pub pairs: Vec<TokenPair>,
+    /// Left out, by reason.
+    pub dropped: BTreeMap<&'static str, u64>,
+}
+
+/// Reads a file of pairs.
+///
+/// # Errors
+/// [`InputError`], naming the first bad line.
+pub fn read(path: &Path) -> Result<Vec<PairLine>, InputError> {
+    let lines = Lines::read_all(path, pair_text)?;
+    Ok(lines.into_iter().map(|(line, text)| PairLine { line, text }).collect())
+}
+
+/// A pair of an iteration folder's pairs.jsonl; other keys are passed over.
+#[derive(Debug, Deserialize)]
+struct IdLine {
+    prompt_ids: Vec<u32>,
+    chosen_ids: Vec<u32>,
+    rejected_ids: Vec<u32>,
+    reference_logprob_chosen: f64,
+    reference_logprob_rejected: f64,
+}
+
+/// Reads the pairs of an iteration folder: token ids, and the reference's log-probs.
+///
+/// # Errors
+/// [`InputError`], naming the first bad line.
+pub fn read_ids(path: &Path, vocabulary: usize) -> Result<Vec<TokenPair>, InputError> {
+    let lines = Lines::read_all(path, |object| {
+        let line: IdLine = serde_json::from_value(Value::Object(object.clone()))
+            .map_err(|error| refusal(format!("the pair cannot be read: {error}")))?;
+        id_pair(line, vocabulary)
+    })?;
+    Ok(lines.into_iter().map(|(_, pair)| pair).collect())
+}
+
+fn id_pair(line: IdLine, vocabulary: usize) -> Result<TokenPair, Refusal> {
+    let sides = [&line.prompt_ids, &line.chosen_ids, &line.rejected_ids];
+    if sides.iter().any(|ids| ids.is_empty()) {
+        return Err(refusal("prompt, chosen or rejected has no token ids"));
+    }
+    if line.chosen_ids == line.rejected_ids {
+        return Err(refusal("chosen and rejected have the same token ids"));
+    }
+    if let Some(id) = sides.into_iter().flatten().find(|id| **id as usize >= vocabulary) {
+        return Err(refusal(format!("id {id} is beyond the model's {vocabulary} ids")));
+    }
+    let reference = (line.reference_logprob_chosen, line.reference_logprob_rejected);
+    if !(reference.0.is_finite() && reference.1.is_finite()) {
+        return Err(refusal("a reference log-prob is not finite"));
+    }
+    Ok(TokenPair {
+        prompt: line.prompt_ids,
+        chosen: line.chosen_ids,
+        rejected: line.rejected_ids,
+        reference: Some(reference),
+    })
+}
+
+/// Renders and tokenises pairs: for DPO split into prompt and responses as TRL splits them, for a
+/// reward model as two whole conversations.
+///
+/// # Errors
+/// [`InputError::Line`] with what the template or the tokenizer said.
+pub fn tokenise(
+    path: &Path,
+    lines: &[PairLine],
+    renderer: &Renderer,
+    (training, rule): (Training, RenderRule),
+) -> Result<Vec<TokenPair>, InputError> {
+    let mut pairs = Vec::with_capacity(lines.len());
+    for line in lines {
+        let pair = match training {
+            Training::Dpo => renderer.pair(&line.text, rule).map(|ids| TokenPair {
+                prompt: ids.prompt,
+                chosen: ids.chosen,
+                rejected: ids.rejected,
+                reference: None,
+            }),
+            Training::Reward => whole_conversations(&line.text, renderer),
+        };
+        pairs.push(pair.map_err(|error| at_line(path, line.line, Refusal::from(error)))?);
+    }
+    Ok(pairs)
+}
+
+fn whole_conversations(text: &PairText, renderer: &Renderer) -> Result<TokenPair, TextError> {
+    let (chosen, rejected) = match text {
+        PairText::Messages { prompt, chosen, rejected } => {
+            let whole = |answer: &[Message]| {
+                renderer.conversation(&prompt.iter().chain(answer).cloned().collect::<Vec<_>>())
+            };
+            (whole(chosen)?, whole(rejected)?)
+        }
+        PairText::Plain { prompt, chosen, rejected } => {
+            let eos = renderer.tokenizer.special.get("eos_token").and_then(Value::as_str);
+            let whole = |answer: &str| {
+                let eos = eos.filter(|eos| !answer.ends_with(eos)).unwrap_or_default();
+                let text = format!("{prompt}{answer}{eos}");
+                renderer.tokenizer.encode_with(&text, AddSpecial::Yes)
+            };
+            (whole(chosen)?, whole(rejected)?)
+        }
+    };
+    Ok(TokenPair { prompt: Vec::new(), chosen, rejected, reference: None })
+}
+
+/// Applies the settings' limits of length. What does not fit is left out and counted, never cut
+/// silently; reward training leaves out whatever it is told.
+#[must_use]
+pub fn fit(pairs: Vec<TokenPair>, settings: &TrainSettings, training: Training) -> Fitted {
+    let mut fitted = Fitted::default();
+    let overlong = match training {
+        Training::Dpo => settings.overlong,
+        Training::Reward => Overlong::Drop,
+    };
+    for pair in pairs {
+        match fit_one(pair, settings, overlong) {
+            Ok(pair) => fitted.pairs.push(pair),
+            Err(reason) => *fitted.dropped.entry(reason).or_default() += 1,
+        }
+    }
+    fitted
+}
+
+fn fit_one(
+    mut pair: TokenPair,
+    settings: &TrainSettings,
+    overlong: Overlong,
+) -> Result<TokenPair, &'static str> {
+    let longest = settings.max_length as usize;
+    if pair.chosen == pair.rejected {
+        return Err("same_ids");
+    }
+    if settings.max_prompt_length.is_some_and(|most| pair.prompt.len() > most as usize) {
+        return Err("prompt_too_long");
+    }
+    if pair.tokens_max() <= longest {
+        return Ok(pair);
+    }
+    if overlong == Overlong::Drop {
+        return Err("too_long");
+    }
+    if pair.prompt.len() >= longest {
+        return Err("prompt_fills_max_length");
+    }
+    let room = longest - pair.prompt.len();
+    pair.chosen.truncate(room);
+    pair.rejected.truncate(room);
+    if pair.chosen == pair.rejected { Err("same_ids_after_truncation") } else { Ok(pair) }
+}
+
+fn refusal(problem: impl Into<String>) -> Refusal {
+    let mend = "mend the line, or take it out of the file".to_owned();
+    Refusal { problem: problem.into(), mend }
+}
+
+fn at_line(path: &Path, line: usize, refusal: Refusal) -> InputError {
+    let Refusal { problem, mend } = refusal;
+    InputError::Line { path: path.to_owned(), line, problem, mend }
+}
+
+/// A pair that one can learn from: its sides differ, and neither is empty.
+fn pair_text(object: &Map<String, Value>) -> Result<PairText, Refusal> {
+    let text = data::pair(object)?;
+    let (same, empty) = match &text {
+        PairText::Plain { chosen, rejected, .. } => {
+            (chosen == rejected, [chosen, rejected].iter().any(|side| side.trim().is_empty()))
+        }
+        PairText::Messages { chosen, rejected, .. } => {
+            let is_empty = |message: &Message| message.content.trim().is_empty();
+            (chosen == rejected, [chosen, rejected].iter().any(|side| side.iter().all(is_empty)))
+        }
+    };
+    if same {
+        return Err(refusal("chosen and rejected are the same, which teaches nothing"));
+    }
+    if empty {
+        return Err(refusal("an answer is empty"));
+    }
+    Ok(text)
+}
+
+#[cfg(test)]
+#[path = "pairs_tests.rs"]
+mod tests;

@@ -1,0 +1,85 @@
+//! What turns a policy into a reward model: a seeded score head, and a pad id that is no stop id.
+//!
+//! In: a seed, a tokenizer. Out: `score.weight` and the pad id. transformers reads a score at the
+//! last position whose id is not the pad id: where pad is the stop id that ends the text, that is
+//! one too early, so models trained here are saved with another pad id and both readings agree.
+//! May not enter: training, files.
+
+use tch::Tensor;
+
+use super::pack::TokenPair;
+use crate::philox::philox4x32;
+use crate::tokenizer::Tokenizer;
+
+/// Sets the head's numbers apart from all others of the same seed.
+const HEAD: u32 = 0x4845_4144;
+
+/// A new score head: f32 `[1, width]`, normal with mean 0 and this deviation (transformers'
+/// `initializer_range`), a function of the seed alone.
+#[must_use]
+pub fn seeded(width: usize, deviation: f64, seed: u64) -> Tensor {
+    let key = [(seed & 0xffff_ffff) as u32, (seed >> 32) as u32];
+    let mut values = Vec::with_capacity(width + 4);
+    let mut counter = 0_u32;
+    while values.len() < width {
+        let words = philox4x32([counter, 0, 0, HEAD], key);
+        for pair in words.chunks_exact(2) {
+            values.extend(normals(pair[0], pair[1]).map(|z| z * deviation));
+        }
+        counter += 1;
+    }
+    values.truncate(width);
+    #[expect(clippy::cast_possible_truncation, reason = "a drawn weight needs no more than f32")]
+    let values: Vec<f32> = values.into_iter().map(|value| value as f32).collect();
+    Tensor::from_slice(&values).view([1, -1])
+}
+
+/// Box and Muller's two normals from two words.
+fn normals(a: u32, b: u32) -> [f64; 2] {
+    // In (0, 1], so that the logarithm is finite.
+    let u = (f64::from(a) + 1.0) / 4_294_967_296.0;
+    let angle = 2.0 * std::f64::consts::PI * f64::from(b) / 4_294_967_296.0;
+    let radius = (-2.0 * u.ln()).sqrt();
+    [radius * angle.cos(), radius * angle.sin()]
+}
+
+/// A pad id that ends no text: the tokenizer's where it is no stop id, else the unk id, else a
+/// special token that no training text ends in, else a row without a token. None where there is
+/// none. No row is ever added.
+#[must_use]
+pub fn pad_id(tokenizer: &Tokenizer, vocabulary: usize, pairs: &[TokenPair]) -> Option<u32> {
+    let fits = |id: u32| (id as usize) < vocabulary && !tokenizer.is_stop(id);
+    let usual = [tokenizer.pad_id, tokenizer.unk_id].into_iter().flatten().find(|id| fits(*id));
+    let ends_a_text = |id: u32| {
+        pairs.iter().any(|pair| {
+            pair.chosen.last() == Some(&id) || pair.rejected.last() == Some(&id)
+        })
+    };
+    let special = || {
+        let mut ids = tokenizer.special_ids().into_iter();
+        ids.find(|id| fits(*id) && tokenizer.bos_id != Some(*id) && !ends_a_text(*id))
+    };
+    let spare = || {
+        let rows = u32::try_from(vocabulary).unwrap_or(u32::MAX);
+        (0..rows).rev().find(|id| !tokenizer.has(*id) && fits(*id))
+    };
+    usual.or_else(special).or_else(spare)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_head_is_a_function_of_its_seed_and_has_the_asked_deviation() {
+        let one = seeded(4001, 0.02, 7);
+        assert_eq!(one.size(), [1, 4001]);
+        assert!(one.equal(&seeded(4001, 0.02, 7)));
+        assert!(!one.equal(&seeded(4001, 0.02, 8)));
+        // 4001 draws: the deviation's own deviation is 0.02/√8002 = 0.00022, the mean's 0.00032.
+        let deviation = one.std(false).double_value(&[]);
+        assert!((deviation - 0.02).abs() < 0.0012, "{deviation}");
+        let mean = one.mean(tch::Kind::Double).double_value(&[]);
+        assert!(mean.abs() < 0.0016, "{mean}");
+    }
+}

@@ -1,0 +1,77 @@
+//! One row a training step: what steps.jsonl holds.
+//!
+//! In: the numbers of a step. Out: a line of JSON, and back. steps.jsonl lies in the checkpoint
+//! folder under its manifest, so it may hold neither a time nor a path. May not enter: tensors.
+
+use serde::{Deserialize, Serialize};
+
+/// One optimiser step. All means are over the step's pairs, however they were cut into
+/// micro-batches.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct StepRow {
+    /// Counted from 1.
+    pub step: u64,
+    /// Mean loss over the step's pairs, before the step was applied.
+    pub loss: f64,
+    /// The learning rate that was applied.
+    pub lr: f64,
+    /// Euclidean norm of the gradient before clipping.
+    pub grad_norm: f64,
+    /// Share of pairs whose margin is above 0.
+    pub accuracy: f64,
+    /// Mean margin: implicit rewards for DPO, scores (chosen − rejected) for a reward model.
+    pub margin: f64,
+    /// Mean implicit reward β·(policy − reference log-prob), in nats times β. None when a reward
+    /// model is trained.
+    pub implicit_reward_chosen: Option<f64>,
+    /// As `implicit_reward_chosen`, of the rejected responses.
+    pub implicit_reward_rejected: Option<f64>,
+    /// Mean score of the chosen responses. Only when a reward model is trained.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub score_chosen: Option<f64>,
+    /// As `score_chosen`, of the rejected responses.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub score_rejected: Option<f64>,
+}
+
+/// The rows as JSON lines, each ended by a newline.
+///
+/// # Errors
+/// Only where a number cannot be written, which finite numbers always can.
+pub fn to_jsonl(rows: &[StepRow]) -> Result<String, serde_json::Error> {
+    let mut text = String::new();
+    for row in rows {
+        text.push_str(&serde_json::to_string(row)?);
+        text.push('\n');
+    }
+    Ok(text)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_dpo_row_has_the_documented_fields_in_order() {
+        let row = StepRow {
+            step: 1,
+            loss: 0.5,
+            lr: 0.0,
+            grad_norm: 2.0,
+            accuracy: 1.0,
+            margin: 0.25,
+            implicit_reward_chosen: Some(0.125),
+            implicit_reward_rejected: Some(-0.125),
+            score_chosen: None,
+            score_rejected: None,
+        };
+        let text = to_jsonl(std::slice::from_ref(&row)).unwrap();
+        assert_eq!(
+            text,
+            "{\"step\":1,\"loss\":0.5,\"lr\":0.0,\"grad_norm\":2.0,\"accuracy\":1.0,\
+             \"margin\":0.25,\"implicit_reward_chosen\":0.125,\
+             \"implicit_reward_rejected\":-0.125}\n"
+        );
+        assert_eq!(serde_json::from_str::<StepRow>(text.trim_end()).unwrap(), row);
+    }
+}
