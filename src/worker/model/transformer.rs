@@ -171,10 +171,13 @@ impl Transformer {
         self.options.precision
     }
 
-    /// The embedding of ids `[rows, tokens]`: `[rows, tokens, width]`.
+    /// The embedding of ids `[rows, tokens]`: `[rows, tokens, width]`. As in transformers, no gradient
+    /// reaches the row of the pad id from here, also where it is a stop id that texts hold (a tied
+    /// head's gradient does reach it).
     #[must_use]
     pub fn embed(&self, ids: &Tensor) -> Tensor {
-        Tensor::embedding(&self.embedding, ids, -1, false, false)
+        let pad = self.config.pad_id.filter(|pad| (*pad as usize) < self.config.vocabulary);
+        Tensor::embedding(&self.embedding, ids, pad.map_or(-1, i64::from), false, false)
     }
 
     /// The blocks, from the bottom; with [`Self::embed`], [`Self::rope`] and [`Self::final_norm`]
