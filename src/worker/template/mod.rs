@@ -99,7 +99,7 @@ impl ChatTemplate {
         add_generation_prompt: bool,
     ) -> Result<Rendered, TextError> {
         let mut context = self.variables.clone();
-        context.insert("messages".to_owned(), messages.clone());
+        context.insert("messages".to_owned(), with_reasoning_names(messages));
         context.insert("tools".to_owned(), tools.clone());
         context.insert("documents".to_owned(), Json::Null);
         context.insert("add_generation_prompt".to_owned(), Json::from(add_generation_prompt));
@@ -116,6 +116,25 @@ impl ChatTemplate {
         }
         Ok(cut_marks(&text))
     }
+}
+
+/// transformers gives a message's reasoning to templates under both names that they look for.
+fn with_reasoning_names(messages: &Json) -> Json {
+    let Json::Array(list) = messages else { return messages.clone() };
+    let renamed = list.iter().map(|message| {
+        let reasoning = ["reasoning_content", "thinking", "reasoning"]
+            .iter()
+            .find_map(|name| message.get(*name).filter(|value| !value.is_null()));
+        let (Json::Object(fields), Some(reasoning)) = (message, reasoning) else {
+            return message.clone();
+        };
+        let mut renamed = Map::new();
+        renamed.insert("thinking".to_owned(), reasoning.clone());
+        renamed.extend(fields.clone());
+        renamed.insert("reasoning_content".to_owned(), reasoning.clone());
+        Json::Object(renamed)
+    });
+    Json::Array(renamed.collect())
 }
 
 fn template_error(dir: &Path, error: &Error) -> TextError {

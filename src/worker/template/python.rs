@@ -240,7 +240,22 @@ pub(super) fn trim(value: &Value, characters: Option<&str>) -> String {
     }
 }
 
-/// Methods of Python's types: stripping is ours, the rest is minijinja's own list.
+/// `str.title`: a letter is upper case where none stands before it, lower case elsewhere.
+fn title(text: &str) -> String {
+    let mut out = String::with_capacity(text.len());
+    let mut inside = false;
+    for c in text.chars() {
+        if inside {
+            out.extend(c.to_lowercase());
+        } else {
+            out.extend(c.to_uppercase());
+        }
+        inside = c.is_lowercase() || c.is_uppercase();
+    }
+    out
+}
+
+/// Methods of Python's types: stripping and titles are ours, the rest is minijinja's own list.
 pub(super) fn method(
     state: &mut State<'_, '_>,
     value: &Value,
@@ -252,6 +267,7 @@ pub(super) fn method(
             "strip" => return Ok(Value::from(text.trim_matches(is_python_space))),
             "lstrip" => return Ok(Value::from(text.trim_start_matches(is_python_space))),
             "rstrip" => return Ok(Value::from(text.trim_end_matches(is_python_space))),
+            "title" => return Ok(Value::from(title(text))),
             _ => {}
         }
     }
