@@ -1,7 +1,8 @@
 //! A JSONL file that is there whole or not at all.
 //!
 //! In: lines. Out: the file, written aside in its own folder, synced and renamed. A file that was
-//! there before stays untouched until then. May not enter: what the lines mean.
+//! there before stays untouched until then. What is no ordinary file (a pipe, a device) is written
+//! to as it stands: a rename would put a file in its place. May not enter: what the lines mean.
 
 use std::fs::File;
 use std::io::{BufWriter, Write};
@@ -14,7 +15,8 @@ use crate::errors::InputError;
 /// An output that is being written.
 pub struct Output {
     path: PathBuf,
-    aside: PathBuf,
+    /// None: the place is no ordinary file.
+    aside: Option<PathBuf>,
     writer: BufWriter<File>,
     published: bool,
 }
@@ -30,12 +32,17 @@ impl Output {
         if path.is_dir() {
             return Err(failed(std::io::Error::other("it is a folder")));
         }
+        if std::fs::metadata(path).is_ok_and(|place| !place.is_file()) {
+            let file = File::options().write(true).open(path).map_err(failed)?;
+            let writer = BufWriter::new(file);
+            return Ok(Self { path: path.to_owned(), aside: None, writer, published: false });
+        }
         let name = path.file_name().and_then(|name| name.to_str()).unwrap_or("out");
         let aside = path.with_file_name(format!(".{name}.{}.part", std::process::id()));
         let file = File::create(&aside).map_err(failed)?;
         Ok(Self {
             path: path.to_owned(),
-            aside,
+            aside: Some(aside),
             writer: BufWriter::new(file),
             published: false,
         })
@@ -54,11 +61,13 @@ impl Output {
     ///
     /// Errors: `File`; nothing then stands under the name that did not before.
     pub fn publish(mut self) -> Result<(), InputError> {
-        let done = self
-            .writer
-            .flush()
-            .and_then(|()| self.writer.get_ref().sync_all())
-            .and_then(|()| std::fs::rename(&self.aside, &self.path));
+        let done = self.writer.flush().and_then(|()| match &self.aside {
+            Some(aside) => {
+                self.writer.get_ref().sync_all()?;
+                std::fs::rename(aside, &self.path)
+            }
+            None => Ok(()),
+        });
         self.published = done.is_ok();
         done.map_err(|source| failure(&self.path, source))
     }
@@ -66,9 +75,9 @@ impl Output {
 
 impl Drop for Output {
     fn drop(&mut self) {
-        if !self.published {
+        if let Some(aside) = self.aside.as_ref().filter(|_| !self.published) {
             // Nothing can be done about a failure here, and the error that led here is being told.
-            let _ = std::fs::remove_file(&self.aside);
+            let _ = std::fs::remove_file(aside);
         }
     }
 }
@@ -95,5 +104,13 @@ mod tests {
         output.publish().unwrap();
         assert_eq!(std::fs::read_to_string(&path).unwrap(), "2\n");
         assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 1);
+    }
+
+    #[test]
+    fn a_device_stays_a_device() {
+        let mut output = Output::create(Path::new("/dev/null")).unwrap();
+        output.line(&1).unwrap();
+        output.publish().unwrap();
+        assert!(!std::fs::metadata("/dev/null").unwrap().is_file());
     }
 }
