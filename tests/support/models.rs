@@ -49,6 +49,15 @@ fn whole(parent: &Path, name: &str, reward: bool) -> PathBuf {
     folder
 }
 
+/// Copies a model's folder.
+pub fn copy(from: &Path, to: &Path) {
+    fs::create_dir_all(to).expect("a model folder");
+    for entry in fs::read_dir(from).expect("a model folder") {
+        let entry = entry.expect("a file of the model");
+        fs::copy(entry.path(), to.join(entry.file_name())).expect("a file of the model");
+    }
+}
+
 const TEMPLATE: &str = "{% for message in messages %}{{ message['role'] }}: \
     {{ message['content'] }}{% if message['role'] == 'assistant' %}<|end|>{% endif %}\n\
     {% endfor %}{% if add_generation_prompt %}assistant: {% endif %}";

@@ -10,7 +10,7 @@ use std::process::{Child, Command, ExitStatus, Output, Stdio};
 
 use serde_json::Value;
 
-use crate::binaries::program;
+use crate::binaries::{program, program_if_built, root};
 use crate::fake::faults::fired_folder;
 use crate::{dump, http, models, wait};
 
@@ -105,6 +105,29 @@ impl Scene {
         ));
         scene.plan("{}");
         scene
+    }
+
+    /// A scene with the real worker and the tiny golden models; `None`, said aloud, where the
+    /// engine is not built.
+    pub fn real(settings: &Settings) -> Option<Self> {
+        if program_if_built("rlhfd-worker-torch").is_none() {
+            let required = std::env::var_os("RLHFD_REQUIRE_TORCH").is_some();
+            assert!(!required, "rlhfd-worker-torch is not built");
+            eprintln!("skipped: rlhfd-worker-torch is not built");
+            return None;
+        }
+        let scene = Self::empty(settings);
+        let golden = root().join("tests/golden/models");
+        models::copy(&golden.join("tiny-tied"), &scene.path("models/policy"));
+        models::copy(&golden.join("tiny-reward"), &scene.path("models/reward"));
+        scene.worker_script(&scene.real_worker_line());
+        Some(scene)
+    }
+
+    /// How the real worker is started.
+    pub fn real_worker_line(&self) -> String {
+        let (front, libtorch) = (program("rlhfd-worker"), root().join("libtorch"));
+        format!("RLHFD_LIBTORCH='{}' exec '{}' \"$@\"", libtorch.display(), front.display())
     }
 
     /// A scene with a configuration and nothing else.
