@@ -7,8 +7,8 @@
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 
-use actix::Addr;
 use actix::dev::SendError;
+use actix::{Addr, Recipient};
 use rlhfd_config::CheckedConfig;
 use rlhfd_domain::{JobId, Name, UploadId};
 use rlhfd_store::{Reader, Store, StoreError};
@@ -235,13 +235,19 @@ pub struct Told {
 
 /// The way to the one orderer.
 #[derive(Clone)]
-pub struct IterationHandle(Addr<IterationActor>);
+pub struct IterationHandle(Recipient<Order>);
 
 impl IterationHandle {
     /// Over the actor.
     #[must_use]
     pub fn new(actor: Addr<IterationActor>) -> Self {
-        Self(actor)
+        Self::to(actor.recipient())
+    }
+
+    /// Over whoever takes orders, as in tests of the verbs.
+    #[must_use]
+    pub fn to(recipient: Recipient<Order>) -> Self {
+        Self(recipient)
     }
 
     /// Orders something. `uid` is the peer's, kept with the event.
