@@ -225,8 +225,7 @@ impl Drop for Draft {
 /// # Errors
 /// [`CheckpointError::Unsound`] with the first thing that does not fit.
 pub fn verify(folder: &Path) -> Result<Standing, CheckpointError> {
-    let unsound =
-        |problem: String| CheckpointError::Unsound { path: folder.to_owned(), problem };
+    let unsound = |problem: String| CheckpointError::Unsound { path: folder.to_owned(), problem };
     let path = folder.join(MANIFEST);
     let text = read_bounded(&path, MANIFEST_BYTES_MAX)?;
     let manifest: Manifest = serde_json::from_slice(&text)
@@ -320,8 +319,7 @@ fn sync(path: &Path) -> Result<(), CheckpointError> {
 }
 
 fn is_empty_folder(path: &Path) -> bool {
-    fs::read_dir(path).is_ok_and(|mut entries| entries.next().is_none())
-        && !path.is_symlink()
+    fs::read_dir(path).is_ok_and(|mut entries| entries.next().is_none()) && !path.is_symlink()
 }
 
 /// Lists files (relative names) and folders below `folder`, refusing what is neither.

@@ -8,6 +8,8 @@ use std::path::PathBuf;
 
 use thiserror::Error;
 
+use crate::train::TrainError;
+
 /// A model folder that cannot be used.
 #[derive(Debug, Error)]
 pub enum ModelError {
@@ -268,6 +270,22 @@ pub enum WorkerError {
     /// The work was cancelled from outside.
     #[error("cancelled")]
     Cancelled,
+    /// A training ended without a checkpoint.
+    #[error(transparent)]
+    Train(Box<TrainError>),
+}
+
+impl From<TrainError> for WorkerError {
+    /// Errors of the rooms below come out as themselves.
+    fn from(error: TrainError) -> Self {
+        match error {
+            TrainError::Model(error) => Self::Model(error),
+            TrainError::Text(error) => Self::Text(error),
+            TrainError::Input(error) => Self::Input(error),
+            TrainError::Worker(error) => error,
+            other => Self::Train(Box::new(other)),
+        }
+    }
 }
 
 /// The first line of a libtorch message; what follows is a dispatch table and a C++ stack.

@@ -6,7 +6,7 @@ use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 use rlhfd_worker::errors::WorkerError;
-use rlhfd_worker::file_mode::{self, GenerateArgs, LogprobsArgs, ScoreArgs};
+use rlhfd_worker::file_mode::{self, GenerateArgs, LogprobsArgs, ScoreArgs, TrainVerb};
 use rlhfd_worker::guard::{guarded, quiet_panics};
 
 /// Generates, scores and trains with language models, from files to files.
@@ -25,6 +25,9 @@ enum Verb {
     Score(ScoreArgs),
     /// Log-probs of the responses of pairs
     Logprobs(LogprobsArgs),
+    /// Train a policy or a reward model on preferences
+    #[command(subcommand)]
+    Train(TrainVerb),
 }
 
 fn main() -> ExitCode {
@@ -35,6 +38,7 @@ fn main() -> ExitCode {
         Verb::Generate(args) => file_mode::generate(args),
         Verb::Score(args) => file_mode::score(args),
         Verb::Logprobs(args) => file_mode::logprobs(args),
+        Verb::Train(verb) => file_mode::train(verb),
     });
     match result {
         Ok(()) => ExitCode::SUCCESS,

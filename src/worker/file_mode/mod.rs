@@ -8,6 +8,7 @@ mod logprobs;
 mod output;
 mod progress;
 mod score;
+mod train;
 
 use std::path::{Path, PathBuf};
 
@@ -16,6 +17,7 @@ use clap::Args;
 pub use generate::GenerateArgs;
 pub use logprobs::LogprobsArgs;
 pub use score::ScoreArgs;
+pub use train::TrainVerb;
 
 use crate::device::{self, Compute};
 use crate::errors::{InputError, WorkerError};
@@ -25,6 +27,7 @@ use crate::render::Renderer;
 pub use generate::run as generate;
 pub use logprobs::run as logprobs;
 pub use score::run as score;
+pub use train::run as train;
 
 /// What every command of the file mode takes.
 #[derive(Debug, Clone, Args)]

@@ -4,6 +4,8 @@
 //! In: the golden files (`tests/golden/README.md`). Out: checkpoints in temporary folders. May not
 //! enter: anything that makes golden values.
 
+#![expect(clippy::unwrap_used, reason = "a test's helpers may fail the test")]
+
 use std::cell::Cell;
 use std::path::{Path, PathBuf};
 
@@ -194,4 +196,353 @@ fn a_reward_model_follows_trl_step_by_step() {
 #[test]
 fn a_reward_model_follows_trl_with_activation_checkpointing() {
     against_trl(Training::Reward, "reward.json", &["activation_checkpointing=true"]);
+}
+
+fn small(dir: &Path, training: Training, base: &str, words: &[&str]) -> TrainJob {
+    let pairs = first_pairs(dir, &golden("pairs.jsonl"), 10);
+    let mut job = job(training, model(base), pairs, dir.join("out"));
+    let words: Vec<String> = [
+        "learning_rate=1e-3",
+        "batch_pairs=4",
+        "epochs=2",
+        "warmup_ratio=0",
+        "weight_decay=0.1",
+        "max_length=512",
+    ]
+    .iter()
+    .chain(words)
+    .map(|word| (*word).to_owned())
+    .collect();
+    job.settings = TrainSettings::read(training, "", &words).unwrap();
+    job.order = Order::Shuffled { seed: 5 };
+    job
+}
+
+fn files(dir: &Path) -> Vec<(String, Vec<u8>)> {
+    let standing = checkpoint::verify(dir).unwrap();
+    let paths = standing.manifest.files.iter().map(|file| file.path.clone());
+    paths.map(|path| (path.clone(), std::fs::read(dir.join(path)).unwrap())).collect()
+}
+
+/// Runs until `stop_after` steps are made, then is cancelled as a drain does it.
+fn interrupted(job: &TrainJob, stop_after: u64) {
+    let watch = Watch::default();
+    let stepped = |row: &StepRow, _: u64| {
+        if row.step == stop_after {
+            watch.cancel();
+        }
+    };
+    let error = run(job, CPU, &Observer { watch: &watch, stepped: &stepped }).unwrap_err();
+    assert!(matches!(error, TrainError::Cancelled { .. }), "{error}");
+    assert!(!job.out.exists());
+}
+
+fn with_state(job: &TrainJob, dir: &Path, every_steps: u64) -> TrainJob {
+    let state =
+        StateKeeping { folder: dir.join("state"), resume: Resume::Newest, every_steps, every_s: 0 };
+    TrainJob { state: Some(state), unit: "1/train".into(), ..job.clone() }
+}
+
+#[test]
+fn a_resumed_training_gives_the_same_bytes_as_an_undisturbed_one() {
+    for (training, base) in [(Training::Dpo, "tiny-tied"), (Training::Reward, "tiny-tied")] {
+        let (one, two) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+        let undisturbed = with_state(&small(one.path(), training, base, &[]), one.path(), 2);
+        let whole = run_quietly(&undisturbed).unwrap();
+        assert_eq!((whole.rows.len(), whole.first_step), (6, 1));
+
+        let job = with_state(&small(two.path(), training, base, &[]), two.path(), 2);
+        interrupted(&job, 3);
+        let saved: Vec<_> = std::fs::read_dir(two.path().join("state")).unwrap().collect();
+        assert!(!saved.is_empty());
+        let resumed = run_quietly(&job).unwrap();
+        assert_eq!(resumed.first_step, 4, "a cancel saves the step that was made");
+        assert_eq!(resumed.rows, whole.rows);
+        assert_eq!(files(&job.out), files(&undisturbed.out));
+        assert_eq!(resumed.standing.sha256, whole.standing.sha256);
+    }
+}
+
+#[test]
+fn a_kill_between_two_saves_costs_only_the_steps_since() {
+    let dir = tempfile::tempdir().unwrap();
+    let job = with_state(&small(dir.path(), Training::Dpo, "tiny-tied", &[]), dir.path(), 2);
+    let whole = run_quietly(&job).unwrap();
+    // What a kill in step 4 leaves: the saves of steps 2 (and 4, which is taken away here).
+    std::fs::remove_dir_all(&job.out).unwrap();
+    std::fs::remove_dir_all(dir.path().join("state/step-00000004")).unwrap();
+    let again = run_quietly(&job).unwrap();
+    assert_eq!((again.first_step, again.standing), (3, whole.standing));
+}
+
+#[test]
+fn without_resume_a_training_begins_anew() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut job = with_state(&small(dir.path(), Training::Dpo, "tiny-tied", &[]), dir.path(), 2);
+    interrupted(&job, 3);
+    if let Some(state) = &mut job.state {
+        state.resume = Resume::Never;
+    }
+    assert_eq!(run_quietly(&job).unwrap().first_step, 1);
+}
+
+#[test]
+fn a_damaged_state_is_passed_over_and_another_trainings_is_refused() {
+    let dir = tempfile::tempdir().unwrap();
+    let job = with_state(&small(dir.path(), Training::Dpo, "tiny-tied", &[]), dir.path(), 1);
+    interrupted(&job, 4);
+    let newest = dir.path().join("state/step-00000004/state.safetensors");
+    let mut bytes = std::fs::read(&newest).unwrap();
+    let last = bytes.len() - 1;
+    bytes[last] ^= 1;
+    std::fs::write(&newest, bytes).unwrap();
+    let mut other = job.clone();
+    other.settings.beta = 0.3;
+    assert!(matches!(run_quietly(&other), Err(TrainError::ForeignState { .. })));
+    assert_eq!(run_quietly(&job).unwrap().first_step, 4);
+}
+
+#[test]
+fn what_a_unit_has_published_is_taken_as_it_stands() {
+    let dir = tempfile::tempdir().unwrap();
+    let job = with_state(&small(dir.path(), Training::Dpo, "tiny-tied", &[]), dir.path(), 2);
+    let first = run_quietly(&job).unwrap();
+    let stepped = Cell::new(0);
+    let count = |_: &StepRow, _: u64| stepped.set(stepped.get() + 1);
+    let observer = Observer { watch: &Watch::default(), stepped: &count };
+    let again = run(&job, CPU, &observer).unwrap();
+    assert_eq!((stepped.get(), again.first_step), (0, 7));
+    assert_eq!((again.standing, again.rows), (first.standing, first.rows));
+    let other = TrainJob { unit: "2/train".into(), ..job };
+    assert!(matches!(run_quietly(&other), Err(TrainError::Checkpoint(_))));
+}
+
+#[test]
+fn frozen_tensors_are_the_same_to_the_bit_and_all_others_moved() {
+    let checkpointing = ["trainable_layers=1", "activation_checkpointing=true"];
+    for (training, base) in [
+        (Training::Dpo, "tiny-tied"),
+        (Training::Dpo, "tiny-untied"),
+        (Training::Reward, "tiny-reward"),
+    ] {
+        let top = ModelFolder::open(&model(base)).unwrap().config.layers - 1;
+        let learning = [format!("model.layers.{top}."), "model.norm.".into(), "score.".into()];
+        for words in [&checkpointing[..1], &checkpointing[..]] {
+            let dir = tempfile::tempdir().unwrap();
+            let job = small(dir.path(), training, base, words);
+            run_quietly(&job).unwrap();
+            let mut moved = 0;
+            for file in ModelFolder::open(&job.out).unwrap().files() {
+                let before = model(base).join(file.path.file_name().unwrap());
+                let before = tensors(&before);
+                for entry in &file.entries {
+                    let now = file.read(entry).unwrap();
+                    let (_, before) = before.iter().find(|(name, _)| *name == entry.name).unwrap();
+                    let learns = learning.iter().any(|prefix| entry.name.starts_with(prefix));
+                    assert_eq!(!now.equal(before), learns, "{base}: {}", entry.name);
+                    moved += usize::from(learns);
+                }
+            }
+            assert!(moved >= 10, "{base}: {moved}");
+        }
+    }
+}
+
+#[test]
+fn freezing_gives_what_training_without_frozen_states_gives() {
+    // All blocks learn but not the embedding: no frozen state; against one epoch less of a cache.
+    let dir = tempfile::tempdir().unwrap();
+    let one = small(dir.path(), Training::Dpo, "tiny-untied", &["trainable_layers=1"]);
+    let kept = run_quietly(&one).unwrap();
+    let two = TrainJob {
+        settings: TrainSettings { activation_checkpointing: true, ..one.settings.clone() },
+        out: dir.path().join("two"),
+        ..one
+    };
+    let recomputed = run_quietly(&two).unwrap();
+    for (a, b) in kept.rows.iter().zip(&recomputed.rows) {
+        assert!((a.loss - b.loss).abs() < 1e-6 && (a.grad_norm - b.grad_norm).abs() < 1e-4);
+    }
+}
+
+#[test]
+fn a_sharded_untied_policy_learns_in_every_shard() {
+    let dir = tempfile::tempdir().unwrap();
+    let job = small(dir.path(), Training::Dpo, "tiny-untied", &[]);
+    let outcome = run_quietly(&job).unwrap();
+    let (first, last) = (outcome.rows.first().unwrap(), outcome.rows.last().unwrap());
+    assert!((first.loss - std::f64::consts::LN_2).abs() < 1e-5 && last.loss < first.loss - 0.05);
+    let folder = ModelFolder::open(&job.out).unwrap();
+    assert_eq!(folder.files().len(), 2);
+    for file in folder.files() {
+        let before = tensors(&model("tiny-untied").join(file.path.file_name().unwrap()));
+        for entry in &file.entries {
+            let (_, before) = before.iter().find(|(name, _)| *name == entry.name).unwrap();
+            assert!(!file.read(entry).unwrap().equal(before), "{}", entry.name);
+        }
+    }
+    let kinds: Vec<_> = outcome.standing.manifest.files.iter().map(|f| f.path.as_str()).collect();
+    assert!(kinds.contains(&"steps.jsonl") && kinds.contains(&"model.safetensors.index.json"));
+    assert!(!kinds.iter().any(|path| path.starts_with("master/")), "f32 is its own master");
+}
+
+/// The tiny model with its weights rounded to bf16.
+fn in_bf16(dir: &Path, base: &str) -> PathBuf {
+    let to = dir.join("bf16");
+    std::fs::create_dir(&to).unwrap();
+    for entry in std::fs::read_dir(model(base)).unwrap() {
+        let path = entry.unwrap().path();
+        std::fs::copy(&path, to.join(path.file_name().unwrap())).unwrap();
+    }
+    let tensors: Vec<(String, Tensor)> = tensors(&model(base).join("model.safetensors"))
+        .into_iter()
+        .map(|(name, tensor)| (name, tensor.to_kind(Kind::BFloat16)))
+        .collect();
+    let path = to.join("model.safetensors");
+    std::fs::remove_file(&path).unwrap();
+    Tensor::write_safetensors(&tensors, &path).unwrap();
+    to
+}
+
+#[test]
+fn a_bf16_policy_goes_on_from_its_f32_masters() {
+    let dir = tempfile::tempdir().unwrap();
+    let base = in_bf16(dir.path(), "tiny-tied");
+    // So small a rate that bf16 alone would hardly move.
+    let words = ["learning_rate=1e-6", "epochs=1"];
+    let mut one = small(dir.path(), Training::Dpo, "tiny-tied", &words);
+    one.base = base.clone();
+    let PairSource::Text { reference, .. } = &mut one.pairs else { unreachable!() };
+    *reference = Some(base);
+    run_quietly(&one).unwrap();
+    let published = tensors(&one.out.join("model.safetensors"));
+    assert!(published.iter().all(|(_, tensor)| tensor.kind() == Kind::BFloat16));
+    let masters = tensors(&one.out.join("master/weights.safetensors"));
+    assert!(masters.iter().all(|(_, tensor)| tensor.kind() == Kind::Float));
+    for (name, master) in &masters {
+        let (_, rounded) = published.iter().find(|(candidate, _)| candidate == name).unwrap();
+        assert!(master.to_kind(Kind::BFloat16).equal(rounded), "{name}");
+    }
+    // A second training with a rate of nearly nothing starts at the masters, not at the rounded weights.
+    let two = TrainJob {
+        base: one.out.clone(),
+        out: dir.path().join("two"),
+        settings: TrainSettings { learning_rate: 1e-30, weight_decay: 0.0, ..one.settings.clone() },
+        ..one.clone()
+    };
+    run_quietly(&two).unwrap();
+    let again = tensors(&two.out.join("master/weights.safetensors"));
+    assert_eq!(squared_distance(&again, &masters), 0.0);
+    assert!(squared_distance(&masters, &tensors(&dir.path().join("bf16/model.safetensors"))) > 0.0);
+}
+
+#[test]
+fn a_policy_becomes_a_reward_model_with_a_pad_id_that_is_no_stop_id() {
+    let dir = tempfile::tempdir().unwrap();
+    let job = small(dir.path(), Training::Reward, "tiny-tied", &["epochs=4"]);
+    let outcome = run_quietly(&job).unwrap();
+    let (first, last) = (outcome.rows.first().unwrap(), outcome.rows.last().unwrap());
+    assert!(last.loss < first.loss - 0.05, "{} {}", first.loss, last.loss);
+    assert!(last.implicit_reward_chosen.is_none() && last.score_chosen.is_some());
+    let folder = ModelFolder::open(&job.out).unwrap().require_reward_model().unwrap();
+    assert_eq!((folder.config.head, folder.config.labels), (Head::Score, Some(1)));
+    let renderer = rlhfd_worker::render::Renderer::open(&folder).unwrap();
+    let pad = folder.config.pad_id.unwrap();
+    assert!(!renderer.tokenizer.is_stop(pad));
+    assert_eq!(renderer.tokenizer.pad_id, Some(pad), "the tokenizer pads with it too");
+    assert_eq!(outcome.standing.manifest.architecture, "LlamaForSequenceClassification");
+    let other = TrainJob { seed: 1, out: dir.path().join("other"), ..job.clone() };
+    let other = run_quietly(&other).unwrap();
+    assert_ne!(other.rows[0].loss, first.loss, "the seed draws the head");
+}
+
+#[test]
+fn a_step_that_is_not_finite_is_not_applied() {
+    let dir = tempfile::tempdir().unwrap();
+    let job =
+        small(dir.path(), Training::Dpo, "tiny-tied", &["learning_rate=1e30", "max_grad_norm=0"]);
+    let error = run_quietly(&job).unwrap_err();
+    assert!(matches!(error, TrainError::NonFinite { .. }), "{error}");
+    assert!(!job.out.exists());
+}
+
+#[test]
+fn the_reference_is_the_one_that_is_named() {
+    let dir = tempfile::tempdir().unwrap();
+    let one = small(dir.path(), Training::Dpo, "tiny-tied", &[]);
+    run_quietly(&one).unwrap();
+    let mut two = TrainJob { base: one.out.clone(), out: dir.path().join("two"), ..one.clone() };
+    let first = run_quietly(&two).unwrap().rows[0].clone();
+    assert!(first.margin > 0.05, "a trained policy stands off from the initial reference");
+    let PairSource::Text { reference, .. } = &mut two.pairs else { unreachable!() };
+    *reference = Some(two.base.clone());
+    two.out = dir.path().join("three");
+    let first = run_quietly(&two).unwrap().rows[0].clone();
+    assert!(first.margin.abs() < 1e-4 && (first.loss - std::f64::consts::LN_2).abs() < 1e-5);
+}
+
+#[test]
+fn bad_input_is_told_before_anything_is_written() {
+    type Spoil = fn(&mut TrainJob, &Path);
+    let cases: &[(&str, Spoil)] = &[
+        ("missing", |job, dir| job.base = dir.join("nowhere")),
+        ("reward model", |job, _| job.base = model("tiny-reward")),
+        ("reward model", |job, _| {
+            if let PairSource::Text { reference, .. } = &mut job.pairs {
+                *reference = Some(model("tiny-reward"));
+            }
+        }),
+        ("read", |job, dir| {
+            if let PairSource::Text { path, .. } = &mut job.pairs {
+                *path = dir.join("nothing.jsonl");
+            }
+        }),
+        ("empty", |job, dir| set_pairs(job, dir, "")),
+        ("line 1", |job, dir| set_pairs(job, dir, "{\"chosen\": 1}")),
+        ("rejected", |job, dir| {
+            set_pairs(job, dir, "{\"prompt\": \"q\", \"chosen\": \"a\"}");
+        }),
+        ("the same", |job, dir| {
+            set_pairs(job, dir, r#"{"prompt": "q", "chosen": "a", "rejected": "a"}"#);
+        }),
+        ("different prompts", |job, dir| {
+            set_pairs(
+                job,
+                dir,
+                r#"{"chosen": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "x"}], "rejected": [{"role": "user", "content": "b"}, {"role": "assistant", "content": "y"}]}"#,
+            );
+        }),
+        ("no pair is left", |job, _| job.settings.max_length = 2),
+        ("the model has 2 layers", |job, _| job.settings.trainable_layers = Some(3)),
+        ("exists already", |job, _| {
+            std::fs::create_dir(&job.out).unwrap();
+            std::fs::write(job.out.join("mine"), "x").unwrap();
+        }),
+        ("cannot be created", |job, _| job.out = PathBuf::from("/proc/nowhere/out")),
+        ("line 1", |job, dir| {
+            let line = r#"{"prompt_ids": [1], "chosen_ids": [9999999], "rejected_ids": [2], "reference_logprob_chosen": -1, "reference_logprob_rejected": -1}"#;
+            let path = dir.join("ids.jsonl");
+            std::fs::write(&path, line).unwrap();
+            job.pairs = PairSource::Ids { path };
+        }),
+    ];
+    for (words, spoil) in cases {
+        let dir = tempfile::tempdir().unwrap();
+        let mut job = small(dir.path(), Training::Dpo, "tiny-tied", &[]);
+        spoil(&mut job, dir.path());
+        let error = run_quietly(&job).unwrap_err().to_string();
+        assert!(error.contains(words), "{words}: {error}");
+        assert!(!job.out.join("config.json").exists(), "{words}");
+        let left = std::fs::read_dir(dir.path()).unwrap().filter_map(Result::ok);
+        let partial = left.filter(|entry| entry.file_name().to_string_lossy().contains("partial"));
+        assert_eq!(partial.count(), 0, "{words}");
+    }
+}
+
+fn set_pairs(job: &mut TrainJob, dir: &Path, text: &str) {
+    let own = dir.join("own.jsonl");
+    std::fs::write(&own, text).unwrap();
+    if let PairSource::Text { path, .. } = &mut job.pairs {
+        *path = own;
+    }
 }

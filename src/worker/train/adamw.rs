@@ -94,10 +94,7 @@ impl AdamConfig {
         (first, second): (&mut Tensor, &mut Tensor),
         (update, decays): (Update, bool),
     ) {
-        #[expect(
-            clippy::cast_precision_loss,
-            reason = "steps are bounded far below 2^52"
-        )]
+        #[expect(clippy::cast_precision_loss, reason = "steps are bounded far below 2^52")]
         let step = update.step as f64;
         let correction1 = 1.0 - self.beta1.powf(step);
         let correction2_root = (1.0 - self.beta2.powf(step)).sqrt();

@@ -78,7 +78,9 @@ pub enum TrainError {
         difference: String,
     },
     /// More blocks are to learn than the model has.
-    #[error("trainable_layers is {asked}, but the model has {layers} layers\ntry: at most {layers}")]
+    #[error(
+        "trainable_layers is {asked}, but the model has {layers} layers\ntry: at most {layers}"
+    )]
     TooManyLayers {
         /// The setting.
         asked: u32,

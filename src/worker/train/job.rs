@@ -230,6 +230,13 @@ fn read_pairs(
         let reasons = reasons.collect::<Vec<_>>().join(", ");
         return Err(TrainError::NoPairs { pairs: count, dropped: count, reasons });
     }
+    for (reason, left_out) in &fitted.dropped {
+        tracing::warn!("{left_out} of {count} pairs are left out: {reason}");
+    }
+    if fitted.truncated > 0 {
+        let most = job.settings.max_length;
+        tracing::warn!("{} of {count} pairs are cut to {most} tokens", fitted.truncated);
+    }
     Ok((fitted, renderer))
 }
 

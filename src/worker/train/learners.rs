@@ -88,7 +88,6 @@ impl Learners {
     }
 
     /// The Euclidean norm over all gradients, on the device: f64 `[]`.
-    #[must_use]
     pub fn gradient_norm(&self) -> Tensor {
         let _no_grad = tch::no_grad_guard();
         let norms: Vec<Tensor> = self
@@ -155,7 +154,6 @@ impl Learner {
     }
 
     /// The gradient of the step so far; undefined where nothing reached the tensor.
-    #[must_use]
     pub fn gradient(&self) -> Tensor {
         match &self.sum {
             Some(sum) => sum.shallow_clone(),
@@ -164,7 +162,6 @@ impl Learner {
     }
 
     /// The tensor into which a hand-made gradient is added: f32, of the parameter's shape.
-    #[must_use]
     pub fn gradient_to_add_to(&self) -> Tensor {
         if let Some(sum) = &self.sum {
             return sum.shallow_clone();

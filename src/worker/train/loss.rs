@@ -8,7 +8,6 @@
 use rlhfd_config::Loss;
 use tch::{Kind, Tensor};
 
-
 /// What a loss gives for the pairs of a micro-batch. Every tensor is f32 `[pairs]`.
 pub struct PairLoss {
     /// Not reduced.
@@ -80,7 +79,6 @@ pub fn bradley_terry(chosen: &Tensor, rejected: &Tensor) -> PairLoss {
 impl PairLoss {
     /// Sums over the pairs, kept on the device: f64 `[5]` of loss, accuracy (margins above 0),
     /// margin, chosen, rejected. One step adds these up and reads them once.
-    #[must_use]
     pub fn sums(&self) -> Tensor {
         let ahead = self.margin.gt(0.0).to_kind(Kind::Double).sum(Kind::Double);
         let sum = |x: &Tensor| x.detach().sum(Kind::Double);

@@ -5,7 +5,7 @@
 //! say what is trained on and in which order, `pack`, `trunk`, `head` and `loss` compute a
 //! micro-batch, `schedule`, `adamw` and `learners` make a step of it, `trainer` is the loop,
 //! `state` saves and resumes it, `weights` and `publish` write the folder, `job` puts it together
-//! for the daemon's units and for the file mode (`cli`). May not enter: the protocol's frames.
+//! for the file mode and (`unit`) for the daemon. May not enter: the protocol's frames.
 
 pub mod adamw;
 pub mod batches;
@@ -24,6 +24,7 @@ pub mod state;
 pub mod steps;
 pub mod trainer;
 pub mod trunk;
+pub mod unit;
 pub mod weights;
 
 pub use error::TrainError;

@@ -64,9 +64,9 @@ impl Packed {
         let mut last = Vec::new();
         for (prompt, sequence) in pairs.iter().flat_map(|pair| pair.sequences()) {
             let start = ids.len();
-            for position in prompt.max(1)..sequence.len() {
+            for (position, id) in sequence.iter().enumerate().skip(prompt.max(1)) {
                 predicting.push(index(start + position - 1));
-                targets.push(sequence[position]);
+                targets.push(*id);
                 sequence_of.push(index(lengths.len()));
             }
             last.push(index((start + sequence.len()).saturating_sub(1)));

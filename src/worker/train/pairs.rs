@@ -35,6 +35,8 @@ pub struct Fitted {
     pub pairs: Vec<TokenPair>,
     /// Left out, by reason.
     pub dropped: BTreeMap<&'static str, u64>,
+    /// Kept, but cut to `max_length`.
+    pub truncated: u64,
 }
 
 /// Reads a file of pairs.
@@ -150,8 +152,12 @@ pub fn fit(pairs: Vec<TokenPair>, settings: &TrainSettings, training: Training) 
         Training::Reward => Overlong::Drop,
     };
     for pair in pairs {
+        let tokens = pair.tokens_max();
         match fit_one(pair, settings, overlong) {
-            Ok(pair) => fitted.pairs.push(pair),
+            Ok(pair) => {
+                fitted.truncated += u64::from(pair.tokens_max() < tokens);
+                fitted.pairs.push(pair);
+            }
             Err(reason) => *fitted.dropped.entry(reason).or_default() += 1,
         }
     }

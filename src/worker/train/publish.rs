@@ -76,6 +76,12 @@ pub struct RewardFolder {
     pub pad_token: Option<String>,
 }
 
+/// A weight file that was written: its name, and its tensors with their bytes.
+struct Placed {
+    file: String,
+    tensors: Vec<(String, u64)>,
+}
+
 /// A folder to be published.
 pub struct Publication<'a> {
     /// What the training started from.
@@ -109,14 +115,14 @@ impl Publication<'_> {
                 draft.write(name, &read(&from)?)?;
             }
         }
-        let steps = to_jsonl(self.rows)
-            .map_err(|error| json_error(&draft.path().join(STEPS), &error))?;
+        let steps =
+            to_jsonl(self.rows).map_err(|error| json_error(&draft.path().join(STEPS), &error))?;
         draft.write(STEPS, steps.as_bytes())?;
         Ok(architecture)
     }
 
-    /// Writes each weight file anew and returns what lies where: (file, tensor, bytes).
-    fn weights(&self, out: &Path) -> Result<Vec<(String, Vec<(String, u64)>)>, TrainError> {
+    /// Writes each weight file anew and returns what lies where.
+    fn weights(&self, out: &Path) -> Result<Vec<Placed>, TrainError> {
         let files = self.base.files();
         let mut placed = Vec::with_capacity(files.len());
         for (index, file) in files.iter().enumerate() {
@@ -136,7 +142,8 @@ impl Publication<'_> {
             }
             let name = file.path.file_name().unwrap_or_default().to_string_lossy().into_owned();
             weights::write(&out.join(&name), &pieces)?;
-            placed.push((name, pieces.iter().map(|p| (p.name.clone(), p.bytes())).collect()));
+            let tensors = pieces.iter().map(|p| (p.name.clone(), p.bytes())).collect();
+            placed.push(Placed { file: name, tensors });
         }
         Ok(placed)
     }
@@ -163,14 +170,10 @@ impl Publication<'_> {
         }
     }
 
-    fn index(
-        &self,
-        draft: &Draft,
-        placed: &[(String, Vec<(String, u64)>)],
-    ) -> Result<(), TrainError> {
+    fn index(&self, draft: &Draft, placed: &[Placed]) -> Result<(), TrainError> {
         let mut map = Map::new();
         let mut total = 0;
-        for (file, tensors) in placed {
+        for Placed { file, tensors } in placed {
             for (name, bytes) in tensors {
                 map.insert(name.clone(), Value::String(file.clone()));
                 total += bytes;

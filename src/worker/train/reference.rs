@@ -44,7 +44,6 @@ pub fn fill(
 }
 
 /// Summed response log-probs of a packed batch: f32 `[sequences]`, in nats, without a graph.
-#[must_use]
 pub fn sequence_logprobs(
     model: &Transformer,
     trunk: &mut Trunk,

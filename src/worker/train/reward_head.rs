@@ -16,7 +16,6 @@ const HEAD: u32 = 0x4845_4144;
 
 /// A new score head: f32 `[1, width]`, normal with mean 0 and this deviation (transformers'
 /// `initializer_range`), a function of the seed alone.
-#[must_use]
 pub fn seeded(width: usize, deviation: f64, seed: u64) -> Tensor {
     let key = [(seed & 0xffff_ffff) as u32, (seed >> 32) as u32];
     let mut values = Vec::with_capacity(width + 4);
@@ -44,24 +43,25 @@ fn normals(a: u32, b: u32) -> [f64; 2] {
 }
 
 /// A pad id that ends no text: the tokenizer's where it is no stop id, else the unk id, else a
-/// special token that no training text ends in, else a row without a token. None where there is
-/// none. No row is ever added.
+/// special token that no training text ends in (the BOS last), else a row without a token, which
+/// no text yields. None where there is none. No row is ever added.
 #[must_use]
 pub fn pad_id(tokenizer: &Tokenizer, vocabulary: usize, pairs: &[TokenPair]) -> Option<u32> {
-    let fits = |id: u32| (id as usize) < vocabulary && !tokenizer.is_stop(id);
-    let usual = [tokenizer.pad_id, tokenizer.unk_id].into_iter().flatten().find(|id| fits(*id));
+    let fits = |id: &u32| (*id as usize) < vocabulary && !tokenizer.is_stop(*id);
+    let usual = [tokenizer.pad_id, tokenizer.unk_id].into_iter().flatten().find(fits);
     let ends_a_text = |id: u32| {
-        pairs.iter().any(|pair| {
-            pair.chosen.last() == Some(&id) || pair.rejected.last() == Some(&id)
-        })
+        let ends = |ids: &[u32]| ids.last() == Some(&id);
+        pairs.iter().any(|pair| ends(&pair.chosen) || ends(&pair.rejected))
     };
     let special = || {
-        let mut ids = tokenizer.special_ids().into_iter();
-        ids.find(|id| fits(*id) && tokenizer.bos_id != Some(*id) && !ends_a_text(*id))
+        let ids = tokenizer.special_ids();
+        let is_bos = |id: &u32| tokenizer.bos_id == Some(*id);
+        let (bos, others): (Vec<u32>, Vec<u32>) = ids.into_iter().partition(is_bos);
+        others.into_iter().chain(bos).find(|id| fits(id) && !ends_a_text(*id))
     };
     let spare = || {
         let rows = u32::try_from(vocabulary).unwrap_or(u32::MAX);
-        (0..rows).rev().find(|id| !tokenizer.has(*id) && fits(*id))
+        (0..rows).rev().find(|id| !tokenizer.has(*id) && fits(id))
     };
     usual.or_else(special).or_else(spare)
 }

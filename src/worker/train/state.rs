@@ -71,11 +71,7 @@ pub fn fingerprint(parts: &[&[u8]]) -> String {
 ///
 /// # Errors
 /// What the disk says.
-pub fn save(
-    place: &StatePlace,
-    learners: &Learners,
-    rows: &[StepRow],
-) -> Result<(), TrainError> {
+pub fn save(place: &StatePlace, learners: &Learners, rows: &[StepRow]) -> Result<(), TrainError> {
     let step = rows.len() as u64;
     let out = place.folder.join(format!("step-{step:08}"));
     if out.exists() {
@@ -142,8 +138,11 @@ fn restore(
         difference: difference.to_owned(),
     };
     let path = folder.join(ROWS);
-    let text = std::fs::read(&path)
-        .map_err(|source| CheckpointError::Io { path: path.clone(), action: "read", source })?;
+    let text = std::fs::read(&path).map_err(|source| CheckpointError::Io {
+        path: path.clone(),
+        action: "read",
+        source,
+    })?;
     let saved: Saved = serde_json::from_slice(&text).map_err(|error| unreadable(&path, &error))?;
     if saved.fingerprint != place.fingerprint || saved.step != saved.rows.len() as u64 {
         return Err(foreign("its settings, pairs, seed or model are not these"));

@@ -259,7 +259,6 @@ fn dpo_sequences(
 }
 
 /// Per-token log-probs summed by sequence: f32 `[sequences]`.
-#[must_use]
 pub fn sequence_sums(packed: &Packed, logprobs: &Tensor) -> Tensor {
     let zeros = Tensor::zeros([packed.sequences()], (Kind::Float, logprobs.device()));
     zeros.index_add(0, &packed.sequence_of, logprobs).detach()

@@ -125,10 +125,8 @@ mod tests {
         let path = dir.path().join("sub/weights.safetensors");
         let one = Tensor::from_slice(&[1.5_f32, -0.1, 3e-9]).view([3, 1]);
         let two = one.to_kind(Kind::BFloat16);
-        let pieces = [
-            Piece::of("b".into(), Kind::Float, &one),
-            Piece::of("a".into(), Kind::BFloat16, &one),
-        ];
+        let pieces =
+            [Piece::of("b".into(), Kind::Float, &one), Piece::of("a".into(), Kind::BFloat16, &one)];
         write(&path, &pieces).unwrap();
         let file = WeightFile::open(&path).unwrap();
         let names: Vec<_> = file.entries.iter().map(|e| e.name.as_str()).collect();

@@ -1,0 +1,168 @@
+//! `train dpo` and `train reward`: pairs in, a checkpoint folder out.
+//!
+//! In: a model folder, pairs, settings. Out: a Hugging Face folder with manifest.json and
+//! steps.jsonl. The same code as the daemon's train units. May not enter: training itself.
+
+use std::cell::RefCell;
+use std::path::{Path, PathBuf};
+
+use clap::{Args, Subcommand};
+use rlhfd_config::{TrainSettings, Training};
+
+use super::CommonArgs;
+use super::logprobs::Render;
+use super::progress::Progress;
+use crate::errors::{InputError, WorkerError};
+use crate::train::TrainError;
+use crate::train::batches::Order;
+use crate::train::job::{self, Outcome, PairSource, TrainJob};
+use crate::train::steps::StepRow;
+use crate::train::trainer::Observer;
+use crate::watch::Watch;
+
+/// What is trained.
+#[derive(Debug, Clone, Subcommand)]
+pub enum TrainVerb {
+    /// Train a policy on preferences (DPO)
+    Dpo(TrainDpoArgs),
+    /// Train a Bradley-Terry reward model on preferences
+    Reward(TrainRewardArgs),
+}
+
+/// Options of `train dpo`.
+#[derive(Debug, Clone, Args)]
+pub struct TrainDpoArgs {
+    /// Model folder of the policy to start from
+    #[arg(long, value_name = "DIR")]
+    pub policy: PathBuf,
+    /// Model folder of the reference
+    #[arg(long, value_name = "DIR")]
+    pub reference: PathBuf,
+    /// How an answer becomes token ids
+    #[arg(long, value_enum, default_value_t = Render::Conversation)]
+    pub render: Render,
+    /// Pairs, settings, output
+    #[command(flatten)]
+    pub shared: SharedArgs,
+}
+
+/// Options of `train reward`.
+#[derive(Debug, Clone, Args)]
+pub struct TrainRewardArgs {
+    /// Model folder to start from: a policy (a score head is added) or a reward model
+    #[arg(long, value_name = "DIR")]
+    pub model: PathBuf,
+    /// Pairs, settings, output
+    #[command(flatten)]
+    pub shared: SharedArgs,
+}
+
+/// What both trainings take.
+#[derive(Debug, Clone, Args)]
+pub struct SharedArgs {
+    /// JSONL: {"chosen": [messages], "rejected": [messages]} on each line, or with a "prompt"
+    #[arg(long, value_name = "PAIRS")]
+    pub data: PathBuf,
+    /// Folder to write
+    #[arg(long, value_name = "DIR")]
+    pub out: PathBuf,
+    /// Settings, as in the daemon's [train] and [reward] tables
+    #[arg(long, value_name = "TOML")]
+    pub config: Option<PathBuf>,
+    /// Override one setting
+    #[arg(long = "set", value_name = "KEY=VALUE")]
+    pub overrides: Vec<String>,
+    /// Take the pairs in the order of the file
+    #[arg(long)]
+    pub no_shuffle: bool,
+    /// Device, seed, threads
+    #[command(flatten)]
+    pub common: CommonArgs,
+}
+
+/// Runs the command.
+///
+/// Errors: whatever is wrong with settings, folders, data or device; nothing then stands at `--out`.
+pub fn run(verb: &TrainVerb) -> Result<(), WorkerError> {
+    match verb {
+        TrainVerb::Dpo(args) => {
+            let pairs = PairSource::Text {
+                path: args.shared.data.clone(),
+                rule: args.render.into(),
+                reference: Some(args.reference.clone()),
+            };
+            train(Training::Dpo, &args.policy, pairs, &args.shared)
+        }
+        TrainVerb::Reward(args) => {
+            let pairs = PairSource::Text {
+                path: args.shared.data.clone(),
+                rule: Render::Conversation.into(),
+                reference: None,
+            };
+            train(Training::Reward, &args.model, pairs, &args.shared)
+        }
+    }
+}
+
+fn train(
+    training: Training,
+    base: &Path,
+    pairs: PairSource,
+    args: &SharedArgs,
+) -> Result<(), WorkerError> {
+    let seed = args.common.seed;
+    let job = TrainJob {
+        training,
+        base: base.to_owned(),
+        pairs,
+        settings: settings(training, args)?,
+        order: if args.no_shuffle { Order::AsGiven } else { Order::Shuffled { seed } },
+        seed,
+        out: args.out.clone(),
+        unit: String::new(),
+        parent_sha256: String::new(),
+        state: None,
+    };
+    let compute = args.common.open()?;
+    let watch = Watch::default();
+    let progress: RefCell<Option<Progress>> = RefCell::new(None);
+    let stepped = |_: &StepRow, steps: u64| {
+        let mut progress = progress.borrow_mut();
+        let total = usize::try_from(steps).unwrap_or(usize::MAX);
+        progress.get_or_insert_with(|| Progress::new("train", total)).advance(1, watch.tokens());
+    };
+    let outcome = job::run(&job, compute, &Observer { watch: &watch, stepped: &stepped })?;
+    drop(progress);
+    tell(&outcome, &args.out);
+    Ok(())
+}
+
+fn settings(training: Training, args: &SharedArgs) -> Result<TrainSettings, TrainError> {
+    let text = match &args.config {
+        Some(path) => std::fs::read_to_string(path).map_err(|source| InputError::File {
+            path: path.clone(),
+            action: "read",
+            mend: "name a TOML file with the keys of the [train] table, or leave --config away",
+            source,
+        })?,
+        None => String::new(),
+    };
+    let place = args.config.as_ref().map_or("--set".to_owned(), |path| path.display().to_string());
+    TrainSettings::read(training, &text, &args.overrides)
+        .map_err(|problems| TrainError::Settings { place, problems })
+}
+
+/// What came out, in one line for a person.
+fn tell(outcome: &Outcome, out: &Path) {
+    let (Some(first), Some(last)) = (outcome.rows.first(), outcome.rows.last()) else { return };
+    eprintln!(
+        "train: {} steps, loss {:.4} to {:.4}, accuracy {:.2}, margin {:.4}; {} holds {}",
+        last.step,
+        first.loss,
+        last.loss,
+        last.accuracy,
+        last.margin,
+        out.display(),
+        outcome.standing.sha256,
+    );
+}

@@ -1,0 +1,101 @@
+//! The daemon's train units: from the words of the protocol to a [`TrainJob`] and back.
+//!
+//! In: a `train_dpo` or `train_reward` work. Out: what was published. May not enter: frames,
+//! sockets, training itself.
+
+use std::path::Path;
+
+use rlhfd_config::{TrainSettings, Training};
+use rlhfd_protocol::worker::{ModelRef, Published, TrainTarget};
+
+use super::batches::Order;
+use super::error::TrainError;
+use super::job::{self, Outcome, PairSource, StateKeeping, TrainJob};
+use super::state::Resume;
+use super::trainer::Observer;
+use crate::checkpoint::CheckpointError;
+use crate::device::Compute;
+use crate::render::RenderRule;
+
+/// Names of the files in an iteration's or a job's folder.
+const SETTINGS: &str = "settings.toml";
+const PAIRS: &str = "pairs.jsonl";
+const PREFERENCES: &str = "preferences.jsonl";
+
+/// A DPO update from an iteration folder: pairs.jsonl with token ids and the reference's log-probs
+/// (so that the reference itself is not loaded), and settings.toml.
+///
+/// # Errors
+/// See [`TrainError`].
+pub fn train_dpo(
+    (policy, folder): (&ModelRef, &Path),
+    target: &TrainTarget,
+    compute: Compute,
+    observer: &Observer<'_>,
+) -> Result<Published, TrainError> {
+    let pairs = PairSource::Ids { path: folder.join(PAIRS) };
+    let job = job_of(Training::Dpo, (policy, folder), pairs, target)?;
+    job::run(&job, compute, observer).map(published)
+}
+
+/// A reward model from a job folder: preferences.jsonl with texts, and settings.toml.
+///
+/// # Errors
+/// See [`TrainError`].
+pub fn train_reward(
+    (base, folder): (&ModelRef, &Path),
+    target: &TrainTarget,
+    compute: Compute,
+    observer: &Observer<'_>,
+) -> Result<Published, TrainError> {
+    let path = folder.join(PREFERENCES);
+    let pairs = PairSource::Text { path, rule: RenderRule::Conversation, reference: None };
+    let job = job_of(Training::Reward, (base, folder), pairs, target)?;
+    job::run(&job, compute, observer).map(published)
+}
+
+fn job_of(
+    training: Training,
+    (base, folder): (&ModelRef, &Path),
+    pairs: PairSource,
+    target: &TrainTarget,
+) -> Result<TrainJob, TrainError> {
+    Ok(TrainJob {
+        training,
+        base: base.path.clone(),
+        pairs,
+        settings: settings(training, &folder.join(SETTINGS))?,
+        order: Order::Shuffled { seed: target.seed },
+        seed: target.seed,
+        out: target.out.clone(),
+        unit: target.unit.clone(),
+        parent_sha256: target.parent_sha256.clone(),
+        state: Some(StateKeeping {
+            folder: target.state.clone(),
+            resume: if target.resume { Resume::Newest } else { Resume::Never },
+            every_steps: target.save_every_steps,
+            every_s: target.save_every_s,
+        }),
+    })
+}
+
+fn settings(training: Training, path: &Path) -> Result<TrainSettings, TrainError> {
+    let text = std::fs::read_to_string(path).map_err(|source| CheckpointError::Io {
+        path: path.to_owned(),
+        action: "read",
+        source,
+    })?;
+    let place = path.display().to_string();
+    TrainSettings::read(training, &text, &[])
+        .map_err(|problems| TrainError::Settings { place, problems })
+}
+
+fn published(outcome: Outcome) -> Published {
+    Published {
+        steps: outcome.rows.len() as u64,
+        first_step: outcome.first_step,
+        bytes: outcome.standing.bytes,
+        sha256: outcome.standing.sha256,
+        dropped: outcome.dropped,
+    }
+}
