@@ -56,22 +56,39 @@ CREATE TABLE uploads (
 
 CREATE TABLE prompts (
     id             INTEGER PRIMARY KEY,
-    upload_id      INTEGER NOT NULL REFERENCES uploads(id),
-    set_id         INTEGER NOT NULL REFERENCES prompt_sets(id),
+    upload_id      INTEGER NOT NULL REFERENCES uploads(id), -- and by it the set
     messages       TEXT    NOT NULL,           -- JSON: [{"role", "content"}, …]
     sha256         BLOB    NOT NULL,           -- of the canonical messages: 32 bytes
     reserved       INTEGER NOT NULL CHECK (reserved IN (0, 1))
 ) STRICT;
 CREATE INDEX prompts_by_sum ON prompts(sha256);
 CREATE INDEX prompts_by_upload ON prompts(upload_id, reserved, id);
-CREATE INDEX prompts_by_set ON prompts(set_id, reserved, id);
 
--- Where the next draw of a run goes on in each upload.
+-- The same prompt in two uploads that were open at once: whichever is published second loses it.
+CREATE TABLE upload_twins (
+    upload_id      INTEGER NOT NULL REFERENCES uploads(id),
+    prompt_id      INTEGER NOT NULL,
+    other_upload_id INTEGER NOT NULL REFERENCES uploads(id),
+    PRIMARY KEY (upload_id, prompt_id, other_upload_id)
+) STRICT, WITHOUT ROWID;
+CREATE INDEX upload_twins_by_other ON upload_twins(other_upload_id);
+
+-- Where the next draw of a run goes on in each upload. A published upload never grows: once it is
+-- exhausted it is not looked at again.
 CREATE TABLE draw_cursors (
     run_id         INTEGER NOT NULL REFERENCES runs(id),
     upload_id      INTEGER NOT NULL REFERENCES uploads(id),
+    reserved       INTEGER NOT NULL CHECK (reserved IN (0, 1)),
     last_prompt_id INTEGER NOT NULL,
-    PRIMARY KEY (run_id, upload_id)
+    exhausted      INTEGER NOT NULL DEFAULT 0 CHECK (exhausted IN (0, 1)),
+    PRIMARY KEY (run_id, reserved, upload_id)
+) STRICT, WITHOUT ROWID;
+
+-- Prompts of cancelled iterations: back in the pool, drawn before fresh ones.
+CREATE TABLE returned_prompts (
+    run_id         INTEGER NOT NULL REFERENCES runs(id),
+    prompt_id      INTEGER NOT NULL REFERENCES prompts(id),
+    PRIMARY KEY (prompt_id, run_id)
 ) STRICT, WITHOUT ROWID;
 
 -- Fresh prompts are counted from these, not from prompts.
@@ -90,35 +107,48 @@ CREATE TABLE iterations (
     reference_id   INTEGER NOT NULL REFERENCES checkpoints(id),
     config         TEXT    NOT NULL,           -- the frozen configuration, TOML
     config_sha256  TEXT    NOT NULL,
+    prompts        INTEGER NOT NULL,           -- drawn
+    evaluate       INTEGER NOT NULL,           -- evaluation_prompts 0..evaluate are used
     started_ms     INTEGER NOT NULL,
     ended_ms       INTEGER,
     cancelled_ms   INTEGER,
     PRIMARY KEY (run_id, iteration)
 ) STRICT, WITHOUT ROWID;
 
--- The prompts of an iteration, in training order. A reserved prompt's ordinals belong to evaluation.
+-- The prompts of an iteration, in training order.
 CREATE TABLE draws (
     run_id         INTEGER NOT NULL REFERENCES runs(id),
     iteration      INTEGER NOT NULL,
-    purpose        TEXT    NOT NULL CHECK (purpose IN ('generate', 'evaluate')),
     ordinal        INTEGER NOT NULL,
     prompt_id      INTEGER NOT NULL REFERENCES prompts(id),
     occurrence     INTEGER NOT NULL DEFAULT 0, -- among equal rendered prompts of this draw
     set_aside      TEXT,                       -- reason, where the prompt itself was refused
     returned_ms    INTEGER,                    -- the iteration was cancelled: back in the pool
-    PRIMARY KEY (run_id, iteration, purpose, ordinal),
+    PRIMARY KEY (run_id, iteration, ordinal),
     FOREIGN KEY (run_id, iteration) REFERENCES iterations(run_id, iteration)
 ) STRICT, WITHOUT ROWID;
-CREATE INDEX draws_by_prompt ON draws(run_id, prompt_id);
-CREATE INDEX draws_returned ON draws(run_id, returned_ms) WHERE returned_ms IS NOT NULL;
+CREATE INDEX draws_by_prompt ON draws(prompt_id, run_id);
+
+-- The reserved prompts that policies are compared on: one list a run, which only grows, so that
+-- every policy answers the same prompts with the same random numbers.
+CREATE TABLE evaluation_prompts (
+    run_id         INTEGER NOT NULL REFERENCES runs(id),
+    ordinal        INTEGER NOT NULL,
+    prompt_id      INTEGER NOT NULL REFERENCES prompts(id),
+    occurrence     INTEGER NOT NULL DEFAULT 0,
+    set_aside      TEXT,
+    PRIMARY KEY (run_id, ordinal),
+    UNIQUE (prompt_id, run_id)
+) STRICT, WITHOUT ROWID;
 
 -- A prompt as the run's policy sees it.
 CREATE TABLE prompt_ids (
     run_id         INTEGER NOT NULL REFERENCES runs(id),
     prompt_id      INTEGER NOT NULL REFERENCES prompts(id),
     tokens         INTEGER NOT NULL,
+    ids_key        INTEGER NOT NULL,           -- equal ids have equal keys
     ids            BLOB    NOT NULL,
-    PRIMARY KEY (run_id, prompt_id)
+    PRIMARY KEY (prompt_id, run_id)
 ) STRICT, WITHOUT ROWID;
 
 -- ── training jobs, units, attempts, leases, devices ─────────────────────────────────────────────
@@ -150,8 +180,15 @@ CREATE TABLE units (
     stage          TEXT    NOT NULL CHECK (stage IN
                      ('prompts', 'generate', 'label', 'pair', 'train', 'checkpoint', 'evaluate')),
     work           TEXT    NOT NULL,           -- probe, render, generate, score, pair, logprobs, train_dpo, …
+    lane           TEXT    NOT NULL DEFAULT '',-- of evaluate: which policy answers; else empty
     key            TEXT    NOT NULL,           -- natural key within the run: iteration/stage/work/…
-    plan           TEXT    NOT NULL,           -- JSON: ordinals from..to, batch_items, policy, scorer
+    -- The batch plan: ordinals from..to, computed together in groups of batch_items. Null: in one piece.
+    from_item      INTEGER,
+    to_item        INTEGER,
+    batch_items    INTEGER,
+    policy_id      INTEGER REFERENCES checkpoints(id), -- null in evaluate: what this iteration trained
+    scorer_id      INTEGER REFERENCES scorers(id),
+    detail         TEXT,                       -- JSON of control's own
     state          TEXT    NOT NULL CHECK (state IN
                      ('open', 'running', 'done', 'set_aside', 'split', 'cancelled')),
     deaths         INTEGER NOT NULL DEFAULT 0, -- those that the worker caused, since the last progress
@@ -166,7 +203,8 @@ CREATE TABLE units (
     ended_ms       INTEGER,
     UNIQUE (run_id, key)
 ) STRICT;
-CREATE INDEX units_open ON units(run_id, state) WHERE state IN ('open', 'running');
+CREATE INDEX units_unclosed ON units(run_id, iteration, lane, work) WHERE state IN ('open', 'running');
+CREATE INDEX units_of_lanes ON units(run_id, lane) WHERE lane <> '';
 CREATE INDEX units_by_stage ON units(run_id, iteration, stage, state);
 CREATE INDEX units_by_job ON units(job_id) WHERE job_id IS NOT NULL;
 
@@ -216,9 +254,10 @@ CREATE TABLE responses (
     run_id         INTEGER NOT NULL REFERENCES runs(id),
     purpose        TEXT    NOT NULL CHECK (purpose IN ('generate', 'evaluate')),
     iteration      INTEGER NOT NULL,           -- of the draw that it belongs to
-    ordinal        INTEGER NOT NULL,           -- of the prompt in that draw
-    prompt_id      INTEGER NOT NULL REFERENCES prompts(id),
+    ordinal        INTEGER NOT NULL,           -- of the prompt in that draw, or in evaluation_prompts
+    prompt_id      INTEGER NOT NULL,           -- of prompts; no index, so no key that would need one
     policy_id      INTEGER NOT NULL REFERENCES checkpoints(id),
+    lane           TEXT    NOT NULL DEFAULT '',-- as its unit's
     arm            TEXT    NOT NULL,
     temperature    REAL    NOT NULL,
     sample         INTEGER NOT NULL,           -- over all arms
@@ -227,10 +266,12 @@ CREATE TABLE responses (
     tokens         INTEGER NOT NULL,
     characters     INTEGER NOT NULL,
     logprob        REAL    NOT NULL,           -- nats, summed, at temperature 1, stop id included
+    text_key       INTEGER NOT NULL,           -- equal texts have equal keys
     replanned      INTEGER NOT NULL DEFAULT 0,
     unit_id        INTEGER NOT NULL REFERENCES units(id)
 ) STRICT;
-CREATE UNIQUE INDEX responses_by_key ON responses(run_id, iteration, purpose, policy_id, ordinal, sample);
+CREATE UNIQUE INDEX responses_generated ON responses(run_id, iteration, ordinal, sample) WHERE purpose = 'generate';
+CREATE UNIQUE INDEX responses_evaluated ON responses(run_id, lane, ordinal, sample) WHERE purpose = 'evaluate';
 
 CREATE TABLE response_texts (
     response_id    INTEGER PRIMARY KEY REFERENCES responses(id) ON DELETE CASCADE,
@@ -271,7 +312,7 @@ CREATE TABLE preferences (
     iteration      INTEGER NOT NULL,
     ordinal        INTEGER NOT NULL,           -- of the prompt
     rank           INTEGER NOT NULL DEFAULT 0, -- where a prompt gives several
-    prompt_id      INTEGER NOT NULL REFERENCES prompts(id),
+    prompt_id      INTEGER NOT NULL,
     chosen_id      INTEGER NOT NULL REFERENCES responses(id),
     rejected_id    INTEGER NOT NULL REFERENCES responses(id),
     chosen_score   REAL    NOT NULL,
@@ -306,7 +347,7 @@ CREATE TABLE reference_logprobs (
     PRIMARY KEY (response_id, reference_id)
 ) STRICT, WITHOUT ROWID;
 
--- What an update was trained on, in order. `job` is the train unit's id.
+-- What an update was trained on, in order.
 CREATE TABLE training_set_members (
     unit_id        INTEGER NOT NULL REFERENCES units(id),
     position       INTEGER NOT NULL,

@@ -19,7 +19,7 @@ pub const LINE_BYTES_MAX: usize = 4 * 1024 * 1024;
 /// Prompt rows a transaction takes in: short enough that others get their turn (about 20 ms).
 pub const UPLOAD_BATCH_ROWS: usize = 2_000;
 /// Rows that a sweep deletes in one transaction.
-pub const SWEEP_BATCH_ROWS: usize = 2_000;
+pub const SWEEP_BATCH_ROWS: u32 = 2_000;
 /// Uploads that may be open at once.
 pub const UPLOADS_OPEN_MAX: u64 = 64;
 /// Characters of a client's key.

@@ -1,1 +1,60 @@
-//! Room store.
+//! SQLite, and all of the SQL: one module a noun, in flow order.
+//!
+//! In: values of `rlhfd-domain`, and the time as a number. Out: rows as plain structs. [`Store`] owns
+//! the one writing connection, [`Reader`] a read-only one; every method of `Store` that writes is one
+//! IMMEDIATE transaction, and who calls it may acknowledge once it returned. Unit and attempt rows
+//! are the journal, and every change of a unit goes through `rlhfd_domain::unit::next`.
+//! May not enter: clocks, actors, tensors, files other than the database and its folder.
+
+pub mod backup;
+pub mod checkpoints;
+pub mod draws;
+pub mod error;
+pub mod evaluations;
+pub mod events;
+pub mod generate;
+pub mod history;
+pub mod items;
+pub mod iterations;
+pub mod jobs;
+pub mod labels;
+pub mod leases;
+pub mod migrations;
+pub mod open;
+pub mod pairs;
+pub mod preferences;
+pub mod prompts;
+pub mod ready;
+pub mod runs;
+pub mod sql;
+pub mod status;
+pub mod tables;
+pub mod train;
+pub mod units;
+pub mod uploads;
+
+mod bytes;
+mod probe;
+mod rows;
+mod set_aside;
+
+pub use checkpoints::{Checkpoint, NewCheckpoint, Scorer};
+pub use error::{DiskKind, Disposition, Result, StoreError};
+pub use evaluations::{Evaluation, NewEvaluation, PairedAnswers};
+pub use events::{EventRow, Level, NewEvent};
+pub use generate::{Generated, NewResponse, Rendered};
+pub use history::{HistoryRow, LineageRow};
+pub use items::{GenerateItem, LogprobItem, RenderItem, ScoreItem};
+pub use iterations::{Drawn, Iteration, NewIteration};
+pub use jobs::{Job, JobStatus, NewJob};
+pub use labels::{Logprobs, Scored};
+pub use leases::{DeviceRow, Lease};
+pub use open::{Reader, Store};
+pub use pairs::TrainingPair;
+pub use preferences::{PairRule, PairTotals};
+pub use prompts::PromptSet;
+pub use runs::{ModelIdentity, Paused, PausedBy, Run, RunIdentity};
+pub use sql::{SqlAnswer, SqlError, SqlLimits, SqlReader, SqlValue};
+pub use status::{Progress, RunStatus, RunningUnit, StageProgress};
+pub use units::{Attempt, AttemptRow, Finish, NewUnit, Outcome, Recovered, UnitRow};
+pub use uploads::{Appended, NewPrompt, NewUpload, Publish, Upload, UploadKind, UploadOpened};

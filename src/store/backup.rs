@@ -1,0 +1,60 @@
+//! Backup and the whole check of integrity.
+//!
+//! In: a place for the copy. Out: a database of its own there, or what is wrong with this one.
+//! May not enter: when to make one.
+
+use std::path::Path;
+use std::time::Duration;
+
+use rusqlite::Connection;
+use rusqlite::backup::Backup;
+
+use crate::error::{Result, StoreError};
+use crate::open::Reader;
+
+/// Pages copied at once, between which others may write.
+const PAGES: i32 = 1_000;
+/// Findings that the check returns at most.
+const FINDINGS_MAX: i64 = 100;
+
+impl Reader {
+    /// Copies the database, while it is in use, to a file that must not exist.
+    pub fn backup_to(&self, path: &Path) -> Result<()> {
+        if path.exists() {
+            return Err(StoreError::Conflict {
+                what: "backup",
+                name: path.display().to_string(),
+                why: "stands already: choose another place".to_owned(),
+            });
+        }
+        let mut copy = Connection::open(path)?;
+        let backup = Backup::new(&self.conn, &mut copy)?;
+        backup.run_to_completion(PAGES, Duration::from_millis(5), None)?;
+        drop(backup);
+        copy.query_row("PRAGMA journal_mode = DELETE", [], |_| Ok(()))?;
+        copy.close().map_err(|(_, error)| StoreError::from(error))?;
+        std::fs::File::open(path)
+            .and_then(|file| file.sync_all())
+            .map_err(|source| StoreError::Place { action: "sync", path: path.to_owned(), source })
+    }
+
+    /// SQLite's whole check and that of the foreign keys: what is wrong, one sentence each; empty is
+    /// well. It reads the whole file.
+    pub fn integrity(&self) -> Result<Vec<String>> {
+        let mut check = self.conn.prepare("SELECT * FROM pragma_integrity_check(?1)")?;
+        let mut findings: Vec<String> =
+            check.query_map([FINDINGS_MAX], |row| row.get(0))?.collect::<rusqlite::Result<_>>()?;
+        findings.retain(|finding| finding != "ok");
+        let mut keys =
+            self.conn.prepare("SELECT \"table\", parent FROM pragma_foreign_key_check")?;
+        let mut rows = keys.query([])?;
+        while let Some(row) = rows.next()? {
+            let (table, parent): (String, String) = (row.get(0)?, row.get(1)?);
+            findings.push(format!("a row of {table} points to no row of {parent}"));
+            if findings.len() >= 2 * usize::try_from(FINDINGS_MAX).unwrap_or(100) {
+                break;
+            }
+        }
+        Ok(findings)
+    }
+}

@@ -1,0 +1,91 @@
+//! Training pairs, page by page: what control writes into an iteration folder's pairs.jsonl.
+//!
+//! In: a train unit whose set is fixed. Out: `TrainingPair`s in training order. May not enter: files.
+
+use rlhfd_domain::{UnitId, limits};
+use rusqlite::{Row, params};
+
+use crate::bytes::to_ids;
+use crate::error::Result;
+use crate::items::reference_of;
+use crate::open::Reader;
+use crate::rows::{count, int};
+use crate::units::get;
+
+/// A pair as it is trained on.
+#[derive(Debug, Clone, PartialEq)]
+pub struct TrainingPair {
+    /// Its place in the training order, from 0.
+    pub position: u64,
+    /// Its weight in the loss.
+    pub weight: f64,
+    /// The iteration that it was collected in.
+    pub iteration: u32,
+    /// Its prompt's place in that draw.
+    pub ordinal: u64,
+    /// Where a prompt gives several.
+    pub rank: u32,
+    /// The prompt's token ids.
+    pub prompt_ids: Vec<u32>,
+    /// The chosen response's token ids.
+    pub chosen_ids: Vec<u32>,
+    /// The rejected response's.
+    pub rejected_ids: Vec<u32>,
+    /// Log-prob of the chosen response under the reference, in nats, summed.
+    pub reference_chosen: f64,
+    /// That of the rejected one.
+    pub reference_rejected: f64,
+    /// What the scorer gave the chosen one.
+    pub chosen_score: f64,
+    /// What it gave the rejected one.
+    pub rejected_score: f64,
+}
+
+fn read(row: &Row<'_>) -> rusqlite::Result<TrainingPair> {
+    Ok(TrainingPair {
+        position: count(row.get(0)?),
+        weight: row.get(1)?,
+        iteration: row.get(2)?,
+        ordinal: count(row.get(3)?),
+        rank: row.get(4)?,
+        prompt_ids: to_ids(row.get_ref(5)?.as_blob()?),
+        chosen_ids: to_ids(row.get_ref(6)?.as_blob()?),
+        rejected_ids: to_ids(row.get_ref(7)?.as_blob()?),
+        reference_chosen: row.get(8)?,
+        reference_rejected: row.get(9)?,
+        chosen_score: row.get(10)?,
+        rejected_score: row.get(11)?,
+    })
+}
+
+impl Reader {
+    /// Pairs of a train unit after a position, in order; at most a page.
+    pub fn training_pairs(
+        &self,
+        unit: UnitId,
+        after: Option<u64>,
+        rows: u32,
+    ) -> Result<Vec<TrainingPair>> {
+        let row = get(&self.conn, unit)?;
+        let reference = reference_of(&self.conn, &row)?;
+        let mut statement = self.conn.prepare_cached(
+            "SELECT m.position, m.weight, f.iteration, f.ordinal, f.rank, i.ids, c.ids, r.ids,
+                    kc.logprob, kr.logprob, f.chosen_score, f.rejected_score
+             FROM training_set_members m
+             JOIN preferences f ON f.id = m.preference_id
+             JOIN prompt_ids i ON i.prompt_id = f.prompt_id AND i.run_id = f.run_id
+             JOIN response_texts c ON c.response_id = f.chosen_id
+             JOIN response_texts r ON r.response_id = f.rejected_id
+             JOIN reference_logprobs kc
+               ON kc.response_id = f.chosen_id AND kc.reference_id = ?2
+             JOIN reference_logprobs kr
+               ON kr.response_id = f.rejected_id AND kr.reference_id = ?2
+             WHERE m.unit_id = ?1 AND m.position > ?3 ORDER BY m.position LIMIT ?4",
+        )?;
+        let after = after.map_or(-1, int);
+        let rows = rows.min(limits::PAIRS_PAGE_ROWS);
+        let key = params![unit.get(), reference.get(), after, rows];
+        let pairs = statement.query_map(key, read)?.collect::<rusqlite::Result<_>>()?;
+        Ok(pairs)
+    }
+}

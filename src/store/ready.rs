@@ -1,0 +1,80 @@
+//! Readiness: an open unit is ready when its input rows exist. It is a question, never a state.
+//!
+//! In: a run. Out: its ready units in the order in which they should be taken: what lies later in the
+//! flow first within generation and labelling, so that work drains; then by item. The question looks
+//! at unclosed units alone, by their partial index.
+//! May not enter: pauses, devices, budgets: what to do with ready units is the scheduler's.
+
+use rlhfd_domain::RunId;
+
+use crate::error::Result;
+use crate::open::Reader;
+use crate::rows::limit;
+use crate::units::{UnitRow, select};
+
+/// `b` is an unclosed unit that must be closed before `u` may begin. Control's own works and training
+/// wait for all before them; generating waits for all rendering, because the occurrence of a prompt
+/// is counted over the whole draw; scoring and log-probs wait for the responses of their items.
+const READY: &str = "
+u.run_id = ?1 AND u.state = 'open'
+AND CASE u.work
+    WHEN 'render' THEN 1
+    WHEN 'probe' THEN 1
+    WHEN 'train_reward' THEN 1
+    WHEN 'generate' THEN
+        NOT EXISTS (SELECT 1 FROM units b WHERE b.state IN ('open', 'running')
+            AND b.run_id = u.run_id AND b.iteration = u.iteration AND b.lane = ''
+            AND b.work = 'render' AND b.stage = iif(u.stage = 'evaluate', 'evaluate', 'prompts'))
+        AND (u.policy_id IS NOT NULL OR EXISTS (SELECT 1 FROM iterations i
+            WHERE i.run_id = u.run_id AND i.iteration = u.iteration AND i.policy_out IS NOT NULL))
+    WHEN 'score' THEN
+        NOT EXISTS (SELECT 1 FROM units b WHERE b.state IN ('open', 'running')
+            AND b.run_id = u.run_id AND b.iteration = u.iteration AND b.lane = u.lane
+            AND b.work = 'generate' AND b.from_item < u.to_item AND u.from_item < b.to_item)
+    WHEN 'pair' THEN
+        NOT EXISTS (SELECT 1 FROM units b WHERE b.state IN ('open', 'running')
+            AND b.run_id = u.run_id AND b.iteration = u.iteration AND b.lane = ''
+            AND b.work IN ('render', 'generate', 'score') AND b.stage <> 'evaluate')
+    WHEN 'logprobs' THEN
+        NOT EXISTS (SELECT 1 FROM units b WHERE b.state IN ('open', 'running')
+            AND b.run_id = u.run_id AND b.iteration = u.iteration AND b.lane = u.lane
+            AND CASE WHEN u.lane = '' THEN b.work = 'pair'
+                ELSE b.work = 'generate' AND b.from_item < u.to_item AND u.from_item < b.to_item END)
+    WHEN 'train_dpo' THEN
+        NOT EXISTS (SELECT 1 FROM units b WHERE b.state IN ('open', 'running')
+            AND b.run_id = u.run_id AND b.iteration = u.iteration AND b.lane = ''
+            AND b.work IN ('pair', 'logprobs'))
+    WHEN 'checkpoint' THEN
+        CASE WHEN u.job_id IS NULL THEN
+            EXISTS (SELECT 1 FROM units d WHERE d.run_id = u.run_id AND d.iteration = u.iteration
+                AND d.stage = 'train' AND d.state = 'done' AND d.work = 'train_dpo')
+        ELSE
+            EXISTS (SELECT 1 FROM units d WHERE d.job_id = u.job_id
+                AND d.stage = 'train' AND d.state = 'done')
+        END
+    WHEN 'summarise' THEN
+        NOT EXISTS (SELECT 1 FROM units b WHERE b.state IN ('open', 'running')
+            AND b.run_id = u.run_id AND b.iteration = u.iteration AND b.id <> u.id)
+    ELSE 0 END
+ORDER BY
+    u.iteration IS NOT NULL,
+    CASE WHEN u.stage = 'evaluate' THEN 1 ELSE 0 END,
+    CASE WHEN u.lane LIKE 'initial%' THEN 1 ELSE 0 END,
+    CASE u.work WHEN 'probe' THEN 0 WHEN 'render' THEN 1 WHEN 'score' THEN 2 WHEN 'generate' THEN 3
+        WHEN 'logprobs' THEN 4 ELSE 5 END,
+    u.from_item, u.id
+LIMIT ?2";
+
+impl Reader {
+    /// Ready units, best first. Jobs and probes come before iterations; the initial policy's
+    /// evaluation comes last.
+    pub fn ready_units(&self, run: RunId, rows: u32) -> Result<Vec<UnitRow>> {
+        // The state is said in the words of the partial index.
+        let condition = READY.replacen(
+            "u.state = 'open'",
+            "u.state IN ('open', 'running') AND u.state = 'open'",
+            1,
+        );
+        select(&self.conn, &condition, &[&run.get(), &limit(rows)])
+    }
+}

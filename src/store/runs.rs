@@ -1,0 +1,345 @@
+//! Runs: an initial policy, a reference, a seed, and where the head stands.
+//!
+//! In: identities of models and a name. Out: `Run`. A run keeps its identity for ever; other values
+//! under its name are an error. May not enter: model folders.
+
+use rlhfd_domain::{CheckpointId, Name, RunId, limits};
+use rusqlite::{Connection, OptionalExtension, Row, params};
+
+use crate::error::{Result, StoreError};
+use crate::events::{Level, NewEvent, append};
+use crate::open::{Reader, Store};
+use crate::rows::{found, message};
+use crate::units::{Finish, finish};
+
+/// A model folder by place and content.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ModelIdentity {
+    /// The folder, relative to the state folder where it lies in there.
+    pub path: String,
+    /// The sum of its manifest or files.
+    pub sha256: String,
+}
+
+/// What makes a run the same run.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct RunIdentity {
+    /// Its name.
+    pub name: Name,
+    /// The seed of all its random numbers; at most `i64::MAX`.
+    pub seed: u64,
+    /// The policy that it begins with.
+    pub policy: ModelIdentity,
+    /// The reference, where it is not the initial policy.
+    pub reference: Option<ModelIdentity>,
+}
+
+/// Who paused a run.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum PausedBy {
+    /// A person.
+    Operator,
+    /// The daemon, for the reason that it gives.
+    Daemon,
+}
+
+impl PausedBy {
+    /// The word of rows.
+    #[must_use]
+    pub const fn label(self) -> &'static str {
+        match self {
+            Self::Operator => "operator",
+            Self::Daemon => "daemon",
+        }
+    }
+}
+
+/// A pause.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Paused {
+    /// Who.
+    pub by: PausedBy,
+    /// Why.
+    pub reason: String,
+}
+
+/// A row of `runs`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Run {
+    /// Its row.
+    pub id: RunId,
+    /// Its name.
+    pub name: String,
+    /// Its seed.
+    pub seed: u64,
+    /// The policy that it began with.
+    pub initial: CheckpointId,
+    /// The reference.
+    pub reference: CheckpointId,
+    /// The current policy.
+    pub head: CheckpointId,
+    /// Whether it is the one that works.
+    pub active: bool,
+    /// Whether and why it is paused.
+    pub paused: Option<Paused>,
+    /// Since when `start` waits to be served.
+    pub start_asked_ms: Option<i64>,
+    /// The models and settings that the last good probe covered.
+    pub probed_key: Option<String>,
+    /// When it was made.
+    pub created_ms: i64,
+}
+
+const COLUMNS: &str = "id, name, seed, initial_id, reference_id, head_id, active, paused_reason, \
+                       paused_by, start_asked_ms, probed_key, created_ms";
+
+fn read(row: &Row<'_>) -> rusqlite::Result<Run> {
+    let reason: Option<String> = row.get(7)?;
+    let by: Option<String> = row.get(8)?;
+    let by = if by.as_deref() == Some("operator") { PausedBy::Operator } else { PausedBy::Daemon };
+    Ok(Run {
+        id: RunId(row.get(0)?),
+        name: row.get(1)?,
+        seed: row.get::<_, i64>(2)?.cast_unsigned(),
+        initial: CheckpointId(row.get(3)?),
+        reference: CheckpointId(row.get(4)?),
+        head: CheckpointId(row.get(5)?),
+        active: row.get(6)?,
+        paused: reason.map(|reason| Paused { by, reason }),
+        start_asked_ms: row.get(9)?,
+        probed_key: row.get(10)?,
+        created_ms: row.get(11)?,
+    })
+}
+
+pub(crate) fn get(conn: &Connection, run: RunId) -> Result<Run> {
+    let text = format!("SELECT {COLUMNS} FROM runs WHERE id = ?1");
+    let row = conn.prepare_cached(&text)?.query_row([run.get()], read).optional()?;
+    found(row, "run", run)
+}
+
+impl Reader {
+    /// A run by its row.
+    pub fn run(&self, run: RunId) -> Result<Run> {
+        get(&self.conn, run)
+    }
+
+    /// The run that works; none before the first.
+    pub fn active_run(&self) -> Result<Option<Run>> {
+        let text = format!("SELECT {COLUMNS} FROM runs WHERE active = 1");
+        Ok(self.conn.prepare_cached(&text)?.query_row([], read).optional()?)
+    }
+
+    /// A run by its name.
+    pub fn run_by_name(&self, name: &str) -> Result<Option<Run>> {
+        let text = format!("SELECT {COLUMNS} FROM runs WHERE name = ?1");
+        Ok(self.conn.prepare_cached(&text)?.query_row([name], read).optional()?)
+    }
+
+    /// All runs, oldest first.
+    pub fn runs(&self) -> Result<Vec<Run>> {
+        let text =
+            format!("SELECT {COLUMNS} FROM runs ORDER BY id LIMIT {}", limits::LIST_ROWS_MAX);
+        let mut statement = self.conn.prepare_cached(&text)?;
+        Ok(statement.query_map([], read)?.collect::<rusqlite::Result<_>>()?)
+    }
+}
+
+impl Store {
+    /// The run of this name, made where there is none, and the active one from now on. Another
+    /// initial policy, reference or seed under a known name is a conflict. A model folder that was
+    /// moved is the same model: its new place is kept.
+    pub fn open_run(&mut self, identity: &RunIdentity, now_ms: i64) -> Result<Run> {
+        if i64::try_from(identity.seed).is_err() {
+            return Err(StoreError::Conflict {
+                what: "run",
+                name: identity.name.to_string(),
+                why: format!("has the seed {}: choose one up to {}", identity.seed, i64::MAX),
+            });
+        }
+        self.transact(|conn| {
+            let known: Option<i64> = conn
+                .query_row("SELECT id FROM runs WHERE name = ?1", [identity.name.as_str()], |row| {
+                    row.get(0)
+                })
+                .optional()?;
+            let run = match known {
+                Some(id) => match_identity(conn, RunId(id), identity)?,
+                None => create(conn, identity, now_ms)?,
+            };
+            conn.execute("UPDATE runs SET active = 0 WHERE active = 1 AND id <> ?1", [run.get()])?;
+            conn.execute("UPDATE runs SET active = 1 WHERE id = ?1 AND active = 0", [run.get()])?;
+            get(conn, run)
+        })
+    }
+
+    /// Pauses a run: running units finish, none begins.
+    pub fn pause_run(&mut self, run: RunId, by: PausedBy, reason: &str, now_ms: i64) -> Result<()> {
+        self.transact(|conn| pause(conn, run, by, reason, now_ms))
+    }
+
+    /// Lets a paused run go on.
+    pub fn resume_run(&mut self, run: RunId, now_ms: i64) -> Result<()> {
+        self.transact(|conn| {
+            let changed = conn.execute(
+                "UPDATE runs SET paused_reason = NULL, paused_by = NULL
+                 WHERE id = ?1 AND paused_reason IS NOT NULL",
+                [run.get()],
+            )?;
+            if changed > 0 {
+                append(conn, &NewEvent::of(run, "run_resumed", "the run goes on"), now_ms)?;
+            }
+            Ok(())
+        })
+    }
+
+    /// Asks for an iteration with the prompts that there are.
+    pub fn ask_start(&mut self, run: RunId, now_ms: i64) -> Result<()> {
+        self.transact(|conn| {
+            conn.execute(
+                "UPDATE runs SET start_asked_ms = ?2 WHERE id = ?1",
+                params![run.get(), now_ms],
+            )?;
+            Ok(())
+        })
+    }
+
+    /// Moves the head to a sound policy of the same run. History is never rewritten.
+    pub fn move_head(
+        &mut self,
+        run: RunId,
+        to: CheckpointId,
+        why: &str,
+        now_ms: i64,
+    ) -> Result<()> {
+        self.transact(|conn| set_head(conn, run, to, why, now_ms))
+    }
+}
+
+pub(crate) fn pause(
+    conn: &Connection,
+    run: RunId,
+    by: PausedBy,
+    reason: &str,
+    now_ms: i64,
+) -> Result<()> {
+    // An operator's pause is not turned into one that the daemon may end by itself.
+    let changed = conn.execute(
+        "UPDATE runs SET paused_reason = ?2, paused_by = ?3
+         WHERE id = ?1 AND (paused_by IS NULL OR paused_by = 'daemon' OR ?3 = 'operator')",
+        params![run.get(), message(reason), by.label()],
+    )?;
+    if changed > 0 {
+        let text = format!("paused by the {}: {reason}", by.label());
+        let event = NewEvent { level: Level::Warn, ..NewEvent::of(run, "run_paused", text) };
+        append(conn, &event, now_ms)?;
+    }
+    Ok(())
+}
+
+pub(crate) fn set_head(
+    conn: &Connection,
+    run: RunId,
+    to: CheckpointId,
+    why: &str,
+    now_ms: i64,
+) -> Result<()> {
+    let name: Option<String> = conn
+        .query_row(
+            "SELECT name FROM checkpoints WHERE id = ?1 AND run_id = ?2 AND sound = 1
+             AND kind IN ('initial', 'policy')",
+            params![to.get(), run.get()],
+            |row| row.get(0),
+        )
+        .optional()?;
+    let name = found(name, "sound policy", to)?;
+    conn.execute("UPDATE runs SET head_id = ?2 WHERE id = ?1", params![run.get(), to.get()])?;
+    let event = NewEvent::of(run, "head_moved", format!("the head is {name}: {why}"));
+    append(conn, &event, now_ms)?;
+    Ok(())
+}
+
+fn create(conn: &Connection, identity: &RunIdentity, now_ms: i64) -> Result<RunId> {
+    // The foreign keys to checkpoints are deferred: the run comes first, then what it points to.
+    conn.execute(
+        "INSERT INTO runs (name, seed, initial_id, reference_id, head_id, created_ms)
+         VALUES (?1, ?2, 0, 0, 0, ?3)",
+        params![identity.name.as_str(), identity.seed.cast_signed(), now_ms],
+    )?;
+    let run = RunId(conn.last_insert_rowid());
+    let add = |kind: &str, model: &ModelIdentity| -> Result<i64> {
+        conn.execute(
+            "INSERT INTO checkpoints (run_id, name, kind, path, sha256, created_ms)
+             VALUES (?1, ?2, ?2, ?3, ?4, ?5)",
+            params![run.get(), kind, model.path, model.sha256, now_ms],
+        )?;
+        Ok(conn.last_insert_rowid())
+    };
+    let initial = add("initial", &identity.policy)?;
+    let reference = match &identity.reference {
+        Some(model) if model.sha256 != identity.policy.sha256 => add("reference", model)?,
+        Some(_) | None => initial,
+    };
+    conn.execute(
+        "UPDATE runs SET initial_id = ?2, head_id = ?2, reference_id = ?3 WHERE id = ?1",
+        params![run.get(), initial, reference],
+    )?;
+    let text = format!("run {} begins with {}", identity.name, identity.policy.path);
+    append(conn, &NewEvent::of(run, "run_created", text), now_ms)?;
+    Ok(run)
+}
+
+fn match_identity(conn: &Connection, run: RunId, identity: &RunIdentity) -> Result<RunId> {
+    let row = get(conn, run)?;
+    let conflict = |part: &str, was: &str, is: &str| StoreError::Conflict {
+        what: "run",
+        name: identity.name.to_string(),
+        why: format!(
+            "was begun with the {part} {was}, and the configuration has {is}: give the run a new \
+             name in [run], or its own {part} back"
+        ),
+    };
+    if row.seed != identity.seed {
+        return Err(conflict("seed", &row.seed.to_string(), &identity.seed.to_string()));
+    }
+    let reference = identity.reference.as_ref().unwrap_or(&identity.policy);
+    let parts =
+        [("policy", row.initial, &identity.policy), ("reference", row.reference, reference)];
+    for (part, id, model) in parts {
+        let (path, sha256): (String, String) = conn.query_row(
+            "SELECT path, sha256 FROM checkpoints WHERE id = ?1",
+            [id.get()],
+            |row| Ok((row.get(0)?, row.get(1)?)),
+        )?;
+        if sha256 != model.sha256 {
+            let brief = |sum: &str| sum.chars().take(12).collect::<String>();
+            let was = format!("{path} ({})", brief(&sha256));
+            let is = format!("{} ({})", model.path, brief(&model.sha256));
+            return Err(conflict(part, &was, &is));
+        }
+        // Where policy and reference are one checkpoint, the policy's place is the one kept.
+        if path != model.path && (part == "policy" || row.reference != row.initial) {
+            conn.execute(
+                "UPDATE checkpoints SET path = ?2 WHERE id = ?1",
+                params![id.get(), model.path],
+            )?;
+        }
+    }
+    Ok(run)
+}
+
+impl Store {
+    /// A finished probe unit: `key` names the models and settings that it found well. Findings are the
+    /// caller's to judge before.
+    pub fn finish_probe(&mut self, end: &Finish, key: &str, now_ms: i64) -> Result<()> {
+        self.transact(|conn| {
+            let unit = finish(conn, end, now_ms)?;
+            conn.execute(
+                "UPDATE runs SET probed_key = ?2 WHERE id = ?1",
+                params![unit.run.get(), key],
+            )?;
+            append(conn, &NewEvent::of(unit.run, "probed", "the models fit each other"), now_ms)?;
+            Ok(())
+        })
+    }
+}

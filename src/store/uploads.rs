@@ -1,0 +1,491 @@
+//! Uploads: how prompts of any number come in by short transactions and become visible by one.
+//!
+//! ```text
+//!   open ──append, append, …──▶ open ──publish (again until done)──▶ published
+//!    │ refused, cut off, daemon restarted
+//!    └──▶ failed ──sweep (again until done)──▶ failed, without rows
+//! ```
+//!
+//! In: checked prompts with their sums. Out: `Upload`. A slow client never holds the writer, and rows
+//! of an upload that is not published are never drawn, counted or listed. Duplicates are recognised
+//! within the upload and against all published ones as rows come in; against another open upload they
+//! are kept as twins, and the one that is published second loses its copy.
+//! May not enter: JSON lines, sockets.
+
+use rlhfd_domain::{Name, SetId, UploadId, limits, prompt};
+use rusqlite::{Connection, OptionalExtension, Row, params};
+
+use crate::error::{Result, StoreError};
+use crate::events::{NewEvent, append};
+use crate::open::{Reader, Store};
+use crate::rows::{count, found, int};
+
+/// What an upload brings.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum UploadKind {
+    /// Prompts for a set.
+    Prompts,
+    /// Preferences for a training job; their rows lie in a file.
+    Preferences,
+}
+
+impl UploadKind {
+    /// The word of rows.
+    #[must_use]
+    pub const fn label(self) -> &'static str {
+        match self {
+            Self::Prompts => "prompts",
+            Self::Preferences => "preferences",
+        }
+    }
+}
+
+/// An upload to open.
+#[derive(Debug, Clone, PartialEq)]
+pub struct NewUpload {
+    /// Makes a retry harmless.
+    pub client_key: Option<String>,
+    /// What it brings.
+    pub kind: UploadKind,
+    /// The prompt set, or the training job.
+    pub name: Name,
+    /// Share of the set held back for evaluation; none: the set's own, 0 for a new one.
+    pub reserve_share: Option<f64>,
+}
+
+/// What came of opening an upload.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum UploadOpened {
+    /// It is open: send the rows.
+    Fresh(Upload),
+    /// The same key was published before: nothing is to be done.
+    Done(Upload),
+}
+
+/// A row of `uploads`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Upload {
+    /// Its row.
+    pub id: UploadId,
+    /// The client's key.
+    pub client_key: Option<String>,
+    /// `prompts` or `preferences`.
+    pub kind: String,
+    /// The prompt set, or the training job.
+    pub name: String,
+    /// The prompt set.
+    pub set: Option<SetId>,
+    /// `open`, `published` or `failed`.
+    pub state: String,
+    /// Lines seen.
+    pub lines: u64,
+    /// Rows kept.
+    pub kept: u64,
+    /// Rows of these held back for evaluation.
+    pub reserved: u64,
+    /// Rows that were there before.
+    pub duplicates: u64,
+    /// Lines that could not be read and were skipped.
+    pub bad: u64,
+    /// When it was opened.
+    pub created_ms: i64,
+    /// When it was published or failed.
+    pub ended_ms: Option<i64>,
+}
+
+/// A checked prompt.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct NewPrompt {
+    /// JSON: `[{"role", "content"}, …]`.
+    pub messages: String,
+    /// The sum of its canonical bytes.
+    pub sha256: [u8; 32],
+}
+
+/// What became of the rows of one call.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Appended {
+    /// Rows kept.
+    pub kept: u64,
+    /// Rows of these held back for evaluation.
+    pub reserved: u64,
+    /// Rows that were there before.
+    pub duplicates: u64,
+}
+
+/// What a step of publishing did.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Publish {
+    /// Twins were taken out; call again.
+    Again,
+    /// It is published.
+    Done(Upload),
+}
+
+const COLUMNS: &str = "id, client_key, kind, name, set_id, state, lines, kept, reserved, \
+                       duplicates, bad, created_ms, ended_ms";
+
+fn read(row: &Row<'_>) -> rusqlite::Result<Upload> {
+    Ok(Upload {
+        id: UploadId(row.get(0)?),
+        client_key: row.get(1)?,
+        kind: row.get(2)?,
+        name: row.get(3)?,
+        set: row.get::<_, Option<i64>>(4)?.map(SetId),
+        state: row.get(5)?,
+        lines: count(row.get(6)?),
+        kept: count(row.get(7)?),
+        reserved: count(row.get(8)?),
+        duplicates: count(row.get(9)?),
+        bad: count(row.get(10)?),
+        created_ms: row.get(11)?,
+        ended_ms: row.get(12)?,
+    })
+}
+
+pub(crate) fn get(conn: &Connection, id: UploadId) -> Result<Upload> {
+    let text = format!("SELECT {COLUMNS} FROM uploads WHERE id = ?1");
+    let row = conn.prepare_cached(&text)?.query_row([id.get()], read).optional()?;
+    found(row, "upload", id)
+}
+
+fn get_open(conn: &Connection, id: UploadId) -> Result<Upload> {
+    let upload = get(conn, id)?;
+    if upload.state == "open" {
+        return Ok(upload);
+    }
+    Err(StoreError::Conflict {
+        what: "upload",
+        name: id.to_string(),
+        why: format!("is {}, so that it takes no rows: begin a new one", upload.state),
+    })
+}
+
+impl Reader {
+    /// An upload by its row.
+    pub fn upload(&self, id: UploadId) -> Result<Upload> {
+        get(&self.conn, id)
+    }
+
+    /// An upload by its client's key.
+    pub fn upload_by_key(&self, key: &str) -> Result<Option<Upload>> {
+        let text = format!("SELECT {COLUMNS} FROM uploads WHERE client_key = ?1");
+        Ok(self.conn.prepare_cached(&text)?.query_row([key], read).optional()?)
+    }
+}
+
+impl Store {
+    /// Opens an upload, and its prompt set where there is none of that name.
+    pub fn open_upload(&mut self, new: &NewUpload, now_ms: i64) -> Result<UploadOpened> {
+        self.transact(|conn| {
+            if let Some(key) = &new.client_key
+                && let Some(upload) = known_key(conn, key, new)?
+            {
+                return Ok(UploadOpened::Done(upload));
+            }
+            let open: i64 =
+                conn.query_row("SELECT count(*) FROM uploads WHERE state = 'open'", [], |row| {
+                    row.get(0)
+                })?;
+            if count(open) >= limits::UPLOADS_OPEN_MAX {
+                return Err(StoreError::Conflict {
+                    what: "upload",
+                    name: new.name.to_string(),
+                    why: format!("is one too many: {open} are open already, wait for one to end"),
+                });
+            }
+            let set = match new.kind {
+                UploadKind::Prompts => Some(prompt_set(conn, new, now_ms)?),
+                UploadKind::Preferences => None,
+            };
+            conn.execute(
+                "INSERT INTO uploads (client_key, kind, name, set_id, state, created_ms)
+                 VALUES (?1, ?2, ?3, ?4, 'open', ?5)",
+                params![
+                    new.client_key,
+                    new.kind.label(),
+                    new.name.as_str(),
+                    set.map(SetId::get),
+                    now_ms
+                ],
+            )?;
+            get(conn, UploadId(conn.last_insert_rowid())).map(UploadOpened::Fresh)
+        })
+    }
+
+    /// Takes in the next rows of an open upload of prompts, at most `limits::UPLOAD_BATCH_ROWS`.
+    pub fn append_prompts(&mut self, upload: UploadId, rows: &[NewPrompt]) -> Result<Appended> {
+        if rows.len() > limits::UPLOAD_BATCH_ROWS {
+            return Err(StoreError::Conflict {
+                what: "upload",
+                name: upload.to_string(),
+                why: format!(
+                    "sent {} rows at once: send {}",
+                    rows.len(),
+                    limits::UPLOAD_BATCH_ROWS
+                ),
+            });
+        }
+        self.transact(|conn| {
+            let open = get_open(conn, upload)?;
+            let set = found(open.set, "prompt set of upload", upload)?;
+            let share: f64 = conn
+                .prepare_cached("SELECT reserve_share FROM prompt_sets WHERE id = ?1")?
+                .query_row([set.get()], |row| row.get(0))?;
+            let mut appended = Appended::default();
+            for row in rows {
+                add_prompt(conn, upload, row, share, &mut appended)?;
+            }
+            conn.execute(
+                "UPDATE uploads SET lines = lines + ?2, kept = kept + ?3, reserved = reserved + ?4,
+                        duplicates = duplicates + ?5 WHERE id = ?1",
+                params![
+                    upload.get(),
+                    int(rows.len() as u64),
+                    int(appended.kept),
+                    int(appended.reserved),
+                    int(appended.duplicates)
+                ],
+            )?;
+            Ok(appended)
+        })
+    }
+
+    /// Counts lines of an open upload without keeping rows: `bad` could not be read and were skipped,
+    /// `kept` lie in the upload's own file.
+    pub fn count_lines(&mut self, upload: UploadId, kept: u64, bad: u64) -> Result<()> {
+        self.transact(|conn| {
+            get_open(conn, upload)?;
+            conn.execute(
+                "UPDATE uploads SET lines = lines + ?2 + ?3, kept = kept + ?2, bad = bad + ?3
+                 WHERE id = ?1",
+                params![upload.get(), int(kept), int(bad)],
+            )?;
+            Ok(())
+        })
+    }
+
+    /// Makes an upload visible. Call until it is done: each call is short.
+    pub fn publish_upload(&mut self, upload: UploadId, now_ms: i64) -> Result<Publish> {
+        self.transact(|conn| {
+            let open = get(conn, upload)?;
+            if open.state == "published" {
+                return Ok(Publish::Done(open));
+            }
+            get_open(conn, upload)?;
+            if drop_lost_twins(conn, upload)? {
+                return Ok(Publish::Again);
+            }
+            publish(conn, upload, now_ms).map(Publish::Done)
+        })
+    }
+
+    /// Gives an open upload up. Its rows are invisible at once and swept later.
+    pub fn fail_upload(&mut self, upload: UploadId, why: &str, now_ms: i64) -> Result<()> {
+        self.transact(|conn| {
+            fail(conn, upload, now_ms)?;
+            let text = format!("upload {upload} was given up: {why}");
+            append(conn, &NewEvent::about("upload_failed", text), now_ms)?;
+            Ok(())
+        })
+    }
+
+    /// Deletes a bounded number of rows of failed uploads. True: there may be more, call again.
+    pub fn sweep_uploads(&mut self) -> Result<bool> {
+        self.transact(sweep)
+    }
+}
+
+/// A failed upload gives its key back, so that the client may try again under it.
+pub(crate) fn fail(conn: &Connection, upload: UploadId, now_ms: i64) -> Result<()> {
+    conn.execute(
+        "UPDATE uploads SET state = 'failed', ended_ms = ?2, client_key = NULL
+         WHERE id = ?1 AND state = 'open'",
+        params![upload.get(), now_ms],
+    )?;
+    Ok(())
+}
+
+fn known_key(conn: &Connection, key: &str, new: &NewUpload) -> Result<Option<Upload>> {
+    let text = format!("SELECT {COLUMNS} FROM uploads WHERE client_key = ?1");
+    let known = conn.prepare_cached(&text)?.query_row([key], read).optional()?;
+    let conflict = |why: &str| StoreError::Conflict {
+        what: "upload key",
+        name: key.to_owned(),
+        why: why.to_owned(),
+    };
+    match known {
+        None => Ok(None),
+        Some(upload) if upload.state != "published" => {
+            Err(conflict("is being uploaded now: wait for it to end"))
+        }
+        Some(upload) if upload.name != new.name.as_str() || upload.kind != new.kind.label() => {
+            Err(conflict("was used for another set or job: choose a key of its own"))
+        }
+        Some(upload) => Ok(Some(upload)),
+    }
+}
+
+fn prompt_set(conn: &Connection, new: &NewUpload, now_ms: i64) -> Result<SetId> {
+    let refused =
+        |why: String| StoreError::Conflict { what: "prompt set", name: new.name.to_string(), why };
+    if new.reserve_share.is_some_and(|share| !(0.0..1.0).contains(&share)) {
+        return Err(refused("needs a reserve share from 0 to below 1".to_owned()));
+    }
+    let known: Option<(i64, f64, i64)> = conn
+        .query_row(
+            "SELECT id, reserve_share, prompts FROM prompt_sets WHERE name = ?1",
+            [new.name.as_str()],
+            |row| Ok((row.get(0)?, row.get(1)?, row.get(2)?)),
+        )
+        .optional()?;
+    if let Some((id, share, prompts)) = known {
+        let asked = new.reserve_share.unwrap_or(share);
+        if asked.to_bits() == share.to_bits() {
+            return Ok(SetId(id));
+        }
+        if prompts > 0 || has_open_upload(conn, SetId(id))? {
+            return Err(refused(format!(
+                "holds back a share of {share}, and {asked} was asked for: leave --reserve out, \
+                 or name a new set"
+            )));
+        }
+        conn.execute(
+            "UPDATE prompt_sets SET reserve_share = ?2 WHERE id = ?1",
+            params![id, asked],
+        )?;
+        return Ok(SetId(id));
+    }
+    conn.execute(
+        "INSERT INTO prompt_sets (name, reserve_share, created_ms) VALUES (?1, ?2, ?3)",
+        params![new.name.as_str(), new.reserve_share.unwrap_or(0.0), now_ms],
+    )?;
+    Ok(SetId(conn.last_insert_rowid()))
+}
+
+fn has_open_upload(conn: &Connection, set: SetId) -> Result<bool> {
+    Ok(conn.query_row(
+        "SELECT EXISTS (SELECT 1 FROM uploads WHERE set_id = ?1 AND state = 'open')",
+        [set.get()],
+        |row| row.get(0),
+    )?)
+}
+
+fn add_prompt(
+    conn: &Connection,
+    upload: UploadId,
+    row: &NewPrompt,
+    share: f64,
+    appended: &mut Appended,
+) -> Result<()> {
+    let mut twins: Vec<(i64, i64)> = Vec::new();
+    let mut lookup = conn.prepare_cached(
+        "SELECT p.id, p.upload_id, u.state FROM prompts p JOIN uploads u ON u.id = p.upload_id
+         WHERE p.sha256 = ?1 AND u.state <> 'failed'",
+    )?;
+    let mut known = lookup.query([row.sha256.as_slice()])?;
+    while let Some(other) = known.next()? {
+        let (prompt, of, state): (i64, i64, String) = (other.get(0)?, other.get(1)?, other.get(2)?);
+        if of == upload.get() || state == "published" {
+            appended.duplicates += 1;
+            return Ok(());
+        }
+        twins.push((prompt, of));
+    }
+    let reserved = prompt::is_reserved(&row.sha256, share);
+    conn.prepare_cached(
+        "INSERT INTO prompts (upload_id, messages, sha256, reserved) VALUES (?1, ?2, ?3, ?4)",
+    )?
+    .execute(params![upload.get(), row.messages, row.sha256.as_slice(), reserved])?;
+    appended.kept += 1;
+    appended.reserved += u64::from(reserved);
+    let mine = conn.last_insert_rowid();
+    for (prompt, of) in twins {
+        let mut add = conn.prepare_cached(
+            "INSERT INTO upload_twins (upload_id, prompt_id, other_upload_id) VALUES (?1, ?2, ?3)",
+        )?;
+        add.execute(params![upload.get(), mine, of])?;
+        add.execute(params![of, prompt, upload.get()])?;
+    }
+    Ok(())
+}
+
+/// Takes out rows whose twin was published meanwhile, a bounded number; whether there were any.
+fn drop_lost_twins(conn: &Connection, upload: UploadId) -> Result<bool> {
+    let lost: Vec<i64> = conn
+        .prepare_cached(
+            "SELECT DISTINCT t.prompt_id FROM upload_twins t JOIN uploads u ON u.id = t.other_upload_id
+             WHERE t.upload_id = ?1 AND u.state = 'published' LIMIT ?2",
+        )?
+        .query_map(params![upload.get(), limits::SWEEP_BATCH_ROWS], |row| row.get(0))?
+        .collect::<rusqlite::Result<_>>()?;
+    let mut reserved_lost = 0_u64;
+    for prompt in &lost {
+        let reserved: bool = conn
+            .prepare_cached("DELETE FROM prompts WHERE id = ?1 RETURNING reserved")?
+            .query_row([prompt], |row| row.get(0))?;
+        reserved_lost += u64::from(reserved);
+        conn.prepare_cached("DELETE FROM upload_twins WHERE upload_id = ?1 AND prompt_id = ?2")?
+            .execute(params![upload.get(), prompt])?;
+    }
+    conn.execute(
+        "UPDATE uploads SET kept = kept - ?2, duplicates = duplicates + ?2, reserved = reserved - ?3
+         WHERE id = ?1",
+        params![upload.get(), int(lost.len() as u64), int(reserved_lost)],
+    )?;
+    Ok(!lost.is_empty())
+}
+
+fn publish(conn: &Connection, upload: UploadId, now_ms: i64) -> Result<Upload> {
+    conn.execute(
+        "UPDATE uploads SET state = 'published', ended_ms = ?2,
+                published_seq = (SELECT coalesce(max(published_seq), 0) + 1 FROM uploads)
+         WHERE id = ?1",
+        params![upload.get(), now_ms],
+    )?;
+    let done = get(conn, upload)?;
+    if let Some(set) = done.set {
+        conn.execute(
+            "UPDATE prompt_sets SET prompts = prompts + ?2, reserved = reserved + ?3 WHERE id = ?1",
+            params![set.get(), int(done.kept), int(done.reserved)],
+        )?;
+    }
+    let text = format!(
+        "{} {} for {}: {} of them held back, {} there before, {} bad",
+        done.kept, done.kind, done.name, done.reserved, done.duplicates, done.bad
+    );
+    append(conn, &NewEvent::about("upload_published", text), now_ms)?;
+    Ok(done)
+}
+
+fn sweep(conn: &Connection) -> Result<bool> {
+    let failed: Vec<i64> = conn
+        .prepare_cached("SELECT id FROM uploads WHERE state = 'failed' AND set_id IS NOT NULL")?
+        .query_map([], |row| row.get(0))?
+        .collect::<rusqlite::Result<_>>()?;
+    let Some(upload) = failed.first() else { return Ok(false) };
+    let rows = limits::SWEEP_BATCH_ROWS;
+    let deleted = conn.execute(
+        "DELETE FROM prompts WHERE id IN (SELECT id FROM prompts WHERE upload_id = ?1 LIMIT ?2)",
+        params![upload, rows],
+    )?;
+    let twins = conn.execute(
+        "DELETE FROM upload_twins WHERE (upload_id, prompt_id, other_upload_id) IN
+             (SELECT upload_id, prompt_id, other_upload_id FROM upload_twins
+              WHERE upload_id = ?1 OR other_upload_id = ?1 LIMIT ?2)",
+        params![upload, rows],
+    )?;
+    if deleted + twins > 0 {
+        return Ok(true);
+    }
+    // The upload has no rows left: it lets its set go, and a set that nobody ever filled with it.
+    let set: i64 =
+        conn.query_row("SELECT set_id FROM uploads WHERE id = ?1", [upload], |row| row.get(0))?;
+    conn.execute("UPDATE uploads SET set_id = NULL WHERE id = ?1", [upload])?;
+    conn.execute(
+        "DELETE FROM prompt_sets WHERE id = ?1 AND prompts = 0
+         AND NOT EXISTS (SELECT 1 FROM uploads WHERE set_id = ?1)",
+        [set],
+    )?;
+    Ok(true)
+}
