@@ -1,0 +1,348 @@
+//! The compute thread: loads models, runs units batch by batch, and survives what goes wrong in one.
+//!
+//! In: prepared units. Out: answers. Each batch runs behind the wall of `guard`; a failure drops the
+//! unit's tensors and is answered by its kind. After a libtorch error that is not out of memory the
+//! process ends, since the model may be damaged. May not enter: text, frames' bytes.
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use crossbeam::channel::{Receiver, Sender};
+use rlhfd_protocol::frame::floats_to_bytes;
+use rlhfd_protocol::worker::{
+    FailureKind, FromWorker, ItemResult, ModelRef, Reason, Summary, Work,
+};
+
+use super::shared::Shared;
+use super::units::{Answer, Failure, Prepared, Task, ToCompute, Unit, refused};
+use crate::device::Compute;
+use crate::errors::WorkerError;
+use crate::generate::{Generation, PromptTask, Written, generate_batch};
+use crate::guard::guarded;
+use crate::logprob::{Sequence, response_logprobs};
+use crate::model::{LoadOptions, ModelFolder, Trainable, Transformer};
+use crate::probe;
+use crate::score::score_batch;
+use crate::train::steps::StepRow;
+use crate::train::trainer::Observer;
+use crate::train::unit;
+
+/// Runs until the daemon drains the worker or a unit may have damaged the process.
+pub(super) fn run(
+    compute: Compute,
+    messages: &Receiver<ToCompute>,
+    answers: &Sender<Answer>,
+    shared: &Shared,
+) {
+    let mut engine = Engine { compute, answers, shared, models: Vec::new(), unit: None };
+    for message in messages {
+        if let Some(code) = engine.take(message) {
+            engine.send(Answer::Exit(code));
+            return;
+        }
+    }
+}
+
+struct Engine<'a> {
+    compute: Compute,
+    answers: &'a Sender<Answer>,
+    shared: &'a Shared,
+    models: Vec<(ModelRef, Transformer)>,
+    unit: Option<Running>,
+}
+
+/// The unit in hand.
+struct Running {
+    unit: Unit,
+    begun: Instant,
+    failed: bool,
+}
+
+impl Engine<'_> {
+    fn send(&self, answer: Answer) {
+        if self.answers.send(answer).is_err() {
+            super::shared::end_process(1);
+        }
+    }
+
+    fn frame(&self, message: FromWorker, payload: Vec<u8>) {
+        self.send(Answer::Frame { message, payload });
+    }
+
+    /// Handles one message; a code where the process is to end.
+    fn take(&mut self, message: ToCompute) -> Option<i32> {
+        match message {
+            ToCompute::Load(models) => {
+                self.load_all(&models);
+                None
+            }
+            ToCompute::Begin(unit) => {
+                self.begin(unit);
+                None
+            }
+            ToCompute::Batch(batch) => self.guarded_unit(|engine, running| {
+                engine.batch(&running.unit, batch)
+            }),
+            ToCompute::Unready(failure) => self.guarded_unit(|_, _| Err(failure)),
+            ToCompute::End => self.end(),
+            ToCompute::Unload => {
+                self.models.clear();
+                None
+            }
+            ToCompute::Drain => Some(0),
+        }
+    }
+
+    /// Loads these models and drops all others. A folder that cannot be loaded fails the unit that
+    /// needs it, where there is an answer for it.
+    fn load_all(&mut self, models: &[ModelRef]) {
+        let begun = Instant::now();
+        self.models.retain(|(known, _)| models.contains(known));
+        for model in models {
+            if let Err(failure) = self.ensure(model) {
+                tracing::error!(path = %model.path.display(), "{}", failure.message);
+            }
+        }
+        self.frame(FromWorker::Loaded { seconds: begun.elapsed().as_secs_f64() }, Vec::new());
+    }
+
+    /// Loads a model that is not there yet.
+    fn ensure(&mut self, model: &ModelRef) -> Result<(), Failure> {
+        if self.models.iter().any(|(known, _)| known == model) {
+            return Ok(());
+        }
+        let options = LoadOptions {
+            device: self.compute.device,
+            precision: self.compute.precision,
+            trainable: Trainable::Nothing,
+        };
+        let loaded = guarded(|| -> Result<Transformer, WorkerError> {
+            let folder = ModelFolder::open(&model.path)?;
+            Ok(Transformer::load(&folder, &options)?)
+        })?;
+        self.models.push((model.clone(), loaded));
+        Ok(())
+    }
+
+    fn model(&self, model: &ModelRef) -> Result<&Transformer, Failure> {
+        let found = self.models.iter().find(|(known, _)| known == model);
+        found.map(|(_, model)| model).ok_or_else(|| Failure::input("the model is not loaded"))
+    }
+
+    fn begin(&mut self, unit: Unit) {
+        let trains = matches!(unit.work, Work::TrainDpo { .. } | Work::TrainReward { .. });
+        self.shared.begin(unit.attempt, trains);
+        self.unit = Some(Running { unit, begun: Instant::now(), failed: false });
+    }
+
+    /// Runs a part of the unit in hand; a failure is answered, and the unit's other parts skipped.
+    /// A code where the process may be damaged.
+    fn guarded_unit(
+        &mut self,
+        work: impl FnOnce(&mut Self, &Running) -> Result<(), Failure>,
+    ) -> Option<i32> {
+        let mut running = self.unit.take()?;
+        let mut code = None;
+        if !running.failed {
+            let result = guarded(|| work(self, &running));
+            if let Err(failure) = result {
+                running.failed = true;
+                code = self.fail(running.unit.attempt, failure);
+            }
+        }
+        self.unit = Some(running);
+        code
+    }
+
+    fn fail(&mut self, attempt: u64, failure: Failure) -> Option<i32> {
+        self.shared.end();
+        let Failure { kind, message } = failure;
+        self.frame(FromWorker::UnitFailed { attempt, kind, message }, Vec::new());
+        match kind {
+            FailureKind::Crashed => Some(1),
+            FailureKind::OutOfMemory
+            | FailureKind::Input
+            | FailureKind::Disk
+            | FailureKind::NonFinite
+            | FailureKind::Cancelled => None,
+        }
+    }
+
+    /// All items are answered; a unit without items is done here.
+    fn end(&mut self) -> Option<i32> {
+        let mut summary = None;
+        let code = self.guarded_unit(|engine, running| {
+            let watch = &engine.shared.watch;
+            // A cancel that came after the last batch, or before a unit without batches.
+            watch.tick(0)?;
+            let mut own = super::units::summary(0.0, 0);
+            engine.whole(running, &mut own)?;
+            own.seconds = running.begun.elapsed().as_secs_f64();
+            own.tokens = engine.shared.watch.tokens();
+            summary = Some(own);
+            Ok(())
+        });
+        if let (Some(running), Some(summary)) = (self.unit.take(), summary) {
+            self.shared.end();
+            let attempt = running.unit.attempt;
+            self.frame(FromWorker::UnitDone { attempt, summary }, Vec::new());
+        }
+        code
+    }
+
+    /// Works without items.
+    fn whole(&mut self, running: &Running, own: &mut Summary) -> Result<(), Failure> {
+        let attempt = running.unit.attempt;
+        let (answers, shared) = (self.answers, self.shared);
+        let step = |row: &StepRow, steps: u64| {
+            let message = FromWorker::Step { attempt, step: row.step, steps, loss: row.loss };
+            // A decoder that is gone ends the process by itself.
+            let _ = answers.send(Answer::Frame { message, payload: Vec::new() });
+        };
+        let observer = Observer { watch: &shared.watch, stepped: &step };
+        match &running.unit.work {
+            Work::Probe { policies, scorers, max_new_tokens } => {
+                let how = (self.compute, &shared.watch);
+                own.findings = probe::run(policies, scorers, *max_new_tokens, how)?;
+            }
+            Work::TrainDpo { policy, folder, target, .. } => {
+                self.models.clear();
+                let trained =
+                    unit::train_dpo((policy, folder), target, self.compute, &observer)?;
+                own.checkpoint = Some(trained);
+            }
+            Work::TrainReward { base, folder, target } => {
+                self.models.clear();
+                let trained =
+                    unit::train_reward((base, folder), target, self.compute, &observer)?;
+                own.checkpoint = Some(trained);
+            }
+            Work::Render { .. }
+            | Work::Generate { .. }
+            | Work::Score { .. }
+            | Work::Logprobs { .. } => {}
+        }
+        Ok(())
+    }
+
+    /// Computes one batch and answers its items in order.
+    fn batch(&mut self, unit: &Unit, batch: Vec<Prepared>) -> Result<(), Failure> {
+        let mut todo = Vec::new();
+        for Prepared { index, task } in batch {
+            match task {
+                Task::Answered { result, payload } => {
+                    self.answer(unit.attempt, index, result, payload);
+                }
+                Task::Ids { ids, extra } => todo.push((index, ids, extra)),
+            }
+        }
+        if todo.is_empty() {
+            return Ok(self.shared.watch.tick(0)?);
+        }
+        match &unit.work {
+            Work::Generate { policy, .. } => {
+                self.ensure(policy)?;
+                self.generate(unit, todo)
+            }
+            Work::Score { scorer, .. } => {
+                self.ensure(scorer)?;
+                self.score(unit, todo)
+            }
+            Work::Logprobs { model, .. } => {
+                self.ensure(model)?;
+                self.logprobs(unit, todo)
+            }
+            Work::Render { .. }
+            | Work::Probe { .. }
+            | Work::TrainDpo { .. }
+            | Work::TrainReward { .. } => Err(Failure::input("this work has no ids to compute")),
+        }
+    }
+
+    fn answer(&self, attempt: u64, index: u32, result: ItemResult, payload: Vec<u8>) {
+        self.shared.watch.item_done();
+        self.frame(FromWorker::Result { attempt, index, result }, payload);
+    }
+
+    fn generate(&self, unit: &Unit, todo: Vec<(u32, Vec<u32>, u32)>) -> Result<(), Failure> {
+        let (Work::Generate { policy, run_seed, purpose, iteration, arms, max_new_tokens, .. }, Some(text)) =
+            (&unit.work, &unit.text)
+        else {
+            return Err(Failure::input("this unit generates nothing"));
+        };
+        let generation = Generation {
+            run_seed: *run_seed,
+            purpose: *purpose,
+            iteration: *iteration,
+            arms: arms.clone(),
+            max_new_tokens: *max_new_tokens,
+            stop_ids: text.renderer.tokenizer.stop_ids.clone(),
+        };
+        let indices: Vec<u32> = todo.iter().map(|(index, _, _)| *index).collect();
+        let tasks: Vec<PromptTask> =
+            todo.into_iter().map(|(_, ids, occurrence)| PromptTask { ids, occurrence }).collect();
+        let written =
+            generate_batch(self.model(policy)?, &tasks, &generation, &self.shared.watch)?;
+        for (index, written) in indices.into_iter().zip(written) {
+            match written {
+                Written::Responses(responses) => {
+                    self.shared.watch.item_done();
+                    self.send(Answer::Responses {
+                        attempt: unit.attempt,
+                        index,
+                        responses,
+                        text: Arc::clone(text),
+                    });
+                }
+                Written::NonFinite => {
+                    let result = refused(Reason::NonFinite, "the model's logits are not finite");
+                    self.answer(unit.attempt, index, result, Vec::new());
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn score(&self, unit: &Unit, todo: Vec<(u32, Vec<u32>, u32)>) -> Result<(), Failure> {
+        let Work::Score { scorer, position, .. } = &unit.work else {
+            return Err(Failure::input("this unit scores nothing"));
+        };
+        let (indices, sequences): (Vec<u32>, Vec<Vec<u32>>) =
+            todo.into_iter().map(|(index, ids, _)| (index, ids)).unzip();
+        let scores =
+            score_batch(self.model(scorer)?, &sequences, *position, &self.shared.watch)?;
+        for ((index, ids), score) in indices.into_iter().zip(&sequences).zip(scores) {
+            let result = if score.is_finite() {
+                ItemResult::Score { score: f64::from(score), tokens: ids.len() as u32 }
+            } else {
+                refused(Reason::NonFinite, format!("the score is {score}"))
+            };
+            self.answer(unit.attempt, index, result, Vec::new());
+        }
+        Ok(())
+    }
+
+    fn logprobs(&self, unit: &Unit, todo: Vec<(u32, Vec<u32>, u32)>) -> Result<(), Failure> {
+        let Work::Logprobs { model, .. } = &unit.work else {
+            return Err(Failure::input("this unit has no log-probs"));
+        };
+        let (indices, sequences): (Vec<u32>, Vec<Sequence>) = todo
+            .into_iter()
+            .map(|(index, ids, prompt)| (index, Sequence { ids, prompt_tokens: prompt as usize }))
+            .unzip();
+        let logprobs =
+            response_logprobs(self.model(model)?, &sequences, &self.shared.watch)?;
+        for (index, own) in indices.into_iter().zip(logprobs) {
+            let logprob: f64 = own.iter().map(|value| f64::from(*value)).sum();
+            let (result, payload) = if logprob.is_finite() {
+                let tokens = own.len() as u32;
+                (ItemResult::Logprobs { logprob, tokens }, floats_to_bytes(&own))
+            } else {
+                let message = format!("the log-probs sum to {logprob}");
+                (refused(Reason::NonFinite, message), Vec::new())
+            };
+            self.answer(unit.attempt, index, result, payload);
+        }
+        Ok(())
+    }
+}
