@@ -52,16 +52,17 @@ impl Handler<Write> for StoreActor {
     }
 }
 
-/// The clean end: every write before it is committed, the side files are taken away.
+/// The clean end: every write before it is committed, the side files are taken away. False: a reader
+/// was still there, and they stay.
 #[derive(Message)]
-#[rtype(result = "Result<(), rlhfd_store::StoreError>")]
+#[rtype(result = "Result<bool, rlhfd_store::StoreError>")]
 pub struct Close;
 
 impl Handler<Close> for StoreActor {
-    type Result = Result<(), rlhfd_store::StoreError>;
+    type Result = Result<bool, rlhfd_store::StoreError>;
 
     fn handle(&mut self, _: Close, ctx: &mut Self::Context) -> Self::Result {
         ctx.stop();
-        self.store.take().map_or(Ok(()), Store::close)
+        self.store.take().map_or(Ok(true), Store::close)
     }
 }

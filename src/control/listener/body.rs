@@ -1,0 +1,87 @@
+//! Small JSON bodies, read with a ceiling and a deadline; and bodies that nobody wants any more.
+
+use std::future::Future;
+use std::time::Duration;
+
+use actix_web::web;
+use bytes::{Bytes, BytesMut};
+use futures_util::StreamExt;
+use serde::de::DeserializeOwned;
+
+use super::Refusal;
+
+/// The longest JSON body.
+const JSON_BYTES_MAX: usize = 128 << 10;
+
+/// How long a peer may be silent within a body.
+const SILENCE_MAX: Duration = Duration::from_secs(60);
+
+/// How much of a refused body is still read, so that the peer gets to read its answer.
+const DRAIN_BYTES_MAX: usize = 256 << 20;
+
+/// The next piece of a body; none at its end.
+///
+/// Errors: 408 where the peer was silent for too long, 400 where the body broke off.
+pub(super) async fn piece(payload: &mut web::Payload) -> Result<Option<Bytes>, Refusal> {
+    match within(SILENCE_MAX, payload.next()).await {
+        None => Err(Refusal::new(
+            408,
+            format!("nothing of the body came for {} s", SILENCE_MAX.as_secs()),
+            "the request's body",
+            "send it again, without pauses",
+        )),
+        Some(None) => Ok(None),
+        Some(Some(Ok(bytes))) => Ok(Some(bytes)),
+        Some(Some(Err(error))) => Err(Refusal::new(
+            400,
+            format!("the body broke off ({error})"),
+            "the request's body",
+            "send it again; nothing of it was kept",
+        )),
+    }
+}
+
+/// A JSON body of a verb; an empty one is `{}`. The content type is not asked for, so that
+/// `curl -d` works as it is.
+///
+/// Errors: 413 above the ceiling, 400 where it is no JSON or does not fit.
+pub async fn json<T: DeserializeOwned>(payload: &mut web::Payload) -> Result<T, Refusal> {
+    let mut body = BytesMut::new();
+    while let Some(bytes) = piece(payload).await? {
+        if body.len() + bytes.len() > JSON_BYTES_MAX {
+            drain(payload).await;
+            return Err(Refusal::new(
+                413,
+                format!("the body is longer than {} KiB", JSON_BYTES_MAX >> 10),
+                "the request's body",
+                "shorten it",
+            ));
+        }
+        body.extend_from_slice(&bytes);
+    }
+    let text = if body.is_empty() { b"{}".as_slice() } else { &body };
+    serde_json::from_slice(text).map_err(|error| {
+        Refusal::new(
+            400,
+            format!("the body cannot be read: {error}"),
+            format!("line {}, column {} of the body", error.line(), error.column()),
+            "send the JSON that the verb takes; `GET /v1` lists them",
+        )
+    })
+}
+
+/// Reads a body to its end and forgets it. A peer that writes and does not read would else be cut off
+/// before it saw why.
+pub async fn drain(payload: &mut web::Payload) {
+    let mut bytes = 0;
+    while let Ok(Some(piece)) = piece(payload).await {
+        bytes += piece.len();
+        if bytes > DRAIN_BYTES_MAX {
+            return;
+        }
+    }
+}
+
+async fn within<F: Future>(time: Duration, future: F) -> Option<F::Output> {
+    actix_web::rt::time::timeout(time, future).await.ok()
+}
