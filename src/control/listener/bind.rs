@@ -46,7 +46,9 @@ pub enum BindError {
         bytes: usize,
     },
     /// The folder is not there.
-    #[error("the folder of the socket {path} is not there; make it, or name another socket by --socket")]
+    #[error(
+        "the folder of the socket {path} is not there; make it, or name another socket by --socket"
+    )]
     NoFolder {
         /// The socket's path.
         path: PathBuf,

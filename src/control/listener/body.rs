@@ -60,7 +60,12 @@ pub async fn json<T: DeserializeOwned>(payload: &mut web::Payload) -> Result<T, 
         body.extend_from_slice(&bytes);
     }
     let text = if body.is_empty() { b"{}".as_slice() } else { &body };
-    serde_json::from_slice(text).map_err(|error| {
+    // An array would be read as an object's values in order, which nobody means.
+    let read = match text.iter().find(|byte| !byte.is_ascii_whitespace()) {
+        Some(b'{') => serde_json::from_slice(text),
+        _ => Err(serde::de::Error::custom("it is no JSON object")),
+    };
+    read.map_err(|error: serde_json::Error| {
         Refusal::new(
             400,
             format!("the body cannot be read: {error}"),

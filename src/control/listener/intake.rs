@@ -1,15 +1,15 @@
 //! What uploads share: an upload row that fails by itself when its request ends early, the reading of
 //! lines with a note of each bad one, and publishing.
 
+use actix_web::web;
 use rlhfd_domain::UploadId;
 use rlhfd_domain::limits::CLIENT_KEY_BYTES_MAX;
-use rlhfd_protocol::control::{BAD_LINES_MAX, BadLine, ErrorDetail};
 use rlhfd_protocol::control::lines::too_long;
+use rlhfd_protocol::control::{BAD_LINES_MAX, BadLine, ErrorDetail};
 use rlhfd_store::{NewEvent, NewUpload, Publish, Upload, UploadOpened};
-use actix_web::web;
 
-use super::lines::Lines;
 use super::Refusal;
+use super::lines::Lines;
 use crate::handles::{AppState, AskError, StoreHandle, now_ms};
 
 /// Where good lines go.
@@ -110,12 +110,7 @@ pub async fn open(app: &AppState, new: NewUpload, place: &str) -> Result<Opened,
 
 /// A retry may come before the daemon noticed that the first try was cut off: that is no conflict, but
 /// a reason to come again.
-async fn not_opened(
-    app: &AppState,
-    key: Option<String>,
-    place: &str,
-    error: AskError,
-) -> Refusal {
+async fn not_opened(app: &AppState, key: Option<String>, place: &str, error: AskError) -> Refusal {
     let refusal = Refusal::ask(place, &error);
     let (AskError::Store(_), Some(key)) = (&error, key) else { return refusal };
     match app.store.read(move |reader| reader.upload_by_key(&key)).await {
@@ -193,7 +188,12 @@ impl Intake {
     }
 
     /// Makes the upload visible, and keeps who sent it. `bad` lines were left out.
-    pub async fn publish(mut self, bad: u64, uid: Option<u32>, what: &str) -> Result<Upload, Refusal> {
+    pub async fn publish(
+        mut self,
+        bad: u64,
+        uid: Option<u32>,
+        what: &str,
+    ) -> Result<Upload, Refusal> {
         let id = self.id;
         if bad > 0 {
             self.write(move |store| store.count_lines(id, 0, bad)).await?;

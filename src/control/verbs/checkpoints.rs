@@ -28,10 +28,9 @@ pub async fn get(
         Some(checkpoint) => {
             let run = match run {
                 Some(run) => run,
-                None => reader
-                    .active_run()?
-                    .map(|run| run.name)
-                    .ok_or_else(|| StoreError::NotFound { what: "checkpoint", name: checkpoint.clone() })?,
+                None => reader.active_run()?.map(|run| run.name).ok_or_else(|| {
+                    StoreError::NotFound { what: "checkpoint", name: checkpoint.clone() }
+                })?,
             };
             reader.lineage_table(&run, &checkpoint)
         }

@@ -115,7 +115,8 @@ fn pages(events: Events) -> impl Stream<Item = Result<Bytes, actix_web::Error>> 
 impl Events {
     async fn next(&mut self) -> Option<String> {
         loop {
-            if self.broken || *self.shutdown.borrow() || (!self.follow && self.after >= self.newest) {
+            if self.broken || *self.shutdown.borrow() || (!self.follow && self.after >= self.newest)
+            {
                 return None;
             }
             self.news.mark_unchanged();

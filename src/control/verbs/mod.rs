@@ -142,7 +142,11 @@ async fn list() -> Answer {
 
 /// Reads a command's body. Every verb refuses the keys that it does not take, rather than do less than
 /// it was asked.
-async fn body(request: &HttpRequest, payload: &mut web::Payload, takes: &[&str]) -> Result<Body, Refusal> {
+async fn body(
+    request: &HttpRequest,
+    payload: &mut web::Payload,
+    takes: &[&str],
+) -> Result<Body, Refusal> {
     let body: Body = json(payload).await?;
     let given = [
         ("reason", body.reason.is_some()),
