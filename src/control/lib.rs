@@ -3,9 +3,21 @@
 //! In: requests on the socket, answers of workers, what the devices say. Out: rows, events, worker
 //! processes with units to do. May not enter: tensors, SQL text (`rlhfd-store` has all of it).
 
+pub mod actors;
+pub mod adopt;
+pub mod advance;
+pub mod commands;
+pub mod daemon;
 pub mod exit;
 pub mod gpu;
+pub mod handles;
+pub mod health;
+pub mod listener;
+pub mod live;
+pub mod models;
 pub mod places;
 pub mod platform;
 pub mod schedule;
+pub mod stages;
+pub mod verbs;
 pub mod workers;

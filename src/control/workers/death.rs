@@ -1,15 +1,19 @@
 //! Reads a dead worker: exit code, signal, or the kernel's out-of-memory killer.
 //!
 //! In: an exit status and two readings of the kernel's `oom_kill` counter. Out: a [`Death`].
-//! May not enter: whether it counts against a unit (`rlhfd_domain::unit` decides that).
+//! May not enter: what follows from it (`rlhfd_domain::unit` decides that).
 
 use std::fs;
 use std::os::unix::process::ExitStatusExt;
 use std::path::PathBuf;
 use std::process::ExitStatus;
 
+use rlhfd_domain::Cause;
+
 /// SIGKILL's number on Linux.
 const SIGKILL: i32 = 9;
+/// Signals that a process brings on itself: ILL, TRAP, ABRT, BUS, FPE, SEGV, SYS.
+const OWN_SIGNALS: [i32; 7] = [4, 5, 6, 7, 8, 11, 31];
 
 /// How a worker process ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -35,6 +39,20 @@ impl Death {
             (None, Some(SIGKILL)) if killed_after > killed_before => Self::OutOfMemory,
             (None, Some(signal)) => Self::Signal(signal),
             (None, None) => Self::Unknown,
+        }
+    }
+}
+
+impl Death {
+    /// The word that the unit's rules know for it.
+    #[must_use]
+    pub fn cause(self) -> Cause {
+        match self {
+            Self::Exit(_) => Cause::Exit,
+            Self::Signal(signal) if OWN_SIGNALS.contains(&signal) => Cause::Signal,
+            Self::Signal(_) => Cause::Killed,
+            Self::OutOfMemory => Cause::OutOfMemory,
+            Self::Unknown => Cause::Silent,
         }
     }
 }
@@ -112,6 +130,16 @@ mod tests {
         assert_eq!(Death::read(Some(aborted), 3, 4), Death::Signal(6));
         assert_eq!(Death::read(Some(ExitStatus::from_raw(1 << 8)), 0, 0), Death::Exit(1));
         assert_eq!(Death::read(None, 0, 0), Death::Unknown);
+    }
+
+    #[test]
+    fn what_a_worker_does_to_itself_counts_and_a_kill_from_outside_does_not() {
+        for death in [Death::Exit(1), Death::Signal(6), Death::Signal(11), Death::OutOfMemory] {
+            assert!(death.cause().is_counted(), "{death}");
+        }
+        for death in [Death::Signal(9), Death::Signal(15), Death::Unknown] {
+            assert!(!death.cause().is_counted(), "{death}");
+        }
     }
 
     #[test]

@@ -8,4 +8,6 @@ pub mod child;
 pub mod codec;
 pub mod death;
 pub mod libtorch;
+pub mod link;
 pub mod logs;
+pub mod watch;

@@ -1,0 +1,248 @@
+//! The end of an attempt, however it came: written through the unit's own rules.
+//!
+//! In: an [`Ending`]. Out: rows, and whether the worker broke its word. May not enter: frames.
+
+use std::path::Path;
+use std::sync::Arc;
+
+use rlhfd_domain::{AttemptId, Cause, Effect};
+use rlhfd_protocol::worker::Summary;
+use rlhfd_store::{PausedBy, Store, StoreError, UnitRow};
+
+use super::stage::{Answer, Conclude, ItemKeys, StageContext, StageError};
+use super::worker::WorkerContext;
+use crate::handles::{AskError, now_ms};
+
+/// How an attempt ended.
+#[derive(Debug)]
+pub enum Ending {
+    /// All answers came.
+    Done {
+        /// The unit.
+        unit: Arc<UnitRow>,
+        /// Its attempt.
+        attempt: AttemptId,
+        /// What the items stand for.
+        keys: ItemKeys,
+        /// All answers.
+        answers: Vec<Answer>,
+        /// What the worker says of the whole.
+        summary: Summary,
+    },
+    /// The worker died of it, or in it.
+    Died {
+        /// The unit.
+        unit: Arc<UnitRow>,
+        /// Its attempt.
+        attempt: AttemptId,
+        /// Of what.
+        cause: Cause,
+        /// The first line of what was said.
+        message: String,
+    },
+    /// The input is wrong; trying again does not help.
+    Refused {
+        /// The unit.
+        unit: Arc<UnitRow>,
+        /// Its attempt.
+        attempt: AttemptId,
+        /// Why.
+        message: String,
+    },
+    /// A write failed.
+    Disk {
+        /// The unit.
+        unit: Arc<UnitRow>,
+        /// Its attempt.
+        attempt: AttemptId,
+        /// What failed.
+        message: String,
+    },
+    /// It was given back, or never began.
+    Returned {
+        /// The unit.
+        unit: Arc<UnitRow>,
+        /// Its attempt.
+        attempt: AttemptId,
+    },
+}
+
+impl Ending {
+    /// A death.
+    #[must_use]
+    pub fn died(unit: Arc<UnitRow>, attempt: AttemptId, cause: Cause, message: String) -> Self {
+        Self::Died { unit, attempt, cause, message }
+    }
+
+    /// The unit that it is about.
+    #[must_use]
+    pub fn unit(&self) -> &Arc<UnitRow> {
+        match self {
+            Self::Done { unit, .. }
+            | Self::Died { unit, .. }
+            | Self::Refused { unit, .. }
+            | Self::Disk { unit, .. }
+            | Self::Returned { unit, .. } => unit,
+        }
+    }
+}
+
+/// Writes an ending. Gives a word where the worker's answers did not fit: then it is to be ended.
+pub async fn conclude(ctx: &WorkerContext, ending: Ending) -> Option<String> {
+    let stage = &ctx.stage;
+    match ending {
+        Ending::Done { unit, attempt, keys, answers, summary } => {
+            let done = Conclude { unit: Arc::clone(&unit), attempt, keys, answers, summary };
+            let said = ctx.stages.concluder(&unit).send(done).await;
+            match said.unwrap_or(Err(StageError::Ask(AskError::Gone))) {
+                Ok(()) => None,
+                Err(error) => failed(stage, &unit, attempt, error).await,
+            }
+        }
+        Ending::Died { unit, attempt, cause, message } => {
+            if unit.work.trains() {
+                tell_saved_step(stage, &unit, attempt).await;
+            }
+            let id = unit.id;
+            settle(stage, &unit, move |s| s.unit_died(id, attempt, cause, &message, now_ms()))
+                .await;
+            None
+        }
+        Ending::Refused { unit, attempt, message } => {
+            let id = unit.id;
+            settle(stage, &unit, move |s| s.unit_refused(id, attempt, &message, now_ms())).await;
+            None
+        }
+        Ending::Disk { unit, attempt, message } => {
+            stage.health.tell(&message);
+            let id = unit.id;
+            settle(stage, &unit, move |s| s.unit_disk_failed(id, attempt, &message, now_ms()))
+                .await;
+            None
+        }
+        Ending::Returned { unit, attempt } => {
+            let id = unit.id;
+            settle(stage, &unit, move |s| s.unit_returned(id, attempt, "given back", now_ms()))
+                .await;
+            None
+        }
+    }
+}
+
+/// What a stage's error means for the attempt. Gives a word where the worker is to blame.
+pub async fn failed(
+    stage: &StageContext,
+    unit: &Arc<UnitRow>,
+    attempt: AttemptId,
+    error: StageError,
+) -> Option<String> {
+    let id = unit.id;
+    match error {
+        StageError::Answers(why) => {
+            let message = why.clone();
+            settle(stage, unit, move |s| {
+                s.unit_died(id, attempt, Cause::Protocol, &message, now_ms())
+            })
+            .await;
+            Some(why)
+        }
+        StageError::Ask(AskError::Store(StoreError::Misfit { why, .. })) => {
+            let message = why.clone();
+            settle(stage, unit, move |s| {
+                s.unit_died(id, attempt, Cause::Protocol, &message, now_ms())
+            })
+            .await;
+            Some(why)
+        }
+        StageError::Input(message) => {
+            settle(stage, unit, move |s| s.unit_refused(id, attempt, &message, now_ms())).await;
+            None
+        }
+        StageError::Place { path, source } => {
+            let message = format!("{}: {source}", path.display());
+            stage.health.tell(&message);
+            settle(stage, unit, move |s| s.unit_disk_failed(id, attempt, &message, now_ms())).await;
+            None
+        }
+        // The unit was cancelled meanwhile: its rows are not wanted.
+        StageError::Over(_) | StageError::Ask(AskError::Store(StoreError::Illegal(_))) => None,
+        StageError::Ask(AskError::Store(error)) => {
+            pause_for(stage, unit, attempt, &error).await;
+            None
+        }
+        // The daemon is on its way out; the next start finds the attempt open.
+        StageError::Ask(AskError::Busy | AskError::Gone | AskError::Refused(_)) => None,
+    }
+}
+
+/// A broken law, or a defect of ours: nothing more is done with this run until a person looked.
+async fn pause_for(
+    stage: &StageContext,
+    unit: &Arc<UnitRow>,
+    attempt: AttemptId,
+    error: &StoreError,
+) {
+    tracing::error!(key = %unit.key, "the run pauses: {error}");
+    let (id, run) = (unit.id, unit.run);
+    let reason = format!("unit {}: {error}", unit.key);
+    settle(stage, unit, move |s| {
+        s.pause_run(run, PausedBy::Daemon, &reason, now_ms())?;
+        s.unit_returned(id, attempt, &reason, now_ms())
+    })
+    .await;
+}
+
+/// A write that ends an attempt. A unit that was cancelled meanwhile takes no more events.
+async fn settle<W>(stage: &StageContext, unit: &Arc<UnitRow>, write: W)
+where
+    W: Fn(&mut Store) -> Result<Effect, StoreError> + Send + Sync + 'static,
+{
+    match stage.write_patiently(write).await {
+        Ok(Some(Effect::Pause(blame))) => {
+            tracing::error!(key = %unit.key, reason = blame.label(), "the run pauses");
+        }
+        Ok(_) | Err(StageError::Ask(AskError::Store(StoreError::Illegal(_)))) => {}
+        Err(error) => tracing::error!(key = %unit.key, "the end of an attempt is lost: {error}"),
+    }
+}
+
+/// Tells the unit which step it can go on from, so that deaths with progress in between do not add
+/// up.
+async fn tell_saved_step(stage: &StageContext, unit: &Arc<UnitRow>, attempt: AttemptId) {
+    let run = unit.run;
+    let Ok(run) = stage.store.read(move |r| r.run(run)).await else { return };
+    let state = stage.places.unit_state(&run.name, unit.id.get());
+    let read = actix_rt::task::spawn_blocking(move || saved_step(&state)).await;
+    if let Ok(Some(step)) = read {
+        let id = unit.id;
+        let told = stage.write_patiently(move |s| s.unit_progressed(id, attempt, step)).await;
+        if let Err(error) = told {
+            tracing::warn!(key = %unit.key, step, "a saved step is not told: {error}");
+        }
+    }
+}
+
+/// The newest saved state of a train unit: its folder holds `step-NNNNNNNN`, each whole or absent.
+#[must_use]
+pub fn saved_step(state: &Path) -> Option<u64> {
+    std::fs::read_dir(state)
+        .ok()?
+        .filter_map(|entry| entry.ok()?.file_name().into_string().ok())
+        .filter_map(|name| name.strip_prefix("step-")?.parse().ok())
+        .max()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_newest_whole_state_counts_and_one_in_the_making_does_not() {
+        let state = tempfile::tempdir().unwrap();
+        assert_eq!(saved_step(state.path()), None);
+        for name in ["step-00000002", "step-00000010", ".step-00000012.partial"] {
+            std::fs::create_dir(state.path().join(name)).unwrap();
+        }
+        assert_eq!(saved_step(state.path()), Some(10));
+    }
+}

@@ -1,0 +1,40 @@
+//! The training actor: reference log-probs, updates, and the checkpoints that they publish; of
+//! iterations and of training jobs.
+//!
+//! In: units of the stages train and checkpoint. Out: their works, folders and rows. May not enter:
+//! losses.
+
+use rlhfd_domain::WorkKind;
+
+use super::stage::{
+    Conclude, Perform, Prepare, Prepared, StageContext, StageError, misplaced, stage_actor,
+};
+use crate::stages::{checkpoint, logprobs, train};
+
+stage_actor! {
+    /// The actor.
+    TrainingActor { Prepare => prepare, Conclude => conclude, Perform => perform }
+}
+
+async fn prepare(ctx: &StageContext, message: Prepare) -> Result<Prepared, StageError> {
+    match message.unit.work {
+        WorkKind::Logprobs => logprobs::prepare(ctx, &message.unit).await,
+        WorkKind::TrainDpo | WorkKind::TrainReward => train::prepare(ctx, &message.unit).await,
+        _ => Err(misplaced(&message.unit)),
+    }
+}
+
+async fn conclude(ctx: &StageContext, done: Conclude) -> Result<(), StageError> {
+    match done.unit.work {
+        WorkKind::Logprobs => logprobs::conclude(ctx, done).await,
+        WorkKind::TrainDpo | WorkKind::TrainReward => train::conclude(ctx, done).await,
+        _ => Err(misplaced(&done.unit)),
+    }
+}
+
+async fn perform(ctx: &StageContext, work: Perform) -> Result<(), StageError> {
+    match work.unit.work {
+        WorkKind::Checkpoint => checkpoint::perform(ctx, &work).await,
+        _ => Err(misplaced(&work.unit)),
+    }
+}

@@ -1,0 +1,547 @@
+//! The worker actor: one a process. It knows what is in its hands, gathers answers, and watches.
+//!
+//! In: units of the scheduler, frames of the link, its own timer. Out: finished units to their
+//! stages, deaths to the store, both to the scheduler. A frame is handled to its end (with its
+//! transaction) before the next is read. May not enter: which unit comes next, what a unit means.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use actix::prelude::*;
+use rlhfd_domain::{AttemptId, Cause};
+use rlhfd_protocol::WORKER_PROTOCOL;
+use rlhfd_protocol::frame::{self, Frame};
+use rlhfd_protocol::worker::{FailureKind, FromWorker, ToWorker};
+use rlhfd_store::UnitRow;
+use tokio::sync::{mpsc, watch};
+use tracing::Span;
+
+use super::attempts::{self, Ending};
+use super::scheduler::{LeaseEnded, LeaseOpened, SchedulerActor, UnitEnded};
+use super::stage::{Answer, ItemKeys, StageContext, Stages};
+use super::teller::{Tell, Teller};
+use crate::live::{LiveBoard, LiveUnit, WorkerState};
+use crate::workers::death::Death;
+use crate::workers::link::{Link, LinkEvent};
+use crate::workers::watch::{Limits, Verdict, Watch};
+
+/// What is held of a unit's answers at most; with a frame read, one sent and one waiting the
+/// daemon stays below 8 MiB a worker.
+const ANSWERS_BYTES_MAX: usize = 5 << 20;
+
+/// What belongs to every worker of this daemon.
+#[derive(Clone)]
+pub struct WorkerContext {
+    /// Store, places, configuration.
+    pub stage: StageContext,
+    /// Who prepares and concludes.
+    pub stages: Stages,
+    /// Who hands units out.
+    pub scheduler: Addr<SchedulerActor>,
+    /// What goes on.
+    pub live: LiveBoard,
+}
+
+/// The actor.
+pub struct WorkerActor {
+    /// Its number within this daemon.
+    number: u64,
+    pid: u32,
+    ctx: WorkerContext,
+    link: Link,
+    tell: mpsc::Sender<Tell>,
+    span: watch::Sender<Span>,
+    watch: Watch,
+    heartbeat: Duration,
+    hands: VecDeque<InHand>,
+    /// Why we killed it.
+    verdict: Option<(Cause, String)>,
+    /// It said itself that it cannot go on: what else is in its hands never began.
+    doomed: bool,
+}
+
+/// A unit that was sent.
+struct InHand {
+    unit: Arc<UnitRow>,
+    attempt: AttemptId,
+    keys: ItemKeys,
+    items: u32,
+    answers: Vec<Answer>,
+    bytes: usize,
+}
+
+/// What the supervisor knows of a new process.
+pub struct Newborn {
+    /// Its number within this daemon.
+    pub number: u64,
+    /// Its process id.
+    pub pid: u32,
+    /// UUIDs.
+    pub devices: Vec<String>,
+    /// `cpu` or `cuda`.
+    pub device: &'static str,
+    /// Deadlines.
+    pub limits: Limits,
+    /// Threads on the CPU; none: the worker's own choice.
+    pub threads: Option<usize>,
+}
+
+impl WorkerActor {
+    /// Starts the actor over a link that `drive` opens towards it.
+    pub fn start_with(
+        ctx: WorkerContext,
+        born: Newborn,
+        drive: impl FnOnce(&watch::Receiver<Span>, Recipient<LinkEvent>) -> Link + 'static,
+    ) -> Addr<Self> {
+        Self::create(move |own| {
+            let (span, spans) = watch::channel(Span::none());
+            let link = drive(&spans, own.address().recipient());
+            let (tell, told) = mpsc::channel(4);
+            let teller = Teller {
+                number: born.number,
+                pid: born.pid,
+                devices: born.devices,
+                ctx: ctx.clone(),
+                worker: own.address(),
+                out: link.out.clone(),
+            };
+            actix_rt::spawn(teller.run(
+                told,
+                ToWorker::Hello {
+                    protocol: WORKER_PROTOCOL,
+                    device: born.device.to_owned(),
+                    threads: born.threads,
+                    heartbeat_ms: u64::try_from(born.limits.heartbeat.as_millis()).unwrap_or(1000),
+                },
+            ));
+            Self {
+                number: born.number,
+                pid: born.pid,
+                ctx,
+                link,
+                tell,
+                span,
+                watch: Watch::new(born.limits, Instant::now()),
+                heartbeat: born.limits.heartbeat,
+                hands: VecDeque::new(),
+                verdict: None,
+                doomed: false,
+            }
+        })
+    }
+
+    /// Kills the process; its end comes as the link's last event.
+    fn kill(&mut self, cause: Cause, why: String) {
+        tracing::warn!(pid = self.pid, cause = cause.label(), "a worker is ended: {why}");
+        self.verdict.get_or_insert((cause, why));
+        // A full channel holds a kill already.
+        let _ = self.link.kill.try_send(());
+    }
+
+    fn look(&mut self) {
+        let verdict = self.watch.look(Instant::now());
+        if self.verdict.is_some() {
+            return;
+        }
+        match verdict {
+            Verdict::Well => {}
+            Verdict::Silent => self.kill(Cause::Silent, "nothing was heard of it".into()),
+            Verdict::Stalled => {
+                self.kill(Cause::Stalled, "its heartbeats come and it computes nothing".into());
+            }
+        }
+    }
+
+    fn front(&mut self, attempt: u64) -> Option<&mut InHand> {
+        self.hands.front_mut().filter(|hand| hand.attempt.get() == attempt.cast_signed())
+    }
+
+    /// A frame that ends no unit. Says what is wrong with it.
+    fn take(&mut self, frame: Frame<FromWorker>) -> Result<(), String> {
+        let now = Instant::now();
+        let in_hand = !self.hands.is_empty();
+        match frame.message {
+            FromWorker::Loaded { .. } => {
+                self.watch.loaded(in_hand, now);
+                self.show(if in_hand { WorkerState::Running } else { WorkerState::Idle });
+                Ok(())
+            }
+            FromWorker::Heartbeat { attempt, progress, resident_mib, done } => {
+                self.watch.progressed(progress, now);
+                self.ctx.live.worker(self.number, |worker| {
+                    worker.resident_mib = resident_mib;
+                    if let (Some(unit), Some(done), Some(_)) = (&mut worker.unit, done, attempt) {
+                        unit.tokens = done.tokens;
+                    }
+                });
+                Ok(())
+            }
+            FromWorker::Result { attempt, index, result } => {
+                let Some(hand) = self.front(attempt) else {
+                    return Err(format!("an answer to attempt {attempt}, which does not run"));
+                };
+                if index >= hand.items {
+                    return Err(format!("an answer to item {index} of {}", hand.items));
+                }
+                hand.bytes += frame.payload.len() + answer_bytes(&result);
+                if hand.bytes > ANSWERS_BYTES_MAX {
+                    return Err(format!("more than {ANSWERS_BYTES_MAX} bytes of answers"));
+                }
+                hand.answers.push(Answer { index, result, payload: frame.payload });
+                self.ctx.live.worker(self.number, |worker| {
+                    if let Some(unit) = &mut worker.unit {
+                        unit.items_done = unit.items_done.max(index + 1);
+                    }
+                });
+                Ok(())
+            }
+            FromWorker::Step { attempt, step, steps, loss } => {
+                if self.front(attempt).is_none() {
+                    return Err(format!("a step of attempt {attempt}, which does not run"));
+                }
+                self.ctx.live.worker(self.number, |worker| {
+                    if let Some(unit) = &mut worker.unit {
+                        unit.step = Some((step, steps, loss));
+                    }
+                });
+                Ok(())
+            }
+            FromWorker::Hello { .. } => Err("a second hello".into()),
+            FromWorker::UnitDone { .. } | FromWorker::UnitFailed { .. } => Ok(()),
+        }
+    }
+
+    fn hello(&mut self, frame: &FromWorker, own: &Context<Self>) -> Result<(), String> {
+        let FromWorker::Hello { protocol, version, libtorch, device, .. } = frame else {
+            return Err("something before its hello".into());
+        };
+        if *protocol != WORKER_PROTOCOL {
+            return Err(format!(
+                "it speaks protocol {protocol} and the daemon {WORKER_PROTOCOL}; install both of one version"
+            ));
+        }
+        tracing::info!(pid = self.pid, version, libtorch, device, "a worker is ready");
+        self.show(WorkerState::Idle);
+        let worker = format!("{version} libtorch {libtorch} {device}");
+        let opened = LeaseOpened { number: self.number, worker: own.address() };
+        if self.tell.try_send(Tell::Name(worker)).is_err()
+            || self.ctx.scheduler.try_send(opened).is_err()
+        {
+            return Err("the daemon is too busy to take it".into());
+        }
+        Ok(())
+    }
+
+    fn show(&self, state: WorkerState) {
+        self.ctx.live.worker(self.number, |worker| {
+            if worker.state != WorkerState::Ending {
+                worker.state = state;
+            }
+        });
+    }
+
+    /// The unit in front is the one that runs now.
+    fn show_front(&mut self) {
+        let unit = self.hands.front().map(|hand| LiveUnit {
+            id: hand.unit.id.get(),
+            key: hand.unit.key.clone(),
+            stage: hand.unit.stage,
+            since: Instant::now(),
+            items: hand.items,
+            items_done: 0,
+            tokens: 0,
+            step: None,
+        });
+        let span = self.hands.front().map_or_else(Span::none, |hand| {
+            let unit = &hand.unit;
+            tracing::info_span!("unit", stage = unit.stage.label(), key = %unit.key, pid = self.pid)
+        });
+        self.span.send_replace(span);
+        let next = self.hands.get(1).map(|hand| hand.unit.key.clone());
+        let state = if unit.is_some() { WorkerState::Running } else { WorkerState::Idle };
+        self.ctx.live.worker(self.number, |worker| {
+            worker.unit = unit;
+            worker.next = next;
+        });
+        self.show(state);
+        let now = Instant::now();
+        if self.hands.is_empty() { self.watch.idle(now) } else { self.watch.begun(now) }
+    }
+
+    /// Takes the unit of `attempt` out of hand: it must be the one in front.
+    fn let_go(&mut self, attempt: u64) -> Result<InHand, String> {
+        if self.front(attempt).is_none() {
+            return Err(format!("the end of attempt {attempt}, which does not run"));
+        }
+        let hand = self.hands.pop_front().ok_or("nothing is in hand")?;
+        self.show_front();
+        Ok(hand)
+    }
+
+    /// The future of a frame that ends a unit; others end at once.
+    fn ending(&mut self, frame: &FromWorker) -> Result<Option<Ending>, String> {
+        match frame {
+            FromWorker::UnitDone { attempt, summary } => {
+                let hand = self.let_go(*attempt)?;
+                Ok(Some(Ending::Done {
+                    unit: hand.unit,
+                    attempt: hand.attempt,
+                    keys: hand.keys,
+                    answers: hand.answers,
+                    summary: summary.clone(),
+                }))
+            }
+            FromWorker::UnitFailed { attempt, kind, message } => {
+                let hand = self.let_go(*attempt)?;
+                self.doomed |= *kind == FailureKind::Crashed;
+                let (unit, attempt, message) = (hand.unit, hand.attempt, message.clone());
+                Ok(Some(match kind {
+                    FailureKind::OutOfMemory => {
+                        Ending::died(unit, attempt, Cause::OutOfMemory, message)
+                    }
+                    FailureKind::Crashed => Ending::died(unit, attempt, Cause::Crashed, message),
+                    FailureKind::NonFinite => {
+                        Ending::died(unit, attempt, Cause::NonFinite, message)
+                    }
+                    FailureKind::Input => Ending::Refused { unit, attempt, message },
+                    FailureKind::Disk => Ending::Disk { unit, attempt, message },
+                    FailureKind::Cancelled => Ending::Returned { unit, attempt },
+                }))
+            }
+            _ => Ok(None),
+        }
+    }
+
+    /// What becomes of all that is in hand when the process is gone.
+    fn orphans(&mut self, death: Death) -> Vec<Ending> {
+        let (cause, why) = self
+            .verdict
+            .clone()
+            .unwrap_or_else(|| (death.cause(), format!("the worker ended by {death}")));
+        let doomed = self.doomed;
+        self.hands
+            .drain(..)
+            .enumerate()
+            .map(|(place, hand)| {
+                if place == 0 && !doomed {
+                    Ending::died(hand.unit, hand.attempt, cause, why.clone())
+                } else {
+                    Ending::Returned { unit: hand.unit, attempt: hand.attempt }
+                }
+            })
+            .collect()
+    }
+}
+
+fn answer_bytes(result: &rlhfd_protocol::worker::ItemResult) -> usize {
+    use rlhfd_protocol::worker::ItemResult;
+    std::mem::size_of::<Answer>()
+        + match result {
+            ItemResult::Response { text, .. } => text.len(),
+            ItemResult::Refused { message, .. } => message.len(),
+            ItemResult::Rendered { .. }
+            | ItemResult::Score { .. }
+            | ItemResult::Logprobs { .. } => 0,
+        }
+}
+
+impl Actor for WorkerActor {
+    type Context = Context<Self>;
+
+    fn started(&mut self, ctx: &mut Self::Context) {
+        ctx.run_interval(self.heartbeat, |worker, _| worker.look());
+    }
+}
+
+impl Handler<LinkEvent> for WorkerActor {
+    type Result = AtomicResponse<Self, ()>;
+
+    fn handle(&mut self, event: LinkEvent, ctx: &mut Self::Context) -> Self::Result {
+        let frame = match event {
+            LinkEvent::Frame(frame) => frame,
+            LinkEvent::Ended { death, garbage } => return self.end(death, garbage),
+        };
+        let first = self.watch.is_starting();
+        self.watch.heard(Instant::now());
+        if self.verdict.is_some() {
+            // It is being killed: what it says is worth nothing any more.
+            return now_ready();
+        }
+        let outcome = if first {
+            self.hello(&frame.message, ctx).map(|()| None)
+        } else {
+            self.ending(&frame.message).and_then(|ending| match ending {
+                Some(ending) => Ok(Some(ending)),
+                None => self.take(frame).map(|()| None),
+            })
+        };
+        match outcome {
+            Ok(None) => now_ready(),
+            Ok(Some(ending)) => self.conclude(ending),
+            Err(why) => {
+                self.kill(Cause::Protocol, why);
+                now_ready()
+            }
+        }
+    }
+}
+
+fn now_ready() -> AtomicResponse<WorkerActor, ()> {
+    AtomicResponse::new(Box::pin(actix::fut::ready(())))
+}
+
+impl WorkerActor {
+    /// Writes the end of a unit, then says so.
+    fn conclude(&mut self, ending: Ending) -> AtomicResponse<Self, ()> {
+        let ctx = self.ctx.clone();
+        let (number, unit) = (self.number, ending.unit().id);
+        let concluded = async move { attempts::conclude(&ctx, ending).await };
+        AtomicResponse::new(Box::pin(concluded.into_actor(self).map(
+            move |broken, worker: &mut Self, _| {
+                if let Some(why) = broken {
+                    worker.kill(Cause::Protocol, why);
+                }
+                worker.ctx.scheduler.do_send(UnitEnded { number, unit });
+            },
+        )))
+    }
+
+    fn end(&mut self, death: Death, garbage: Option<String>) -> AtomicResponse<Self, ()> {
+        if let Some(garbage) = garbage {
+            self.verdict.get_or_insert((Cause::Protocol, garbage));
+        }
+        let reason =
+            self.verdict.as_ref().map_or_else(|| death.to_string(), |(_, why)| why.clone());
+        tracing::info!(pid = self.pid, "a worker ended: {reason}");
+        let (ctx, number, endings) = (self.ctx.clone(), self.number, self.orphans(death));
+        let tell = self.tell.clone();
+        let all = async move {
+            for ending in endings {
+                let unit = ending.unit().id;
+                attempts::conclude(&ctx, ending).await;
+                ctx.scheduler.do_send(UnitEnded { number, unit });
+            }
+            // The teller closes the lease's row; it is the one that knows it.
+            let _ = tell.send(Tell::Ended(reason)).await;
+        };
+        AtomicResponse::new(Box::pin(all.into_actor(self).map(
+            move |(), worker: &mut Self, own| {
+                worker.ctx.live.change(|live| {
+                    live.workers.remove(&number);
+                });
+                worker.ctx.scheduler.do_send(LeaseEnded { number, death });
+                own.stop();
+            },
+        )))
+    }
+}
+
+/// A unit for this worker.
+#[derive(Message)]
+#[rtype(result = "()")]
+pub struct Hand(pub Arc<UnitRow>);
+
+impl Handler<Hand> for WorkerActor {
+    type Result = ();
+
+    fn handle(&mut self, Hand(unit): Hand, _: &mut Self::Context) {
+        let id = unit.id;
+        if self.tell.try_send(Tell::Unit(unit)).is_err() {
+            // Never more than the queue's depth is handed; were it so, the unit is still open.
+            self.ctx.scheduler.do_send(UnitEnded { number: self.number, unit: id });
+        }
+    }
+}
+
+/// The teller is about to send a unit.
+#[derive(Message)]
+#[rtype(result = "()")]
+pub struct Handed {
+    /// The unit.
+    pub unit: Arc<UnitRow>,
+    /// Its attempt.
+    pub attempt: AttemptId,
+    /// What its items stand for.
+    pub keys: ItemKeys,
+    /// How many.
+    pub items: u32,
+    /// Whether models are loaded first.
+    pub loads: bool,
+}
+
+impl Handler<Handed> for WorkerActor {
+    type Result = ();
+
+    fn handle(&mut self, handed: Handed, _: &mut Self::Context) {
+        let Handed { unit, attempt, keys, items, loads } = handed;
+        self.hands.push_back(InHand { unit, attempt, keys, items, answers: Vec::new(), bytes: 0 });
+        if self.hands.len() == 1 {
+            self.show_front();
+            if loads {
+                self.watch.loading(Instant::now());
+                self.show(WorkerState::Loading);
+            }
+        } else {
+            let next = self.hands.get(1).map(|hand| hand.unit.key.clone());
+            self.ctx.live.worker(self.number, |worker| worker.next = next);
+        }
+    }
+}
+
+/// Finish what is in hand, then leave. A training saves its state and gives its unit back.
+#[derive(Message)]
+#[rtype(result = "()")]
+pub struct Drain;
+
+impl Handler<Drain> for WorkerActor {
+    type Result = ();
+
+    fn handle(&mut self, _: Drain, ctx: &mut Self::Context) {
+        self.show(WorkerState::Ending);
+        let deadline = self.ctx.stage.config.borrow().scheduler.stop_timeout_s;
+        if self.tell.try_send(Tell::Drain).is_err() {
+            self.kill(Cause::Restart, "it does not listen".into());
+        }
+        let training = self.hands.iter().all(|hand| hand.unit.work.trains());
+        if training {
+            ctx.run_later(Duration::from_secs(deadline), |worker, _| {
+                worker.kill(Cause::Restart, "it did not leave in time".into());
+            });
+        }
+    }
+}
+
+/// Leave now: the daemon stops and will not wait any longer.
+#[derive(Message)]
+#[rtype(result = "()")]
+pub struct Abandon;
+
+impl Handler<Abandon> for WorkerActor {
+    type Result = ();
+
+    fn handle(&mut self, _: Abandon, _: &mut Self::Context) {
+        self.kill(Cause::Restart, "the daemon stops".into());
+    }
+}
+
+/// Stop this unit at the next micro-batch: nobody wants it any more.
+#[derive(Message)]
+#[rtype(result = "()")]
+pub struct CancelUnit(pub rlhfd_domain::UnitId);
+
+impl Handler<CancelUnit> for WorkerActor {
+    type Result = ();
+
+    fn handle(&mut self, CancelUnit(unit): CancelUnit, _: &mut Self::Context) {
+        let attempts = self.hands.iter().filter(|hand| hand.unit.id == unit);
+        for hand in attempts {
+            let attempt = hand.attempt.get().cast_unsigned();
+            if let Ok(bytes) = frame::encode(&ToWorker::Cancel { attempt }, &[]) {
+                // Where the worker does not listen now, the unit ends by itself and its rows are
+                // refused by the store.
+                let _ = self.link.out.try_send(bytes);
+            }
+        }
+    }
+}

@@ -1,0 +1,255 @@
+//! Commands of people: each one transaction with its event, and a sentence of what it did.
+//!
+//! In: a [`Command`] and whose it was. Out: [`Told`], and the units that nobody wants any more. May
+//! not enter: HTTP.
+
+use rlhfd_domain::{Name, UnitId, UploadId};
+use rlhfd_store::{JobStatus, NewEvent, NewJob, PausedBy, Run, StoreError, UploadKind};
+
+use crate::actors::iteration::OrderContext;
+use crate::advance::identity;
+use crate::handles::{AskError, Command, Told, now_ms};
+use crate::stages::{plan, sums};
+
+/// Units of an iteration that are looked at when it is cancelled.
+const UNITS_PAGE: u32 = 10_000;
+
+/// Obeys, or says why not.
+pub async fn obey(
+    ctx: &OrderContext,
+    command: Command,
+    uid: Option<u32>,
+) -> Result<(Told, Vec<UnitId>), AskError> {
+    if command == Command::PromptsPublished {
+        return told("the prompts are seen");
+    }
+    let run = active(ctx).await?;
+    match command {
+        Command::Start => start(ctx, &run, uid).await,
+        Command::Pause { reason } => pause(ctx, &run, reason, uid).await,
+        Command::Resume => resume(ctx, &run, uid).await,
+        Command::CancelIteration { iteration } => cancel(ctx, &run, iteration, uid).await,
+        Command::CancelJob { name } => cancel_job(ctx, &run, &name, uid).await,
+        Command::TrainReward { name, upload } => train_reward(ctx, &run, &name, upload, uid).await,
+        Command::PromptsPublished => told("the prompts are seen"),
+    }
+}
+
+fn told(message: impl Into<String>) -> Result<(Told, Vec<UnitId>), AskError> {
+    Ok((Told { message: message.into(), job: None }, Vec::new()))
+}
+
+async fn active(ctx: &OrderContext) -> Result<Run, AskError> {
+    let name = ctx.stage.config.borrow().run.name.clone();
+    let active = ctx.stage.store.read(|r| r.active_run()).await?;
+    active.filter(|run| run.name == name).ok_or_else(|| {
+        let waits = ctx.live.now().waits_for.join("; ");
+        AskError::Refused(format!("the run {name} is not open yet: {waits}"))
+    })
+}
+
+/// The event of a command, with whose it was.
+fn event(run: &Run, kind: &str, message: &str, uid: Option<u32>) -> NewEvent {
+    NewEvent { uid, ..NewEvent::of(run.id, kind, message) }
+}
+
+async fn start(
+    ctx: &OrderContext,
+    run: &Run,
+    uid: Option<u32>,
+) -> Result<(Told, Vec<UnitId>), AskError> {
+    let id = run.id;
+    let (fresh, current) =
+        ctx.stage.store.read(move |r| Ok((r.fresh_prompts(id)?, r.current_iteration(id)?))).await?;
+    if let Some(current) = current {
+        return Err(AskError::Refused(format!(
+            "iteration {} is under way; the next one can be started when it has ended",
+            current.iteration
+        )));
+    }
+    if fresh == 0 {
+        return Err(AskError::Refused(
+            "there is no fresh prompt; add some with `rlhfctl prompts add FILE --set NAME`".into(),
+        ));
+    }
+    let event = event(run, "start_asked", "an iteration was asked for", uid);
+    ctx.stage
+        .store
+        .write(move |s| {
+            s.ask_start(id, now_ms())?;
+            s.append_event(&event, now_ms())
+        })
+        .await?;
+    let paused = if run.paused.is_some() { "; the run is paused, resume it first" } else { "" };
+    told(format!(
+        "an iteration starts with {fresh} fresh prompts as soon as the models are ready{paused}"
+    ))
+}
+
+async fn pause(
+    ctx: &OrderContext,
+    run: &Run,
+    reason: Option<String>,
+    uid: Option<u32>,
+) -> Result<(Told, Vec<UnitId>), AskError> {
+    if let Some(paused) = &run.paused {
+        return told(format!("the run was paused already ({})", paused.reason));
+    }
+    let (id, reason) = (run.id, reason.unwrap_or_else(|| "asked for".into()));
+    let event = event(run, "pause_asked", &reason, uid);
+    ctx.stage
+        .store
+        .write(move |s| {
+            s.pause_run(id, PausedBy::Operator, &reason, now_ms())?;
+            s.append_event(&event, now_ms())
+        })
+        .await?;
+    told("the run is paused: running units finish, none begins")
+}
+
+async fn resume(
+    ctx: &OrderContext,
+    run: &Run,
+    uid: Option<u32>,
+) -> Result<(Told, Vec<UnitId>), AskError> {
+    let Some(paused) = run.paused.clone() else {
+        return told("the run was not paused");
+    };
+    let id = run.id;
+    let event = event(run, "resume_asked", &paused.reason, uid);
+    ctx.stage
+        .store
+        .write(move |s| {
+            s.resume_run(id, now_ms())?;
+            s.append_event(&event, now_ms())
+        })
+        .await?;
+    told("the run goes on")
+}
+
+async fn cancel(
+    ctx: &OrderContext,
+    run: &Run,
+    iteration: Option<u32>,
+    uid: Option<u32>,
+) -> Result<(Told, Vec<UnitId>), AskError> {
+    let id = run.id;
+    let current = ctx.stage.store.read(move |r| r.current_iteration(id)).await?;
+    let number = match (current, iteration) {
+        (Some(current), None) => current.iteration,
+        (Some(current), Some(wanted)) if current.iteration == wanted => wanted,
+        (Some(current), Some(wanted)) => {
+            return Err(AskError::Refused(format!(
+                "iteration {wanted} is not under way; iteration {} is",
+                current.iteration
+            )));
+        }
+        (None, _) => return Err(AskError::Refused("no iteration is under way".into())),
+    };
+    let running = ctx
+        .stage
+        .store
+        .read(move |r| r.units_of(id, number, None, UNITS_PAGE))
+        .await?
+        .into_iter()
+        .filter(|unit| unit.state == "running")
+        .map(|unit| unit.id)
+        .collect();
+    let event = NewEvent {
+        iteration: Some(number),
+        ..event(run, "cancel_asked", "the iteration is cancelled", uid)
+    };
+    ctx.stage
+        .store
+        .write(move |s| {
+            s.cancel_iteration(id, number, now_ms())?;
+            s.append_event(&event, now_ms())
+        })
+        .await?;
+    let message =
+        format!("iteration {number} is cancelled; its prompts are back in the pool, its rows stay");
+    Ok((Told { message, job: None }, running))
+}
+
+async fn cancel_job(
+    ctx: &OrderContext,
+    run: &Run,
+    name: &Name,
+    uid: Option<u32>,
+) -> Result<(Told, Vec<UnitId>), AskError> {
+    let (id, wanted) = (run.id, name.as_str().to_owned());
+    let job = ctx.stage.store.read(move |r| r.job_by_name(id, "reward", &wanted)).await?;
+    let Some(job) = job else {
+        return Err(AskError::Refused(format!("there is no training job reward/{name}")));
+    };
+    let (job, event) = (job.id, event(run, "cancel_asked", &format!("reward/{name}"), uid));
+    let running = ctx
+        .stage
+        .store
+        .read(move |r| r.units_of_job(job))
+        .await?
+        .into_iter()
+        .filter(|unit| unit.state == "running")
+        .map(|unit| unit.id)
+        .collect();
+    ctx.stage
+        .store
+        .write(move |s| {
+            s.end_job(job, JobStatus::Cancelled, "asked for", now_ms())?;
+            s.append_event(&event, now_ms())
+        })
+        .await?;
+    Ok((
+        Told { message: format!("the training job reward/{name} is cancelled"), job: None },
+        running,
+    ))
+}
+
+async fn train_reward(
+    ctx: &OrderContext,
+    run: &Run,
+    name: &Name,
+    upload: UploadId,
+    uid: Option<u32>,
+) -> Result<(Told, Vec<UnitId>), AskError> {
+    let config = ctx.stage.config.borrow().clone();
+    let row = ctx.stage.store.read(move |r| r.upload(upload)).await?;
+    if row.kind != UploadKind::Preferences.label() {
+        return Err(AskError::Refused(format!("upload {upload} holds no preferences")));
+    }
+    let base = match identity(ctx, config.reward_base_path()).await? {
+        Ok(base) => base,
+        Err(sentence) => return Err(AskError::Refused(sentence)),
+    };
+    let text = config.to_frozen_toml();
+    let new = NewJob {
+        run: run.id,
+        kind: "reward".into(),
+        name: name.as_str().to_owned(),
+        upload: Some(upload),
+        config_sha256: sums::text_sum(&text),
+        config: text,
+        base,
+    };
+    let units = plan::reward_job(name.as_str());
+    let asked = event(run, "job_asked", &format!("reward/{name}"), uid);
+    let created = ctx
+        .stage
+        .store
+        .write(move |s| {
+            let job = s.create_job(&new, &units, now_ms())?;
+            s.append_event(&asked, now_ms())?;
+            Ok(job)
+        })
+        .await;
+    match created {
+        Ok(job) => {
+            let message = format!("the training job reward/{name} is queued");
+            Ok((Told { message, job: Some(job) }, Vec::new()))
+        }
+        Err(AskError::Store(error @ StoreError::Conflict { .. })) => {
+            Err(AskError::Refused(error.to_string()))
+        }
+        Err(other) => Err(other),
+    }
+}

@@ -1,0 +1,310 @@
+//! The daemon: order of start, life, and the reverse order of stop.
+//!
+//! ```text
+//! configuration → lock → database → in order again → actors → socket → ready
+//! ```
+//! In: places and a checked configuration. Out: an exit code. May not enter: what any actor does.
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::time::Duration;
+
+use actix::prelude::*;
+use rlhfd_config::{CheckedConfig, ConfigError};
+use rlhfd_store::{Store, StoreError};
+use sd_notify::NotifyState;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::watch;
+
+use crate::actors::evaluation::EvaluationActor;
+use crate::actors::generation::GenerationActor;
+use crate::actors::iteration::{IterationActor, OrderContext};
+use crate::actors::labelling::LabellingActor;
+use crate::actors::pairing::PairingActor;
+use crate::actors::scheduler::{Meet, SchedulerActor, Stop};
+use crate::actors::stage::{StageContext, Stages};
+use crate::actors::store::{Close, StoreActor};
+use crate::actors::supervisor::SupervisorActor;
+use crate::actors::training::TrainingActor;
+use crate::actors::worker::WorkerContext;
+use crate::adopt::{AdoptError, adopt};
+use crate::exit;
+use crate::gpu::nvml::NvmlProbe;
+use crate::handles::{AppState, IterationHandle, StoreHandle, now_ms};
+use crate::health::Health;
+use crate::listener::{self, BindError};
+use crate::live::LiveBoard;
+use crate::models::Models;
+use crate::places::{Asked, PlaceError, Places};
+use crate::platform;
+
+/// Between two questions whether the workers are gone.
+const STOP_POLL: Duration = Duration::from_millis(20);
+/// After a kill, this long for the processes to be reaped.
+const KILL_WAIT: Duration = Duration::from_secs(3);
+
+/// Why the daemon did not come up.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// A place.
+    #[error(transparent)]
+    Place(#[from] PlaceError),
+    /// The configuration.
+    #[error(transparent)]
+    Config(#[from] ConfigError),
+    /// The database.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// What an earlier daemon left.
+    #[error(transparent)]
+    Adopt(#[from] AdoptError),
+    /// The socket.
+    #[error(transparent)]
+    Bind(#[from] BindError),
+    /// The system.
+    #[error("the system refused: {0}")]
+    Io(#[from] std::io::Error),
+}
+
+impl StartError {
+    /// What the service manager is told.
+    #[must_use]
+    pub fn exit_code(&self) -> u8 {
+        match self {
+            Self::Place(error) => error.exit_code(),
+            Self::Bind(error) => error.exit_code(),
+            Self::Config(_) | Self::Store(_) | Self::Adopt(_) => exit::CONFIG,
+            Self::Io(_) => exit::SOFTWARE,
+        }
+    }
+}
+
+/// Runs until a signal says otherwise.
+#[must_use]
+pub fn run(asked: &Asked) -> ExitCode {
+    platform::mark_core_thread();
+    platform::install_panic_hook();
+    let system = System::new();
+    match system.block_on(live(asked)) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            tracing::error!("{}", with_causes(&error));
+            ExitCode::from(error.exit_code())
+        }
+    }
+}
+
+fn with_causes(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut at = error.source();
+    while let Some(cause) = at {
+        text.push_str(": ");
+        text.push_str(&cause.to_string());
+        at = cause.source();
+    }
+    text
+}
+
+async fn live(asked: &Asked) -> Result<(), StartError> {
+    let _file_size = platform::survive_file_size_limit()?;
+    let places = Arc::new(Places::find(asked, |name| std::env::var_os(name))?);
+    let config = CheckedConfig::load(&places.config)?;
+    let readers_socket: Option<PathBuf> =
+        config.control.readers_socket.as_ref().map(|place| place.path.clone());
+    let _lock = places.lock()?;
+    let mut store = Store::open(&places.state)?;
+    adopt(&mut store, &places)?;
+    let (listeners, socket_files) = listener::bind(&places.socket, readers_socket.as_deref())?;
+
+    let (config, configs) = watch::channel(Arc::new(config));
+    let (stopping, shutdown) = watch::channel(false);
+    let daemon = Daemon::start(store, &places, configs.clone());
+    let app = AppState {
+        store: daemon.store.clone(),
+        iteration: IterationHandle::new(daemon.iteration.clone()),
+        live: daemon.live.clone(),
+        config: configs,
+        places: Arc::clone(&places),
+        shutdown,
+        started_ms: now_ms(),
+    };
+    let server = listener::serve(app, listeners)?;
+    let handle = server.handle();
+    let serving = actix_rt::spawn(server);
+    tracing::info!(
+        socket = %places.socket.display(),
+        state = %places.state.display(),
+        "rlhfd {} serves",
+        env!("CARGO_PKG_VERSION")
+    );
+    notify(&[NotifyState::Ready, NotifyState::Status("serving")]);
+    let mut signals = Signals::new()?;
+    signals.until_stop(&places, &config, &daemon.live).await;
+
+    notify(&[NotifyState::Stopping]);
+    // Streams end first: an open one would hold the server up.
+    stopping.send_replace(true);
+    daemon.drain(&mut signals, &config.borrow().clone()).await;
+    handle.stop(true).await;
+    // The server's own end holds nothing of ours.
+    let _ = serving.await;
+    daemon.close().await?;
+    drop(socket_files);
+    tracing::info!("stopped");
+    Ok(())
+}
+
+fn notify(states: &[NotifyState<'_>]) {
+    if let Err(error) = sd_notify::notify(states) {
+        tracing::warn!("the service manager is not told: {error}");
+    }
+}
+
+/// The actors that the rest is reached through. Dropping an address may end an actor: all are kept.
+struct Daemon {
+    store: StoreHandle,
+    scheduler: Addr<SchedulerActor>,
+    iteration: Addr<IterationActor>,
+    live: LiveBoard,
+    _supervisor: Addr<SupervisorActor>,
+    _stages: Stages,
+}
+
+impl Daemon {
+    fn start(
+        store: Store,
+        places: &Arc<Places>,
+        config: watch::Receiver<Arc<CheckedConfig>>,
+    ) -> Self {
+        let store = StoreHandle::new(StoreActor::start_with(store), places.state.clone());
+        let live = LiveBoard::new();
+        let health = Health::new(places.state.clone(), live.clone());
+        actix_rt::spawn(health.clone().keep(config.clone()));
+        let stage =
+            StageContext { store: store.clone(), places: Arc::clone(places), config, health };
+        let stages = Stages {
+            generation: GenerationActor::start_with(stage.clone()),
+            labelling: LabellingActor::start_with(stage.clone()),
+            pairing: PairingActor::start_with(stage.clone()),
+            training: TrainingActor::start_with(stage.clone()),
+            evaluation: EvaluationActor::start_with(stage.clone()),
+        };
+        let scheduler =
+            SchedulerActor::start_with(stage.clone(), live.clone(), Arc::new(NvmlProbe));
+        let supervisor = SupervisorActor::start_with(WorkerContext {
+            stage: stage.clone(),
+            stages: stages.clone(),
+            scheduler: scheduler.clone(),
+            live: live.clone(),
+        });
+        let order = OrderContext {
+            stage,
+            stages: stages.clone(),
+            live: live.clone(),
+            models: Arc::new(Models::default()),
+        };
+        let iteration = IterationActor::start_with(order, scheduler.clone());
+        scheduler.do_send(Meet { supervisor: supervisor.clone(), iteration: iteration.clone() });
+        Self { store, scheduler, iteration, live, _supervisor: supervisor, _stages: stages }
+    }
+
+    /// Workers finish or give back what they have; a training saves its state. What is not gone in
+    /// time is killed: nothing is lost by that but the work since the last save.
+    async fn drain(&self, signals: &mut Signals, config: &CheckedConfig) {
+        let wait = Duration::from_secs(config.scheduler.stop_timeout_s);
+        let gone = self.until_no_worker(Stop { now: false });
+        tokio::select! {
+            () = gone => return,
+            () = actix_rt::time::sleep(wait) => {
+                tracing::warn!("workers are not gone after {} s", wait.as_secs());
+            }
+            () = signals.again() => tracing::warn!("asked twice: workers are not waited for"),
+        }
+        let gone = self.until_no_worker(Stop { now: true });
+        if actix_rt::time::timeout(KILL_WAIT, gone).await.is_err() {
+            tracing::warn!("killed workers are not reaped; they die with the daemon");
+        }
+    }
+
+    async fn until_no_worker(&self, stop: Stop) {
+        while self.scheduler.send(Stop { now: stop.now }).await.is_ok_and(|left| left > 0) {
+            actix_rt::time::sleep(STOP_POLL).await;
+        }
+    }
+
+    /// The last write is committed, then the side files go.
+    async fn close(self) -> Result<(), StartError> {
+        self.store.close_readers().await;
+        match self.store.writer().send(Close).await {
+            Ok(closed) => {
+                if !closed? {
+                    tracing::warn!("another program reads the database: its log stays beside it");
+                }
+                Ok(())
+            }
+            Err(_) => Ok(()),
+        }
+    }
+}
+
+struct Signals {
+    terminate: tokio::signal::unix::Signal,
+    interrupt: tokio::signal::unix::Signal,
+    hangup: tokio::signal::unix::Signal,
+}
+
+impl Signals {
+    fn new() -> std::io::Result<Self> {
+        Ok(Self {
+            terminate: signal(SignalKind::terminate())?,
+            interrupt: signal(SignalKind::interrupt())?,
+            hangup: signal(SignalKind::hangup())?,
+        })
+    }
+
+    /// Until SIGTERM or SIGINT; SIGHUP reads the configuration again.
+    async fn until_stop(
+        &mut self,
+        places: &Places,
+        config: &watch::Sender<Arc<CheckedConfig>>,
+        live: &LiveBoard,
+    ) {
+        loop {
+            tokio::select! {
+                _ = self.terminate.recv() => return,
+                _ = self.interrupt.recv() => return,
+                _ = self.hangup.recv() => reload(places, config, live),
+            }
+        }
+    }
+
+    async fn again(&mut self) {
+        tokio::select! {
+            _ = self.terminate.recv() => {}
+            _ = self.interrupt.recv() => {}
+        }
+    }
+}
+
+/// A configuration that cannot be read changes nothing.
+fn reload(places: &Places, config: &watch::Sender<Arc<CheckedConfig>>, live: &LiveBoard) {
+    notify(&[NotifyState::Reloading]);
+    match CheckedConfig::load(&places.config) {
+        Ok(new) => {
+            let changed = new.to_frozen_toml() != config.borrow().to_frozen_toml();
+            let pending = changed.then(|| {
+                "the configuration was read again and differs; iterations and jobs that started \
+                 keep theirs, the next ones take the new one"
+                    .to_owned()
+            });
+            tracing::info!(changed, "the configuration is read again");
+            config.send_replace(Arc::new(new));
+            live.change(|live| live.config_pending = pending);
+        }
+        Err(error) => {
+            tracing::error!("the configuration stays as it was: {}", with_causes(&error));
+        }
+    }
+    notify(&[NotifyState::Ready]);
+}

@@ -1,0 +1,92 @@
+//! Checkpoint: the folder that a train unit published is held against its manifest and admitted.
+//!
+//! In: a folder. Out: the row, and the head (or the done job). May not enter: weights.
+
+use rlhfd_domain::checkpoint::CheckpointKind;
+use rlhfd_protocol::worker::Summary;
+use rlhfd_store::{NewCheckpoint, UnitRow};
+
+use super::sums::{self, Published};
+use super::train;
+use crate::actors::stage::{Perform, StageContext, StageError, finish};
+use crate::handles::now_ms;
+
+/// Admits the checkpoint of an iteration or a training job.
+pub async fn perform(ctx: &StageContext, work: &Perform) -> Result<(), StageError> {
+    let unit = &work.unit;
+    let folder = train::checkpoint_folder(ctx, unit).await?;
+    let verified = folder.clone();
+    let published = actix_rt::task::spawn_blocking(move || sums::verify(&verified))
+        .await
+        .map_err(|_| StageError::Input("the checkpoint could not be read: a defect".into()))??;
+    let trained = train_key(unit);
+    if published.manifest.unit != trained {
+        return Err(StageError::Input(format!(
+            "{} was made by the unit {}, not by {trained}; move it away and resume",
+            folder.display(),
+            published.manifest.unit
+        )));
+    }
+    let path = ctx.places.relative(&folder);
+    let checkpoint = row(ctx, unit, path, &published).await?;
+    let finish = finish(unit, work.attempt, &Summary::default());
+    ctx.write_patiently(move |s| s.finish_checkpoint(&finish, &checkpoint, now_ms())).await?;
+    forget_state(ctx, unit, &trained).await
+}
+
+/// The key of the train unit that belongs to a checkpoint unit.
+#[must_use]
+pub fn train_key(unit: &UnitRow) -> String {
+    let parent = unit.key.rsplit_once('/').map_or(unit.key.as_str(), |(parent, _)| parent);
+    format!("{parent}/train")
+}
+
+async fn row(
+    ctx: &StageContext,
+    unit: &UnitRow,
+    path: String,
+    published: &Published,
+) -> Result<NewCheckpoint, StageError> {
+    let id = unit.run;
+    let run = ctx.store.read(move |r| r.run(id)).await?;
+    let (sha256, bytes) = (published.sha256.clone(), published.bytes);
+    if let Some(number) = unit.iteration {
+        let iteration = ctx.store.read(move |r| r.iteration(id, number)).await?;
+        return Ok(NewCheckpoint {
+            name: train::checkpoint_name(&iteration),
+            kind: CheckpointKind::Policy,
+            path,
+            sha256,
+            bytes,
+            parent: Some(iteration.policy_in),
+            reference: Some(run.reference),
+        });
+    }
+    let job = train::job_of(ctx, unit).await?;
+    let initial = ctx
+        .store
+        .read({
+            let initial = run.initial;
+            move |r| r.checkpoint(initial)
+        })
+        .await?;
+    Ok(NewCheckpoint {
+        name: format!("reward-{}", job.name),
+        kind: CheckpointKind::Reward,
+        path,
+        sha256,
+        bytes,
+        parent: (initial.sha256 == job.base.sha256).then_some(run.initial),
+        reference: None,
+    })
+}
+
+async fn forget_state(ctx: &StageContext, unit: &UnitRow, trained: &str) -> Result<(), StageError> {
+    let (id, key) = (unit.run, trained.to_owned());
+    let run = ctx.store.read(move |r| r.run(id)).await?;
+    let trained = ctx.store.read(move |r| r.unit_by_key(id, &key)).await?;
+    if let Some(trained) = trained {
+        train::remove_state(ctx, &run, trained.id).await;
+    }
+    Ok(())
+}

@@ -1,0 +1,223 @@
+//! Sums of model folders, and of settings: by them models are recognised, not by their paths.
+//!
+//! In: folders. Out: sha256 sums in lower-case hexadecimal. It reads whole files: call it on the
+//! blocking pool. May not enter: what the files mean to an engine.
+
+use std::fs::{self, File};
+use std::io::{self, Read};
+use std::path::{Path, PathBuf};
+
+use rlhfd_config::CheckedConfig;
+use rlhfd_protocol::manifest::{FORMAT, MANIFEST, Manifest};
+use sha2::{Digest, Sha256};
+
+/// Bytes read at once.
+const CHUNK: usize = 1 << 20;
+/// The largest manifest that is read.
+const MANIFEST_BYTES_MAX: u64 = 16 << 20;
+/// What makes a model; a folder of the Hugging Face cache holds more, and some of it changes.
+const MODEL_FILES: [&str; 5] = ["safetensors", "json", "jinja", "model", "txt"];
+
+/// Why a folder has no sum.
+#[derive(Debug, thiserror::Error)]
+pub enum SumError {
+    /// It is not there, or is no model.
+    #[error(
+        "there is no model folder at {path} (no config.json); put one there, or change the configuration"
+    )]
+    NoModel {
+        /// The place.
+        path: PathBuf,
+    },
+    /// A file could not be read.
+    #[error("{path} cannot be read")]
+    Io {
+        /// The file.
+        path: PathBuf,
+        /// What the system said.
+        #[source]
+        source: io::Error,
+    },
+    /// It does not hold what its manifest says.
+    #[error("{path} is not as its manifest says: {problem}")]
+    Unsound {
+        /// The folder.
+        path: PathBuf,
+        /// The first thing that differs.
+        problem: String,
+    },
+}
+
+/// A published folder whose manifest was read.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Published {
+    /// The manifest.
+    pub manifest: Manifest,
+    /// Its sum, by which the folder is known.
+    pub sha256: String,
+    /// Bytes of the folder's files.
+    pub bytes: u64,
+}
+
+/// The sum by which a model folder is known: its manifest's, else that of its files.
+///
+/// Errors: `NoModel`, `Io`.
+pub fn model_sum(folder: &Path) -> Result<String, SumError> {
+    if !folder.join("config.json").is_file() {
+        return Err(SumError::NoModel { path: folder.to_path_buf() });
+    }
+    if let Ok(published) = read_manifest(folder) {
+        return Ok(published.sha256);
+    }
+    let mut names: Vec<String> = fs::read_dir(folder)
+        .and_then(Iterator::collect::<io::Result<Vec<_>>>)
+        .map_err(|source| at(folder, source))?
+        .into_iter()
+        .filter_map(|entry| entry.file_name().into_string().ok())
+        .filter(|name| is_model_file(name) && folder.join(name).is_file())
+        .collect();
+    names.sort();
+    let mut sum = Sha256::new();
+    for name in names {
+        let (_, of_file) = file_sum(&folder.join(&name))?;
+        sum.update(format!("{name}\0{of_file}\n"));
+    }
+    Ok(hex(&sum.finalize()))
+}
+
+fn is_model_file(name: &str) -> bool {
+    !name.starts_with('.')
+        && Path::new(name)
+            .extension()
+            .and_then(|end| end.to_str())
+            .is_some_and(|end| MODEL_FILES.contains(&end))
+}
+
+/// Reads a folder's manifest, without looking at the files.
+///
+/// Errors: `Io` where there is none, `Unsound` where it cannot be understood.
+pub fn read_manifest(folder: &Path) -> Result<Published, SumError> {
+    let path = folder.join(MANIFEST);
+    let file = File::open(&path).map_err(|source| at(&path, source))?;
+    let mut bytes = Vec::new();
+    file.take(MANIFEST_BYTES_MAX).read_to_end(&mut bytes).map_err(|source| at(&path, source))?;
+    let unsound = |problem: String| SumError::Unsound { path: folder.to_path_buf(), problem };
+    let manifest: Manifest =
+        serde_json::from_slice(&bytes).map_err(|error| unsound(error.to_string()))?;
+    if manifest.format != FORMAT || !manifest.paths_stay_inside() {
+        return Err(unsound("its manifest is not one of ours".into()));
+    }
+    let of_files: u64 = manifest.files.iter().map(|file| file.bytes).sum();
+    Ok(Published { manifest, sha256: hex(&Sha256::digest(&bytes)), bytes: of_files })
+}
+
+/// Reads a folder's manifest and holds every file against it.
+///
+/// Errors: the first thing that differs.
+pub fn verify(folder: &Path) -> Result<Published, SumError> {
+    let published = read_manifest(folder)?;
+    for file in &published.manifest.files {
+        let (bytes, sha256) = file_sum(&folder.join(&file.path))?;
+        if bytes != file.bytes || sha256 != file.sha256 {
+            return Err(SumError::Unsound {
+                path: folder.to_path_buf(),
+                problem: format!("{} has another size or sum", file.path),
+            });
+        }
+    }
+    Ok(published)
+}
+
+/// A file's length and sum.
+pub fn file_sum(path: &Path) -> Result<(u64, String), SumError> {
+    let mut file = File::open(path).map_err(|source| at(path, source))?;
+    let mut sum = Sha256::new();
+    let mut chunk = vec![0; CHUNK];
+    let mut bytes = 0;
+    loop {
+        let read = match file.read(&mut chunk) {
+            Ok(0) => return Ok((bytes, hex(&sum.finalize()))),
+            Ok(read) => read,
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
+            Err(source) => return Err(at(path, source)),
+        };
+        sum.update(&chunk[..read]);
+        bytes += read as u64;
+    }
+}
+
+fn at(path: &Path, source: io::Error) -> SumError {
+    SumError::Io { path: path.to_path_buf(), source }
+}
+
+/// Lower-case hexadecimal.
+#[must_use]
+pub fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+/// The sum of a text.
+#[must_use]
+pub fn text_sum(text: &str) -> String {
+    hex(&Sha256::digest(text.as_bytes()))
+}
+
+/// Eight digits that name the settings under which policies are compared: answers under other
+/// settings are never set against each other.
+#[must_use]
+pub fn evaluation_settings(config: &CheckedConfig) -> String {
+    let evaluate = &config.evaluate;
+    let scorer = config.label.scorers.first();
+    let text = format!(
+        "{:?} {} {} {:?}",
+        evaluate.temperatures,
+        evaluate.n,
+        evaluate.max_new_tokens,
+        scorer.map(|scorer| (&scorer.name, &scorer.model, scorer.score_position)),
+    );
+    text_sum(&text)[..8].to_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    use rlhfd_protocol::manifest::{FileSum, FolderKind};
+
+    use super::*;
+
+    #[test]
+    fn a_model_is_known_by_its_files_and_not_by_its_place_or_its_readme() {
+        let root = tempfile::tempdir().unwrap();
+        let (a, b) = (root.path().join("a"), root.path().join("b"));
+        for folder in [&a, &b] {
+            fs::create_dir(folder).unwrap();
+            fs::write(folder.join("config.json"), "{}").unwrap();
+            fs::write(folder.join("model.safetensors"), [1, 2, 3]).unwrap();
+        }
+        fs::write(b.join("README.md"), "words").unwrap();
+        assert_eq!(model_sum(&a).unwrap(), model_sum(&b).unwrap());
+        fs::write(b.join("model.safetensors"), [1, 2, 4]).unwrap();
+        assert_ne!(model_sum(&a).unwrap(), model_sum(&b).unwrap());
+        assert!(matches!(model_sum(root.path()), Err(SumError::NoModel { .. })));
+    }
+
+    #[test]
+    fn an_altered_file_is_found() {
+        let root = tempfile::tempdir().unwrap();
+        let weights = root.path().join("model.safetensors");
+        fs::write(&weights, [1, 2, 3]).unwrap();
+        let (bytes, sha256) = file_sum(&weights).unwrap();
+        let manifest = Manifest {
+            format: FORMAT,
+            kind: FolderKind::Policy,
+            unit: "1/train".into(),
+            parent_sha256: String::new(),
+            architecture: String::new(),
+            steps: 1,
+            files: vec![FileSum { path: "model.safetensors".into(), bytes, sha256 }],
+        };
+        fs::write(root.path().join(MANIFEST), manifest.to_bytes().unwrap()).unwrap();
+        assert_eq!(verify(root.path()).unwrap().bytes, 3);
+        fs::write(&weights, [1, 2, 4]).unwrap();
+        assert!(matches!(verify(root.path()), Err(SumError::Unsound { .. })));
+    }
+}

@@ -1,0 +1,376 @@
+//! Train: the immutable folder that a trainer works from, and the steps that come back.
+//!
+//! In: an iteration's preferences with the reference's log-probs, or an uploaded file of
+//! preferences. Out: the training folder, then rows of steps read from the published checkpoint.
+//! May not enter: losses, tensors.
+
+use std::fs::{self, File};
+use std::io::{self, Write};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use rlhfd_config::{CheckedConfig, SavePolicy, Training};
+use rlhfd_domain::limits::PAIRS_PAGE_ROWS;
+use rlhfd_domain::train::{History, TrainStep, check_steps};
+use rlhfd_domain::{UnitId, WorkKind};
+use rlhfd_protocol::manifest::FolderKind;
+use rlhfd_protocol::worker::{ModelRef, TrainTarget, Work};
+use rlhfd_store::{Iteration, Job, Reader, Run, StoreError, UnitRow};
+use serde::Deserialize;
+
+use super::folders::{self, Draft};
+use super::sums::{self, SumError};
+use crate::actors::stage::{Conclude, ItemKeys, Prepared, StageContext, StageError, finish};
+use crate::handles::now_ms;
+
+/// Written by the worker into each checkpoint folder, under its manifest.
+const STEPS: &str = "steps.jsonl";
+/// Switches resuming off, for the one test that shows that it matters.
+const NO_RESUME: &str = "RLHFD_TEST_NO_RESUME";
+
+impl From<SumError> for StageError {
+    fn from(error: SumError) -> Self {
+        match error {
+            SumError::Io { path, source } => Self::Place { path, source },
+            other @ (SumError::NoModel { .. } | SumError::Unsound { .. }) => {
+                Self::Input(other.to_string())
+            }
+        }
+    }
+}
+
+/// Writes the folder, and says where the checkpoint is to stand.
+pub async fn prepare(ctx: &StageContext, unit: &Arc<UnitRow>) -> Result<Prepared, StageError> {
+    let work = match unit.work {
+        WorkKind::TrainReward => reward(ctx, unit).await?,
+        _ => dpo(ctx, unit).await?,
+    };
+    // The trainer wants all the memory there is.
+    Ok(Prepared { work, load: Some(Vec::new()), items: Vec::new(), keys: ItemKeys::None })
+}
+
+async fn dpo(ctx: &StageContext, unit: &Arc<UnitRow>) -> Result<Work, StageError> {
+    let config = ctx.config_of(unit).await?;
+    let (id, run) = (
+        unit.run,
+        ctx.store
+            .read({
+                let id = unit.run;
+                move |r| r.run(id)
+            })
+            .await?,
+    );
+    let Some(number) = unit.iteration else {
+        return Err(StageError::Input(format!("the unit {} has no iteration", unit.key)));
+    };
+    let iteration = ctx.store.read(move |r| r.iteration(id, number)).await?;
+    let policy = ctx.model(iteration.policy_in).await?;
+    let reference = ctx.model(run.reference).await?;
+    let folder = ctx.places.iteration(&run.name, number);
+    iteration_folder(ctx, unit, &config, &folder, &policy).await?;
+    let out = ctx.places.checkpoints(&run.name).join(checkpoint_name(&iteration));
+    let target = target(ctx, unit, &run, out, config.train.save, &policy.sha256)?;
+    Ok(Work::TrainDpo { policy, reference, folder, target })
+}
+
+/// The name of what an iteration trains.
+#[must_use]
+pub fn checkpoint_name(iteration: &Iteration) -> String {
+    rlhfd_domain::checkpoint::iteration_name(iteration.iteration)
+}
+
+async fn iteration_folder(
+    ctx: &StageContext,
+    unit: &Arc<UnitRow>,
+    config: &CheckedConfig,
+    folder: &Path,
+    policy: &ModelRef,
+) -> Result<(), StageError> {
+    let history = match config.train.history {
+        rlhfd_config::History::All => History::All,
+        rlhfd_config::History::Newest => History::Newest,
+    };
+    let id = unit.id;
+    let pairs = ctx.write_patiently(move |s| s.fix_training_set(id, history, now_ms())).await?;
+    if pairs.is_some_and(|(kept, _)| kept == 0) {
+        return nothing_to_train(ctx, unit).await;
+    }
+    let settings = config.train.settings.to_toml(Training::Dpo);
+    let (unit, folder, parent) = (Arc::clone(unit), folder.to_path_buf(), policy.sha256.clone());
+    ctx.store
+        .read(move |reader| Ok(write_pairs(reader, &unit, &folder, &settings, &parent)))
+        .await?
+}
+
+/// An iteration without a preference ends as it is: the head stays.
+async fn nothing_to_train(ctx: &StageContext, unit: &UnitRow) -> Result<(), StageError> {
+    let (run, number) = (unit.run, unit.iteration.unwrap_or_default());
+    let why = "no prompt gave a preference; look at the scores, and at [pair] score_gap_min";
+    ctx.write_patiently(move |s| s.end_without_update(run, number, why, now_ms())).await?;
+    Err(StageError::Over(why.into()))
+}
+
+fn write_pairs(
+    reader: &Reader,
+    unit: &UnitRow,
+    folder: &Path,
+    settings: &str,
+    parent_sha256: &str,
+) -> Result<(), StageError> {
+    let place = |source| StageError::Place { path: folder.to_path_buf(), source };
+    let draft = Draft::begin(folder).map_err(place)?;
+    let mut out = draft.file("pairs.jsonl").map_err(place)?;
+    let mut after = None;
+    loop {
+        let page = reader.training_pairs(unit.id, after, PAIRS_PAGE_ROWS)?;
+        let Some(last) = page.last() else { break };
+        after = Some(last.position);
+        for pair in &page {
+            folders::write_pair(&mut out, pair).map_err(place)?;
+        }
+    }
+    out.flush().map_err(place)?;
+    write_settings(&draft, settings).map_err(place)?;
+    draft.publish(FolderKind::Iteration, &unit.key, parent_sha256)?;
+    Ok(())
+}
+
+fn write_settings(draft: &Draft, settings: &str) -> io::Result<()> {
+    let mut out = draft.file("settings.toml")?;
+    out.write_all(settings.as_bytes())?;
+    out.flush()
+}
+
+async fn reward(ctx: &StageContext, unit: &Arc<UnitRow>) -> Result<Work, StageError> {
+    let id = unit.run;
+    let run = ctx.store.read(move |r| r.run(id)).await?;
+    let job = job_of(ctx, unit).await?;
+    let today = ctx.config.borrow().clone();
+    let config = today.with_frozen(&job.config).map_err(|error| {
+        StageError::Input(format!("the configuration frozen with the job cannot be read: {error}"))
+    })?;
+    let folder = ctx.places.job(&run.name, "reward", &job.name);
+    let base =
+        ModelRef { path: ctx.places.resolve(&job.base.path), sha256: job.base.sha256.clone() };
+    let settings = config.reward.settings.to_toml(Training::Reward);
+    let upload = job.upload.map(|upload| ctx.places.upload_file(upload.get()));
+    let (key, place, parent) = (unit.key.clone(), folder.clone(), base.sha256.clone());
+    actix_rt::task::spawn_blocking(move || {
+        write_preferences(&place, upload.as_deref(), &settings, &key, &parent)
+    })
+    .await
+    .map_err(|_| StageError::Input("the job's folder could not be written: a defect".into()))??;
+    let name = format!("reward-{}", job.name);
+    let out = ctx.places.checkpoints(&run.name).join(name);
+    let target = target(ctx, unit, &run, out, config.reward.save, &base.sha256)?;
+    Ok(Work::TrainReward { base, folder, target })
+}
+
+/// The job of a training job's unit.
+pub async fn job_of(ctx: &StageContext, unit: &UnitRow) -> Result<Job, StageError> {
+    let Some(job) = unit.job else {
+        return Err(StageError::Input(format!("the unit {} belongs to no job", unit.key)));
+    };
+    Ok(ctx.store.read(move |r| r.job(job)).await?)
+}
+
+/// The job's folder, from the uploaded file; the file goes once the folder stands.
+fn write_preferences(
+    folder: &Path,
+    upload: Option<&Path>,
+    settings: &str,
+    unit: &str,
+    parent_sha256: &str,
+) -> Result<(), StageError> {
+    let place = |source| StageError::Place { path: folder.to_path_buf(), source };
+    let arrived = upload.filter(|path| path.is_file());
+    let Some(upload) = arrived else {
+        // An earlier attempt has written it already.
+        sums::verify(folder)?;
+        return Ok(());
+    };
+    let draft = Draft::begin(folder).map_err(place)?;
+    let mut lines = File::open(upload)
+        .map_err(|source| StageError::Place { path: upload.to_path_buf(), source })?;
+    let mut out = draft.file("preferences.jsonl").map_err(place)?;
+    io::copy(&mut lines, &mut out).map_err(place)?;
+    out.flush().map_err(place)?;
+    write_settings(&draft, settings).map_err(place)?;
+    draft.publish(FolderKind::Job, unit, parent_sha256)?;
+    fs::remove_file(upload)
+        .map_err(|source| StageError::Place { path: upload.to_path_buf(), source })
+}
+
+fn target(
+    ctx: &StageContext,
+    unit: &UnitRow,
+    run: &Run,
+    out: PathBuf,
+    save: SavePolicy,
+    parent_sha256: &str,
+) -> Result<TrainTarget, StageError> {
+    let state = ctx.places.unit_state(&run.name, unit.id.get());
+    for folder in [out.parent(), Some(state.as_path())].into_iter().flatten() {
+        fs::create_dir_all(folder)
+            .map_err(|source| StageError::Place { path: folder.to_path_buf(), source })?;
+    }
+    Ok(TrainTarget {
+        out,
+        unit: unit.key.clone(),
+        state,
+        resume: std::env::var_os(NO_RESUME).is_none(),
+        seed: run.seed,
+        save_every_steps: save.every_steps,
+        save_every_s: save.every_s,
+        parent_sha256: parent_sha256.to_owned(),
+    })
+}
+
+/// A line of steps.jsonl; keys that only a person reads are passed over.
+#[derive(Debug, Deserialize)]
+struct StepLine {
+    step: u64,
+    loss: f64,
+    lr: f64,
+    grad_norm: f64,
+    accuracy: Option<f64>,
+    margin: Option<f64>,
+    implicit_reward_chosen: Option<f64>,
+    implicit_reward_rejected: Option<f64>,
+}
+
+/// The steps that a checkpoint folder tells of. It blocks.
+pub fn read_steps(folder: &Path) -> Result<Vec<TrainStep>, StageError> {
+    let path = folder.join(STEPS);
+    let text = fs::read_to_string(&path)
+        .map_err(|source| StageError::Place { path: path.clone(), source })?;
+    let bad = |why: String| StageError::Answers(format!("{}: {why}", path.display()));
+    let steps: Vec<TrainStep> = text
+        .lines()
+        .map(|line| serde_json::from_str::<StepLine>(line).map(TrainStep::from))
+        .collect::<Result<_, _>>()
+        .map_err(|error| bad(error.to_string()))?;
+    check_steps(&steps).map_err(|error| bad(error.to_string()))?;
+    Ok(steps)
+}
+
+impl From<StepLine> for TrainStep {
+    fn from(line: StepLine) -> Self {
+        Self {
+            step: line.step,
+            loss: line.loss,
+            lr: line.lr,
+            grad_norm: line.grad_norm,
+            accuracy: line.accuracy,
+            margin: line.margin,
+            implicit_reward_chosen: line.implicit_reward_chosen,
+            implicit_reward_rejected: line.implicit_reward_rejected,
+        }
+    }
+}
+
+/// The place of the checkpoint that a train unit makes (and its checkpoint unit admits).
+pub async fn checkpoint_folder(ctx: &StageContext, unit: &UnitRow) -> Result<PathBuf, StageError> {
+    let id = unit.run;
+    let run = ctx.store.read(move |r| r.run(id)).await?;
+    let name = match unit.iteration {
+        Some(number) => rlhfd_domain::checkpoint::iteration_name(number),
+        None => format!("reward-{}", job_of(ctx, unit).await?.name),
+    };
+    Ok(ctx.places.checkpoints(&run.name).join(name))
+}
+
+/// Rows of steps from the folder that the worker published.
+pub async fn conclude(ctx: &StageContext, done: Conclude) -> Result<(), StageError> {
+    let Some(published) = done.summary.checkpoint.clone() else {
+        return Err(StageError::Answers("a train unit ended without a checkpoint".into()));
+    };
+    let finish = finish(&done.unit, done.attempt, &done.summary);
+    let folder = checkpoint_folder(ctx, &done.unit).await?;
+    let read = actix_rt::task::spawn_blocking(move || read_steps(&folder)).await;
+    let steps = read.map_err(|_| StageError::Answers("steps.jsonl could not be read".into()))??;
+    if !published.dropped.is_empty() {
+        tell_dropped(ctx, &done.unit, &published.dropped).await?;
+    }
+    let first = published.first_step;
+    ctx.write_patiently(move |s| s.finish_train(&finish, &steps, first, now_ms())).await?;
+    Ok(())
+}
+
+/// Pairs left out are told, not hidden.
+async fn tell_dropped(
+    ctx: &StageContext,
+    unit: &UnitRow,
+    dropped: &[(String, u64)],
+) -> Result<(), StageError> {
+    let said: Vec<String> = dropped.iter().map(|(why, n)| format!("{n} {why}")).collect();
+    let event = rlhfd_store::NewEvent {
+        level: rlhfd_store::Level::Warn,
+        kind: "pairs_dropped".into(),
+        run: Some(unit.run),
+        iteration: unit.iteration,
+        unit: Some(unit.id),
+        uid: None,
+        message: format!("pairs left out of training: {}", said.join(", ")),
+        data: None,
+    };
+    ctx.write_patiently(move |s| s.append_event(&event, now_ms())).await?;
+    Ok(())
+}
+
+/// Removes a train unit's own state, once its checkpoint's row is durable. What cannot be removed
+/// now is swept at the next start.
+pub async fn remove_state(ctx: &StageContext, run: &Run, unit: UnitId) {
+    let state = ctx.places.unit_state(&run.name, unit.get());
+    let removed = actix_rt::task::spawn_blocking(move || match fs::remove_dir_all(&state) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => {
+            tracing::warn!("the state folder of a done unit stays: {error}");
+        }
+        Ok(()) | Err(_) => {}
+    });
+    // The blocking pool ends only with the daemon.
+    let _ = removed.await;
+}
+
+impl StageError {
+    /// Whether the store said that there is no such row.
+    #[must_use]
+    pub fn is_missing(&self) -> bool {
+        matches!(self, Self::Ask(crate::handles::AskError::Store(StoreError::NotFound { .. })))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn steps_are_read_and_a_gap_is_refused() {
+        let folder = tempfile::tempdir().unwrap();
+        let line = |step: u64| {
+            format!(
+                "{{\"step\":{step},\"loss\":0.5,\"lr\":0.1,\"grad_norm\":1.0,\"accuracy\":1.0,\"margin\":0.1,\"implicit_reward_chosen\":null,\"implicit_reward_rejected\":null}}\n"
+            )
+        };
+        fs::write(folder.path().join(STEPS), line(1) + &line(2)).unwrap();
+        let steps = read_steps(folder.path()).unwrap();
+        assert_eq!((steps.len(), steps[1].step, steps[0].implicit_reward_chosen), (2, 2, None));
+        fs::write(folder.path().join(STEPS), line(1) + &line(3)).unwrap();
+        assert!(matches!(read_steps(folder.path()), Err(StageError::Answers(_))));
+    }
+
+    #[test]
+    fn an_upload_becomes_the_jobs_folder_once() {
+        let root = tempfile::tempdir().unwrap();
+        let upload = root.path().join("7.jsonl");
+        let folder = root.path().join("jobs/reward-main");
+        fs::write(&upload, "{}\n").unwrap();
+        write_preferences(&folder, Some(&upload), "epochs = 1\n", "job/reward/main/train", "ab")
+            .unwrap();
+        assert!(!upload.exists());
+        // The second attempt finds the folder and no upload.
+        write_preferences(&folder, Some(&upload), "", "", "").unwrap();
+        fs::remove_file(folder.join("preferences.jsonl")).unwrap();
+        write_preferences(&folder, Some(&upload), "", "", "").unwrap_err();
+    }
+}
