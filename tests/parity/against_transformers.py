@@ -15,7 +15,7 @@ SCORES_WITHIN = 1e-4
 # Two logits nearer than this may change places between two ways of adding the same numbers up.
 CLEAR_CHOICE = 1e-4
 GREEDY_PROMPTS = 20
-GREEDY_TOKENS = 48
+GREEDY_TOKENS = 32
 LENGTHS = (1, 3, 17, 60)
 
 

@@ -1,0 +1,175 @@
+//! What one side (a device and a precision) computes for a subject.
+//!
+//! In: a [`Subject`], a [`Side`]. Out: [`Measured`], all of it on the host in f32 or f64. The code
+//! paths are the worker's own: the same forward, generation and training as the units'. May not
+//! enter: bounds, comparisons.
+
+use rlhfd_config::{TrainSettings, Training as Kind};
+use rlhfd_protocol::worker::{Arm, Purpose};
+use tch::{Device, Tensor};
+
+use super::models::Subject;
+use crate::errors::WorkerError;
+use crate::generate::{Generation, PromptTask, Written, generate_batch};
+use crate::logprob::{host_floats, response_logprobs};
+use crate::model::{LoadOptions, Precision, Trainable, Transformer};
+use crate::train::batches::{BatchPlan, Order};
+use crate::train::error::TrainError;
+use crate::train::learners::Learners;
+use crate::train::loss::DpoLoss;
+use crate::train::reference;
+use crate::train::trainer::{Objective, Observer, Training};
+use crate::train::trunk::{Activations, Trunk};
+use crate::watch::Watch;
+
+/// New ids of a greedy response.
+const GREEDY_TOKENS: u32 = 24;
+/// The trainings: one at a rate at which the loss falls, and one at the paper's rate, far below
+/// bf16's resolution, that only f32 masters can follow.
+const FALLING: &str = "learning_rate = 1e-4\nepochs = 4\n";
+const PAPER: &str = "learning_rate = 5e-7\nepochs = 10\n";
+const COMMON: &str = "schedule = \"constant\"\nwarmup_ratio = 0.0\nbatch_pairs = 4\n\
+                      micro_batch_pairs = 2\nmax_grad_norm = 1.0\nweight_decay = 0.0\n";
+
+/// A device and a precision.
+#[derive(Debug, Clone, Copy)]
+pub struct Side {
+    pub device: Device,
+    pub precision: Precision,
+}
+
+/// A training's losses, and how far its masters moved.
+pub struct Curve {
+    /// One a step.
+    pub losses: Vec<f64>,
+    /// Final minus initial master of each tensor, f32 on the CPU.
+    pub moved: Vec<Tensor>,
+}
+
+/// All that one side gave.
+pub struct Measured {
+    /// One a sequence, `[tokens · vocabulary]`.
+    pub logits: Vec<Vec<f32>>,
+    /// One a sequence, in nats.
+    pub logprobs: Vec<Vec<f32>>,
+    /// One a prompt.
+    pub greedy: Vec<Vec<u32>>,
+    pub falling: Curve,
+    pub paper: Curve,
+}
+
+/// Measures one side.
+///
+/// # Errors
+/// What training or generation say.
+pub fn measure(subject: &Subject, side: Side) -> Result<Measured, WorkerError> {
+    let watch = Watch::default();
+    let model = model(subject, side, Trainable::Nothing)?;
+    let sequences = subject.sequences();
+    let logits = sequences.iter().map(|sequence| logits(&model, &sequence.ids)).collect();
+    let logprobs = response_logprobs(&model, &sequences, &watch)?;
+    let greedy = greedy(subject, &model, &watch)?;
+    drop(model);
+    Ok(Measured {
+        logits,
+        logprobs,
+        greedy,
+        falling: train(subject, side, FALLING)?,
+        paper: train(subject, side, PAPER)?,
+    })
+}
+
+/// The subject's model on that side.
+///
+/// # Errors
+/// None that a correct build gives.
+pub fn model(
+    subject: &Subject,
+    side: Side,
+    trainable: Trainable,
+) -> Result<Transformer, WorkerError> {
+    let config = subject.config()?;
+    let weights = subject.weights(&config);
+    let place = |(name, tensor): (String, Tensor)| {
+        (name, tensor.to_device(side.device).to_kind(side.precision.kind()))
+    };
+    let weights = weights.into_iter().map(place).collect();
+    let options = LoadOptions { device: side.device, precision: side.precision, trainable };
+    Transformer::assemble(config, options, weights)
+        .map_err(|name| WorkerError::Torch(format!("the check's own model has no {name}")))
+}
+
+/// Logits at every position, flat.
+pub fn logits(model: &Transformer, ids: &[u32]) -> Vec<f32> {
+    let _guard = tch::no_grad_guard();
+    let ids: Vec<i64> = ids.iter().map(|id| i64::from(*id)).collect();
+    let ids = Tensor::from_slice(&ids).to_device(model.device()).unsqueeze(0);
+    host_floats(&model.logits(&model.hidden(&ids)))
+}
+
+fn greedy(
+    subject: &Subject,
+    model: &Transformer,
+    watch: &Watch,
+) -> Result<Vec<Vec<u32>>, WorkerError> {
+    let prompt = |ids| PromptTask { ids, occurrence: 0 };
+    let prompts: Vec<PromptTask> = subject.prompts().into_iter().map(prompt).collect();
+    let arm = Arm { name: "greedy".to_owned(), temperature: 0.0, top_p: 1.0, top_k: 0, n: 1 };
+    let generation = Generation {
+        run_seed: 0,
+        purpose: Purpose::Generate,
+        iteration: 0,
+        arms: vec![arm],
+        max_new_tokens: GREEDY_TOKENS,
+        stop_ids: Vec::new(),
+    };
+    let ids = |written| match written {
+        Written::Responses(responses) => responses.into_iter().flat_map(|r| r.ids).collect(),
+        Written::NonFinite => Vec::new(),
+    };
+    Ok(generate_batch(model, &prompts, &generation, watch)?.into_iter().map(ids).collect())
+}
+
+fn train(subject: &Subject, side: Side, settings: &str) -> Result<Curve, WorkerError> {
+    let settings = TrainSettings::read(Kind::Dpo, &format!("{settings}{COMMON}"), &[])
+        .map_err(|problems| WorkerError::Torch(format!("the check's own settings: {problems}")))?;
+    let watch = Watch::default();
+    let model = model(subject, side, Trainable::Everything)?;
+    let initial = subject.weights(&model.config);
+    let mut pairs = subject.pairs();
+    let mut trunk = Trunk::new(&model, Activations::Kept);
+    reference::fill(&model, &mut trunk, &mut pairs, &watch)?;
+    let first = |name: &str| {
+        let found = initial.iter().find(|(candidate, _)| candidate == name);
+        Ok::<_, TrainError>(found.map(|(_, tensor)| tensor.shallow_clone()))
+    };
+    let learners = Learners::new(&model, Training::adam(&settings), first)?;
+    let training = Training {
+        model: &model,
+        pairs: &pairs,
+        objective: Objective::Dpo(DpoLoss {
+            loss: settings.loss,
+            beta: settings.beta,
+            label_smoothing: settings.label_smoothing,
+        }),
+        settings: &settings,
+        plan: BatchPlan {
+            pairs: pairs.len(),
+            batch_pairs: settings.batch_pairs as usize,
+            epochs: u64::from(settings.epochs),
+            order: Order::AsGiven,
+        },
+        state: None,
+        trunk,
+    };
+    let trained = training.run(learners, &Observer { watch: &watch, stepped: &|_, _| {} })?;
+    let moved = |learner: &crate::train::learners::Learner| {
+        let before = initial.iter().find(|(name, _)| *name == learner.name);
+        let after = learner.master.detach().to_device(Device::Cpu);
+        before.map_or_else(|| after.shallow_clone(), |(_, before)| &after - before)
+    };
+    Ok(Curve {
+        losses: trained.rows.iter().map(|row| row.loss).collect(),
+        moved: trained.learners.all().iter().map(moved).collect(),
+    })
+}
