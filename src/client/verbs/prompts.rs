@@ -76,24 +76,22 @@ async fn list(daemon: &Daemon, json: bool) -> Result<(), ClientError> {
     if json {
         return render::json(&sets);
     }
-    let number = |n: i64| format::count(n.max(0).unsigned_abs());
     let rows: Vec<Vec<String>> = sets
         .prompt_sets
         .iter()
         .map(|set| {
             vec![
                 set.name.clone(),
-                number(set.prompts),
-                number(set.fresh),
-                number(set.drawn),
-                number(set.reserved),
+                format::count(set.prompts),
+                format::count(set.fresh),
+                format::count(set.drawn),
+                format::count(set.reserved),
                 set.reserve_share.to_string(),
-                format::time(set.created_ms),
             ]
         })
         .collect();
     render::table(
-        &["set", "prompts", "fresh", "drawn", "reserved", "reserve_share", "made (UTC)"],
+        &["set", "prompts", "fresh", "drawn", "reserved", "reserve_share"],
         &rows,
         "no prompt set yet: `rlhfctl prompts add FILE --set NAME`",
     )

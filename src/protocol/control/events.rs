@@ -19,9 +19,9 @@ pub struct Event {
     /// The iteration's number.
     #[serde(default)]
     pub iteration: Option<i64>,
-    /// The natural key of the unit.
+    /// The unit's row.
     #[serde(default)]
-    pub unit: Option<String>,
+    pub unit: Option<i64>,
     /// The user whose request it was.
     #[serde(default)]
     pub uid: Option<i64>,

@@ -17,17 +17,15 @@ pub struct PromptSet {
     /// Its name.
     pub name: String,
     /// All prompts of the set, reserved ones included.
-    pub prompts: i64,
+    pub prompts: u64,
     /// Prompts kept for evaluation.
-    pub reserved: i64,
+    pub reserved: u64,
     /// The share that is reserved.
     pub reserve_share: f64,
     /// Drawn by the active run.
-    pub drawn: i64,
+    pub drawn: u64,
     /// Not reserved and not yet drawn by the active run.
-    pub fresh: i64,
-    /// When it was made, in milliseconds since the epoch.
-    pub created_ms: i64,
+    pub fresh: u64,
 }
 
 /// The query of an upload of prompts.

@@ -17,7 +17,7 @@ pub struct Run {
     /// Whether it is the one that the daemon works on.
     pub active: bool,
     /// The seed of all its random numbers.
-    pub seed: i64,
+    pub seed: u64,
     /// The initial policy's folder.
     pub policy: String,
     /// The reference's folder.
@@ -25,7 +25,7 @@ pub struct Run {
     /// The name of the checkpoint that is its head.
     pub head: String,
     /// Iterations started.
-    pub iterations: i64,
+    pub iterations: u64,
     /// Why it is paused.
     #[serde(default)]
     pub paused: Option<String>,
