@@ -41,6 +41,35 @@ fn the_commented_sample_is_the_default_configuration() {
 }
 
 #[test]
+fn the_shipped_sample_is_what_the_rows_say() {
+    let shipped = include_str!("../../../configs/rlhfd.toml");
+    assert!(
+        shipped == crate::commented_toml(),
+        "configs/rlhfd.toml differs from the rows of `knobs`: make it again with \
+         `cargo run -p rlhfd-config --example commented > configs/rlhfd.toml`"
+    );
+}
+
+#[test]
+fn the_other_shipped_configurations_are_sound() {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../configs");
+    let paper = CheckedConfig::load(&folder.join("llama3-8b.toml")).unwrap();
+    // The paper's numbers: sections 2.1 and 3.3, table 7, algorithm 2.
+    assert_eq!((paper.run.iterations_max, paper.run.prompts_per_iteration), (3, 20_000));
+    let arms: Vec<_> = paper.generate.arms.iter().map(|arm| (arm.temperature, arm.n)).collect();
+    assert_eq!((arms, paper.generate.max_new_tokens), (vec![(1.0, 4), (0.7, 4)], 2048));
+    let train = &paper.train.settings;
+    assert_eq!((train.loss.label(), train.beta, train.learning_rate), ("sigmoid", 0.1, 5e-7));
+    assert_eq!((train.schedule.label(), train.warmup_ratio), ("cosine", 0.03));
+    assert_eq!((train.epochs, train.batch_pairs, paper.train.history), (2, 128, History::All));
+    let reward = &paper.reward.settings;
+    assert_eq!((reward.learning_rate, reward.epochs, reward.batch_pairs), (2e-6, 1, 512));
+    assert_eq!((reward.schedule.label(), reward.warmup_ratio), ("cosine", 0.03));
+    let demo = CheckedConfig::load(&folder.join("demo.toml")).unwrap();
+    assert_eq!((demo.run.iterations_max, demo.generate.responses_per_prompt()), (2, 4));
+}
+
+#[test]
 fn the_sample_with_every_mark_taken_away_is_read_too() {
     // What a user gets who uncomments a line: every example must be one that the parser takes.
     let mut text = String::new();
