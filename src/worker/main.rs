@@ -1,12 +1,15 @@
 //! `rlhfd-worker-torch`: parses the command line, sets up logs, runs one verb, returns an exit code.
 //!
-//! In: arguments. Out: exit code 0, or 1 with one clear error on stderr. May not enter: any work.
+//! In: arguments. Out: exit code 0, or 1 with one clear error on stderr
+//! (`gpu-check`: 2 where there is no GPU). May not enter: any work.
 
 use std::error::Error;
+use std::io::{IsTerminal, Write};
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 use rlhfd_worker::file_mode::{self, GenerateArgs, LogprobsArgs, ScoreArgs, TrainVerb};
+use rlhfd_worker::gpu_check::{self, GpuCheckArgs, Verdict};
 use rlhfd_worker::guard::{guarded, quiet_panics};
 use rlhfd_worker::serve;
 
@@ -29,6 +32,8 @@ enum Verb {
     /// Train a policy or a reward model on preferences
     #[command(subcommand)]
     Train(TrainVerb),
+    /// Hold a GPU's results against the CPU's; exits 1 if they differ, 2 without a GPU
+    GpuCheck(GpuCheckArgs),
     /// Work for the daemon, which starts this itself
     #[command(hide = true)]
     Serve,
@@ -38,22 +43,37 @@ fn main() -> ExitCode {
     logs();
     quiet_panics();
     let cli = Cli::parse();
-    let result = guarded(|| -> Result<(), Failure> {
+    let result = guarded(|| -> Result<ExitCode, Failure> {
         match &cli.verb {
-            Verb::Generate(args) => Ok(file_mode::generate(args)?),
-            Verb::Score(args) => Ok(file_mode::score(args)?),
-            Verb::Logprobs(args) => Ok(file_mode::logprobs(args)?),
-            Verb::Train(verb) => Ok(file_mode::train(verb)?),
+            Verb::Generate(args) => file_mode::generate(args)?,
+            Verb::Score(args) => file_mode::score(args)?,
+            Verb::Logprobs(args) => file_mode::logprobs(args)?,
+            Verb::Train(verb) => file_mode::train(verb)?,
+            Verb::GpuCheck(args) => return Ok(exit_code(gpu_check::run(args, &mut say)?)),
             Verb::Serve => match serve::run()? {},
         }
+        Ok(ExitCode::SUCCESS)
     });
     match result {
-        Ok(()) => ExitCode::SUCCESS,
+        Ok(code) => code,
         Err(Failure(error)) => {
             tell(error.as_ref());
             ExitCode::FAILURE
         }
     }
+}
+
+fn exit_code(verdict: Verdict) -> ExitCode {
+    match verdict {
+        Verdict::Good => ExitCode::SUCCESS,
+        Verdict::Bad => ExitCode::FAILURE,
+        Verdict::NoGpu => ExitCode::from(2),
+    }
+}
+
+/// One line of a report on stdout; a reader that went away is no reason to stop.
+fn say(line: &str) {
+    let _told = writeln!(std::io::stdout(), "{line}");
 }
 
 /// Any room's error on its way to the terminal.
@@ -82,6 +102,7 @@ fn logs() {
     tracing_subscriber::fmt()
         .with_env_filter(filter)
         .with_writer(std::io::stderr)
+        .with_ansi(std::io::stderr().is_terminal())
         .with_target(false)
         .without_time()
         .init();
