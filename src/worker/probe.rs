@@ -152,11 +152,8 @@ fn stop_finding(
     answer: &str,
 ) -> Result<Option<String>, TextError> {
     let answer = messages(&[("assistant", answer)]);
-    let pair = PairText::Messages {
-        prompt: prompt.to_vec(),
-        chosen: answer.clone(),
-        rejected: answer,
-    };
+    let pair =
+        PairText::Messages { prompt: prompt.to_vec(), chosen: answer.clone(), rejected: answer };
     match renderer.pair(&pair, RenderRule::Conversation) {
         Ok(pair) if pair.chosen.iter().any(|id| renderer.tokenizer.is_stop(*id)) => Ok(None),
         Ok(_) => Ok(Some(
@@ -216,17 +213,14 @@ fn probe_scorer(
 }
 
 /// The same scores from one right-padded batch.
-fn padded_scores(
-    model: &Transformer,
-    sequences: &[Vec<u32>],
-    rule: ScorePosition,
-) -> Vec<f32> {
+fn padded_scores(model: &Transformer, sequences: &[Vec<u32>], rule: ScorePosition) -> Vec<f32> {
     let _guard = tch::no_grad_guard();
     let longest = sequences.iter().map(Vec::len).max().unwrap_or(0);
     let pad = model.config.pad_id.unwrap_or(0);
     let (mut ids, mut positions) = (Vec::new(), Vec::new());
     for (row, sequence) in sequences.iter().enumerate() {
-        positions.push((row * longest + scored_position(sequence, model.config.pad_id, rule)) as i64);
+        positions
+            .push((row * longest + scored_position(sequence, model.config.pad_id, rule)) as i64);
         ids.extend(sequence.iter().map(|id| i64::from(*id)));
         ids.extend(std::iter::repeat_n(i64::from(pad), longest - sequence.len()));
     }

@@ -62,11 +62,7 @@ struct Opened {
 }
 
 /// Loads the tensors of a folder that was opened and checked.
-fn load(
-    folder: &ModelFolder,
-    renderer: Renderer,
-    compute: Compute,
-) -> Result<Opened, WorkerError> {
+fn load(folder: &ModelFolder, renderer: Renderer, compute: Compute) -> Result<Opened, WorkerError> {
     let options = LoadOptions {
         device: compute.device,
         precision: compute.precision,

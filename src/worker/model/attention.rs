@@ -65,13 +65,11 @@ struct Heads {
 
 impl Attention {
     /// Whole sequences, causal.
-    #[must_use]
     pub fn forward(&self, x: &Tensor, rope: &Rope) -> Tensor {
         self.attend(x, &self.project(x, rope), &rope.packed)
     }
 
     /// The same, and writes keys and values of all positions into `cache` from column 0 on.
-    #[must_use]
     pub fn prefill(&self, x: &Tensor, rope: &Rope, cache: &mut LayerCache) -> Tensor {
         let heads = self.project(x, rope);
         cache.write(0, &heads.key, &heads.value);
@@ -79,7 +77,6 @@ impl Attention {
     }
 
     /// One new position a row, `[rows, 1, width]`, attending to all columns up to its own.
-    #[must_use]
     pub fn decode(&self, x: &Tensor, cache: &mut LayerCache, step: Step<'_>) -> Tensor {
         let AttentionShape { heads, kv_heads, head_dim, window, .. } = self.shape;
         let rows = x.size()[0];
@@ -101,9 +98,8 @@ impl Attention {
     fn project(&self, x: &Tensor, rope: &Rope) -> Heads {
         let AttentionShape { heads, kv_heads, head_dim, rotated, .. } = self.shape;
         let (rows, tokens) = (x.size()[0], x.size()[1]);
-        let split = |linear: &Linear, heads: i64| {
-            linear.forward(x).view([rows, tokens, heads, head_dim])
-        };
+        let split =
+            |linear: &Linear, heads: i64| linear.forward(x).view([rows, tokens, heads, head_dim]);
         let (mut query, mut key) = (split(&self.query, heads), split(&self.key, kv_heads));
         if let Some((query_norm, key_norm)) = &self.norms {
             (query, key) = (query_norm.forward(&query), key_norm.forward(&key));
@@ -142,9 +138,7 @@ impl Attention {
         let window = self.shape.window.filter(|window| *window < tokens);
         let mask = window.map(|window| window_mask(query, tokens, window));
         let causal = mask.is_none();
-        Tensor::scaled_dot_product_attention(
-            query, key, value, mask, 0.0, causal, None, groups,
-        )
+        Tensor::scaled_dot_product_attention(query, key, value, mask, 0.0, causal, None, groups)
     }
 }
 

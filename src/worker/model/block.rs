@@ -42,21 +42,18 @@ pub struct Block {
 
 impl Block {
     /// Whole sequences, `[rows, tokens, width]`, right-padded.
-    #[must_use]
     pub fn forward(&self, x: &Tensor, rope: &Rope) -> Tensor {
         let x = x + self.attention.forward(&self.attention_norm.forward(x), rope);
         self.finish(x)
     }
 
     /// The same, keeping keys and values.
-    #[must_use]
     pub fn prefill(&self, x: &Tensor, rope: &Rope, cache: &mut LayerCache) -> Tensor {
         let x = x + self.attention.prefill(&self.attention_norm.forward(x), rope, cache);
         self.finish(x)
     }
 
     /// One new position a row; see [`Attention::decode`].
-    #[must_use]
     pub fn decode(&self, x: &Tensor, cache: &mut LayerCache, step: Step<'_>) -> Tensor {
         let x = x + self.attention.decode(&self.attention_norm.forward(x), cache, step);
         self.finish(x)

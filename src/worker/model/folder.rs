@@ -66,30 +66,17 @@ impl ModelFolder {
     }
 
     /// The same folder, if it holds a policy.
+    ///
+    /// Errors: `WrongKind`.
     pub fn require_policy(self) -> Result<Self, ModelError> {
-        match self.config.head {
-            Head::Language => Ok(self),
-            Head::Score => Err(ModelError::WrongKind {
-                dir: self.dir,
-                found: "a reward model (it has a score head)",
-                wanted: "a policy",
-                mend: "name a folder with a language head (…ForCausalLM)",
-            }),
-        }
+        require(&self.dir, self.config.head, Head::Language).map(|()| self)
     }
 
     /// The same folder, if it holds a Bradley-Terry reward model.
+    ///
+    /// Errors: `WrongKind`.
     pub fn require_reward_model(self) -> Result<Self, ModelError> {
-        match self.config.head {
-            Head::Score => Ok(self),
-            Head::Language => Err(ModelError::WrongKind {
-                dir: self.dir,
-                found: "a policy (it has no score head)",
-                wanted: "a reward model",
-                mend: "name an AutoModelForSequenceClassification folder with one label, \
-                       or make one with `train reward`",
-            }),
-        }
+        require(&self.dir, self.config.head, Head::Score).map(|()| self)
     }
 
     /// The weight files, in the order of their names.
@@ -110,6 +97,32 @@ impl ModelFolder {
                 .map(move |entry| (file, entry))
         })
     }
+}
+
+/// Whether a folder holds what is wanted of it.
+///
+/// Errors: `WrongKind`.
+pub fn require(dir: &Path, found: Head, wanted: Head) -> Result<(), ModelError> {
+    let (found_words, wanted_words, mend) = match (found, wanted) {
+        (Head::Language, Head::Language) | (Head::Score, Head::Score) => return Ok(()),
+        (Head::Score, Head::Language) => (
+            "a reward model (it has a score head)",
+            "a policy",
+            "name a folder with a language head (…ForCausalLM)",
+        ),
+        (Head::Language, Head::Score) => (
+            "a policy (it has no score head)",
+            "a reward model",
+            "name an AutoModelForSequenceClassification folder with one label, \
+             or make one with `train reward`",
+        ),
+    };
+    Err(ModelError::WrongKind {
+        dir: dir.to_owned(),
+        found: found_words,
+        wanted: wanted_words,
+        mend,
+    })
 }
 
 /// Reads a text file whole.

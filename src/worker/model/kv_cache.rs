@@ -26,7 +26,6 @@ impl LayerCache {
     }
 
     /// Views of `count` columns from `first` on.
-    #[must_use]
     pub fn columns(&self, first: i64, count: i64) -> (Tensor, Tensor) {
         let view = |cache: &Tensor| cache.narrow(0, 0, self.rows).narrow(2, first, count);
         (view(&self.key), view(&self.value))

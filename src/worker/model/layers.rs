@@ -20,7 +20,6 @@ impl Linear {
     }
 
     /// `[.., inputs]` → `[.., outputs]`.
-    #[must_use]
     pub fn forward(&self, x: &Tensor) -> Tensor {
         x.linear(&self.weight, self.bias.as_ref())
     }
@@ -43,7 +42,6 @@ impl RmsNorm {
     }
 
     /// Over the last dimension; the mean square is taken in f32 whatever the type of `x`.
-    #[must_use]
     pub fn forward(&self, x: &Tensor) -> Tensor {
         x.rms_norm([self.size], Some(&self.weight), self.epsilon)
     }

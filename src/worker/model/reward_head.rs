@@ -19,7 +19,6 @@ impl ScoreHead {
     }
 
     /// `[rows, width]` → `[rows]`, f32.
-    #[must_use]
     pub fn forward(&self, hidden: &Tensor) -> Tensor {
         hidden.linear(&self.weight, None::<&Tensor>).squeeze_dim(-1).to_kind(Kind::Float)
     }

@@ -23,7 +23,6 @@ pub struct Rope {
 
 impl Rope {
     /// Rotates `[rows, tokens, heads, head_dim]`: the halves of a head are its two coordinates.
-    #[must_use]
     pub fn rotate(&self, x: &Tensor) -> Tensor {
         let halves = x.chunk(2, -1);
         let turned = Tensor::cat(&[halves[1].neg(), halves[0].shallow_clone()], -1);

@@ -154,7 +154,6 @@ impl Transformer {
     }
 
     /// Every parameter under its Hugging Face name, in file order; a tied head is not listed twice.
-    #[must_use]
     pub fn parameters(&self) -> &[(String, Tensor)] {
         &self.parameters
     }
@@ -174,7 +173,6 @@ impl Transformer {
     /// The embedding of ids `[rows, tokens]`: `[rows, tokens, width]`. As in transformers, no gradient
     /// reaches the row of the pad id from here, also where it is a stop id that texts hold (a tied
     /// head's gradient does reach it).
-    #[must_use]
     pub fn embed(&self, ids: &Tensor) -> Tensor {
         let pad = self.config.pad_id.filter(|pad| (*pad as usize) < self.config.vocabulary);
         Tensor::embedding(&self.embedding, ids, pad.map_or(-1, i64::from), false, false)
@@ -201,14 +199,12 @@ impl Transformer {
     }
 
     /// The norm after the last block.
-    #[must_use]
     pub fn final_norm(&self, hidden: &Tensor) -> Tensor {
         self.norm.forward(hidden)
     }
 
     /// Hidden states after the final norm: ids `[rows, tokens]` → `[rows, tokens, width]`. Causal;
     /// right padding needs no mask, since no real position sees what comes after it.
-    #[must_use]
     pub fn hidden(&self, ids: &Tensor) -> Tensor {
         let rope = self.rope(ids.size()[1]);
         let mut x = self.embed(ids);
@@ -219,7 +215,6 @@ impl Transformer {
     }
 
     /// The same, writing keys and values to `cache` from column 0 on.
-    #[must_use]
     pub fn prefill(&self, ids: &Tensor, cache: &mut KvCache) -> Tensor {
         let rope = self.rope(ids.size()[1]);
         let mut x = self.embed(ids);
@@ -231,7 +226,6 @@ impl Transformer {
 
     /// Several sequences without padding: ids `[1, Σ lengths]`, one sequence after the other →
     /// `[1, Σ lengths, width]`. The same values as [`Self::hidden`] gives them one by one.
-    #[must_use]
     pub fn hidden_packed(&self, ids: &Tensor, lengths: &[i64]) -> Tensor {
         let rope = self.rope.packed(lengths);
         let mut x = self.embed(ids);
@@ -243,7 +237,6 @@ impl Transformer {
 
     /// One new id a row. `ids` and `positions`: `[rows]`, i64; returns `[rows, width]` after the
     /// norm. `column` and `mask` as [`super::attention::Step`] has them.
-    #[must_use]
     pub fn decode(
         &self,
         ids: &Tensor,
@@ -263,7 +256,6 @@ impl Transformer {
 
     /// Logits in f32: `[.., width]` → `[.., vocabulary]`. Of a reward model: its hidden states, since
     /// it has no language head (callers check `config.head` before).
-    #[must_use]
     pub fn logits(&self, hidden: &Tensor) -> Tensor {
         match &self.language_head {
             Some(head) => head.forward(hidden).to_kind(Kind::Float),
@@ -273,7 +265,6 @@ impl Transformer {
 
     /// Scores in f32: hidden states at the scored positions `[rows, width]` → `[rows]`. Of a policy:
     /// NaN, since it has no score head (callers check `config.head` before).
-    #[must_use]
     pub fn scores(&self, hidden_at_last: &Tensor) -> Tensor {
         match &self.score_head {
             Some(head) => head.forward(hidden_at_last),

@@ -27,12 +27,7 @@ pub(super) fn run(answers: &Receiver<Answer>, wire: &Wire) {
     end_process(1);
 }
 
-fn send_response(
-    wire: &Wire,
-    (attempt, index): (u64, u32),
-    response: &Response,
-    side: &TextSide,
-) {
+fn send_response(wire: &Wire, (attempt, index): (u64, u32), response: &Response, side: &TextSide) {
     let result = match side.renderer.tokenizer.decode(response.text_ids()) {
         Ok(text) => ItemResult::Response {
             arm: response.arm,

@@ -77,12 +77,12 @@ impl Engine<'_> {
                 None
             }
             ToCompute::Begin(unit) => {
-                self.begin(unit);
+                self.begin(*unit);
                 None
             }
-            ToCompute::Batch(batch) => self.guarded_unit(|engine, running| {
-                engine.batch(&running.unit, batch)
-            }),
+            ToCompute::Batch(batch) => {
+                self.guarded_unit(|engine, running| engine.batch(&running.unit, batch))
+            }
             ToCompute::Unready(failure) => self.guarded_unit(|_, _| Err(failure)),
             ToCompute::End => self.end(),
             ToCompute::Unload => {
@@ -207,14 +207,12 @@ impl Engine<'_> {
             }
             Work::TrainDpo { policy, folder, target, .. } => {
                 self.models.clear();
-                let trained =
-                    unit::train_dpo((policy, folder), target, self.compute, &observer)?;
+                let trained = unit::train_dpo((policy, folder), target, self.compute, &observer)?;
                 own.checkpoint = Some(trained);
             }
             Work::TrainReward { base, folder, target } => {
                 self.models.clear();
-                let trained =
-                    unit::train_reward((base, folder), target, self.compute, &observer)?;
+                let trained = unit::train_reward((base, folder), target, self.compute, &observer)?;
                 own.checkpoint = Some(trained);
             }
             Work::Render { .. }
@@ -265,8 +263,10 @@ impl Engine<'_> {
     }
 
     fn generate(&self, unit: &Unit, todo: Vec<(u32, Vec<u32>, u32)>) -> Result<(), Failure> {
-        let (Work::Generate { policy, run_seed, purpose, iteration, arms, max_new_tokens, .. }, Some(text)) =
-            (&unit.work, &unit.text)
+        let (
+            Work::Generate { policy, run_seed, purpose, iteration, arms, max_new_tokens, .. },
+            Some(text),
+        ) = (&unit.work, &unit.text)
         else {
             return Err(Failure::input("this unit generates nothing"));
         };
@@ -281,8 +281,7 @@ impl Engine<'_> {
         let indices: Vec<u32> = todo.iter().map(|(index, _, _)| *index).collect();
         let tasks: Vec<PromptTask> =
             todo.into_iter().map(|(_, ids, occurrence)| PromptTask { ids, occurrence }).collect();
-        let written =
-            generate_batch(self.model(policy)?, &tasks, &generation, &self.shared.watch)?;
+        let written = generate_batch(self.model(policy)?, &tasks, &generation, &self.shared.watch)?;
         for (index, written) in indices.into_iter().zip(written) {
             match written {
                 Written::Responses(responses) => {
@@ -309,8 +308,7 @@ impl Engine<'_> {
         };
         let (indices, sequences): (Vec<u32>, Vec<Vec<u32>>) =
             todo.into_iter().map(|(index, ids, _)| (index, ids)).unzip();
-        let scores =
-            score_batch(self.model(scorer)?, &sequences, *position, &self.shared.watch)?;
+        let scores = score_batch(self.model(scorer)?, &sequences, *position, &self.shared.watch)?;
         for ((index, ids), score) in indices.into_iter().zip(&sequences).zip(scores) {
             let result = if score.is_finite() {
                 ItemResult::Score { score: f64::from(score), tokens: ids.len() as u32 }
@@ -330,8 +328,7 @@ impl Engine<'_> {
             .into_iter()
             .map(|(index, ids, prompt)| (index, Sequence { ids, prompt_tokens: prompt as usize }))
             .unzip();
-        let logprobs =
-            response_logprobs(self.model(model)?, &sequences, &self.shared.watch)?;
+        let logprobs = response_logprobs(self.model(model)?, &sequences, &self.shared.watch)?;
         for (index, own) in indices.into_iter().zip(logprobs) {
             let logprob: f64 = own.iter().map(|value| f64::from(*value)).sum();
             let (result, payload) = if logprob.is_finite() {

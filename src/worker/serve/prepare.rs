@@ -11,7 +11,9 @@ use rlhfd_protocol::frame::{Frame, ids_from_bytes, ids_to_bytes};
 use rlhfd_protocol::worker::{Item, ItemResult, Message, ModelRef, Reason, ToWorker, Work};
 
 use super::units::{Failure, Prepared, Task, TextSide, ToCompute, Unit, concerns_item, refused};
-use crate::errors::TextError;
+use crate::errors::{TextError, WorkerError};
+use crate::model::Head;
+use crate::model::folder::require;
 
 /// Runs until the reader ends.
 pub(super) fn run(frames: &Receiver<Frame<ToWorker>>, out: &Sender<ToCompute>) {
@@ -66,18 +68,25 @@ impl Preparer<'_> {
 
     fn begin(&mut self, attempt: u64, work: Work, items: u32) {
         let (model, batch_items) = match &work {
-            Work::Render { policy, .. } => (Some(policy), RENDER_ITEMS),
-            Work::Generate { policy, batch_items, .. } => (Some(policy), *batch_items as usize),
-            Work::Score { scorer, batch_items, .. } => (Some(scorer), *batch_items as usize),
-            Work::Logprobs { model, batch_items } => (Some(model), *batch_items as usize),
+            Work::Render { policy, .. } => (Some((policy, Head::Language)), RENDER_ITEMS),
+            Work::Generate { policy, batch_items, .. } => {
+                (Some((policy, Head::Language)), *batch_items as usize)
+            }
+            Work::Score { scorer, batch_items, .. } => {
+                (Some((scorer, Head::Score)), *batch_items as usize)
+            }
+            Work::Logprobs { model, batch_items } => {
+                (Some((model, Head::Language)), *batch_items as usize)
+            }
             Work::Probe { .. } | Work::TrainDpo { .. } | Work::TrainReward { .. } => (None, 1),
         };
-        let side = model.cloned().map(|model| self.side(&model)).transpose();
+        let side = model.map(|(model, wanted)| self.side(model, wanted)).transpose();
         let (side, failure) = match side {
             Ok(side) => (side, None),
             Err(failure) => (None, Some(failure)),
         };
-        self.send(ToCompute::Begin(Unit { attempt, work: work.clone(), text: side.clone() }));
+        let unit = Unit { attempt, work: work.clone(), text: side.clone() };
+        self.send(ToCompute::Begin(Box::new(unit)));
         let failed = failure.is_some();
         if let Some(failure) = failure {
             self.send(ToCompute::Unready(failure));
@@ -94,11 +103,17 @@ impl Preparer<'_> {
         self.end_if_whole();
     }
 
-    fn side(&mut self, model: &ModelRef) -> Result<Arc<TextSide>, Failure> {
-        if let Some((_, side)) = self.sides.iter().find(|(known, _)| known == model) {
-            return Ok(Arc::clone(side));
+    fn side(&mut self, model: &ModelRef, wanted: Head) -> Result<Arc<TextSide>, Failure> {
+        let known = self.sides.iter().find(|(known, _)| known == model);
+        let known = known.map(|(_, side)| Arc::clone(side));
+        let side = match &known {
+            Some(side) => Arc::clone(side),
+            None => Arc::new(TextSide::open(model)?),
+        };
+        require(&model.path, side.head, wanted).map_err(WorkerError::from)?;
+        if known.is_some() {
+            return Ok(side);
         }
-        let side = Arc::new(TextSide::open(model)?);
         if self.sides.len() >= SIDES_MAX {
             self.sides.remove(0);
         }

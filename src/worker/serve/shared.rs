@@ -97,8 +97,7 @@ impl Shared {
 
     pub(super) fn running(&self) -> (Option<u64>, Option<Done>) {
         let attempt = locked(&self.state).running.map(|running| running.attempt);
-        let done = attempt
-            .map(|_| Done { items: self.watch.items(), tokens: self.watch.tokens() });
+        let done = attempt.map(|_| Done { items: self.watch.items(), tokens: self.watch.tokens() });
         (attempt, done)
     }
 }

@@ -9,7 +9,7 @@ use rlhfd_protocol::worker::{FailureKind, ItemResult, ModelRef, Reason, Summary,
 use crate::checkpoint::disk_fault;
 use crate::errors::{ModelError, TextError, WorkerError};
 use crate::generate::Response;
-use crate::model::ModelFolder;
+use crate::model::{Head, ModelFolder};
 use crate::render::Renderer;
 
 /// The text side of a model: what rendering and decoding need, and the bounds that ids must keep.
@@ -17,6 +17,7 @@ pub(super) struct TextSide {
     pub(super) renderer: Renderer,
     pub(super) positions_max: usize,
     pub(super) vocabulary: usize,
+    pub(super) head: Head,
 }
 
 impl TextSide {
@@ -26,6 +27,7 @@ impl TextSide {
             renderer: Renderer::open(&folder)?,
             positions_max: folder.config.positions_max,
             vocabulary: folder.config.vocabulary,
+            head: folder.config.head,
         })
     }
 }
@@ -33,7 +35,7 @@ impl TextSide {
 /// From the tokeniser to the compute thread.
 pub(super) enum ToCompute {
     Load(Vec<ModelRef>),
-    Begin(Unit),
+    Begin(Box<Unit>),
     /// Items that are computed together.
     Batch(Vec<Prepared>),
     /// The unit that began cannot be prepared; no batch of it follows, but its end does.

@@ -141,9 +141,8 @@ fn greedy_responses_equal_those_of_transformers_alone_and_in_a_batch() {
 fn responses_do_not_depend_on_batch_or_arm_and_their_logprobs_are_those_of_logprobs() {
     let folder = folder("tiny-tied");
     let (model, renderer) = (load(&folder), Renderer::open(&folder).unwrap());
-    let arm = |temperature, top_p, top_k, n| Arm {
-        name: String::new(), temperature, top_p, top_k, n,
-    };
+    let arm =
+        |temperature, top_p, top_k, n| Arm { name: String::new(), temperature, top_p, top_k, n };
     let mut generation = Generation {
         run_seed: 11,
         purpose: Purpose::Generate,
@@ -313,8 +312,7 @@ fn scores_equal_those_of_transformers_at_both_positions_alone_and_together() {
             parted += usize::from(case.position != case.position_last);
             all.push(ids);
         }
-        let together =
-            score_batch(&model, &all, ScorePosition::Transformers, &watch).unwrap();
+        let together = score_batch(&model, &all, ScorePosition::Transformers, &watch).unwrap();
         let golden: Vec<f32> = entry.cases.iter().map(|case| case.score).collect();
         assert_close(&together, &golden, 1e-4, "together");
     }
@@ -345,10 +343,8 @@ fn pairs_split_as_trl_splits_them_and_their_logprobs_are_equal() {
             let pair = renderer.pair(&pair, RenderRule::Conversation).unwrap();
             assert_eq!(pair.prompt, case.prompt_ids);
             assert_eq!((&pair.chosen, &pair.rejected), (&case.chosen_ids, &case.rejected_ids));
-            let sides = [
-                (&pair.chosen, &case.chosen_logprobs),
-                (&pair.rejected, &case.rejected_logprobs),
-            ];
+            let sides =
+                [(&pair.chosen, &case.chosen_logprobs), (&pair.rejected, &case.rejected_logprobs)];
             for (response, wanted) in sides {
                 let ids = [pair.prompt.as_slice(), response].concat();
                 let sequence = Sequence { ids, prompt_tokens: pair.prompt.len() };
