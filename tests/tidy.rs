@@ -22,7 +22,7 @@ const ROOMS: [(&str, &[&str]); 8] = [
     ("control", &["domain", "config", "protocol", "store"]),
     ("client", &["config", "protocol", "domain"]),
     ("front", &["protocol"]),
-    ("worker", &["domain", "protocol"]),
+    ("worker", &["domain", "config", "protocol"]),
 ];
 
 /// Crates that only some rooms may name.

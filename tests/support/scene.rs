@@ -5,7 +5,7 @@
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Output, Stdio};
 
 use serde_json::Value;
@@ -202,9 +202,14 @@ impl Scene {
 
     /// `rlhfd` with these words and this scene's places.
     pub fn rlhfd(&self, words: &[&str]) -> Command {
+        self.rlhfd_at(words, &self.socket())
+    }
+
+    /// As [`Self::rlhfd`], at another socket.
+    pub fn rlhfd_at(&self, words: &[&str], socket: &Path) -> Command {
         let mut command = Command::new(program("rlhfd"));
         command.args(words).arg("--config").arg(self.path("rlhfd.toml"));
-        command.arg("--state").arg(self.state()).arg("--socket").arg(self.socket());
+        command.arg("--state").arg(self.state()).arg("--socket").arg(socket);
         command.env_remove("RLHFD_SOCKET").env_remove("NOTIFY_SOCKET");
         command.envs(self.environment.iter().map(|(key, value)| (key, value)));
         command.stdin(Stdio::null());

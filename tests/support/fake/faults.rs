@@ -22,9 +22,6 @@ pub struct Plan {
     /// Milliseconds that each training step takes.
     #[serde(default)]
     pub ms_per_step: u64,
-    /// Trainings begin anew whatever was saved: shows that a test of resuming can fail.
-    #[serde(default)]
-    pub never_resume: bool,
 }
 
 /// One thing that goes wrong.

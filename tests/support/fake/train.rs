@@ -52,7 +52,7 @@ pub(super) fn run(worker: &mut Worker, attempt: u64, work: &Work) -> Result<Summ
     }
     let per_epoch = job.pairs.len().div_ceil(job.batch_pairs) as u64;
     let steps = per_epoch * job.epochs;
-    let mut state = match job.target.resume && !worker.faults.plan().never_resume {
+    let mut state = match job.target.resume {
         true => State::load(&job.target.state)?,
         false => None,
     }
