@@ -9,7 +9,8 @@ import torch
 from datasets import Dataset
 from safetensors.torch import save_file
 from torch.utils.data import SequentialSampler
-from transformers import (AutoModelForCausalLM, AutoModelForSequenceClassification, TrainerCallback)
+from transformers import (AutoModelForCausalLM, AutoModelForSequenceClassification, PrinterCallback,
+                          TrainerCallback)
 
 from golden_common import HERE, MODELS, short, tokenizer_of, write_json
 
@@ -111,6 +112,7 @@ def train(trainer_class, config_class, model, settings, data, **more):
     trainer = recording(trainer_class, recorder)(
         model=model, args=arguments(config_class, settings, out, **more), train_dataset=data,
         processing_class=tokenizer_of(settings_model(model)), callbacks=[recorder])
+    trainer.remove_callback(PrinterCallback)
     trainer.train()
     shutil.rmtree(out, ignore_errors=True)
     logs = [log for log in trainer.state.log_history if "grad_norm" in log]

@@ -8,6 +8,7 @@ usage: .parity/bin/python tests/parity/run.py [--profile release|debug] [text|tr
 import argparse
 import os
 import shutil
+import warnings
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
@@ -22,8 +23,12 @@ def main():
     parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
     arguments = parser.parse_args()
 
+    # What the libraries say of their own future names has no part in the table.
+    warnings.filterwarnings("ignore", category=FutureWarning)
+    import datasets
     import torch
     import transformers
+    datasets.disable_progress_bars()
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
     torch.set_num_threads(arguments.threads)
