@@ -11,7 +11,7 @@
 pub mod answer;
 mod bind;
 mod body;
-pub mod intake;
+pub(crate) mod intake;
 mod lines;
 mod peer;
 #[cfg(test)]
