@@ -7,7 +7,7 @@ PYTHON ?= python3
 # The part of the workspace that links no libtorch.
 LIGHT := --workspace --exclude rlhfd-worker-torch
 
-.PHONY: help setup build demo test check planes parity tiny bless doc clean
+.PHONY: help setup build demo test check planes parity tiny bless golden doc clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -37,11 +37,14 @@ planes: setup ## the rule of the two planes, by cargo tree and ldd
 parity: build ## compare with transformers and TRL, in an environment that this installs
 	@scripts/parity
 
-tiny: build ## an iteration on a tiny random model, in seconds
+tiny: setup ## whole iterations on a tiny random model, in seconds
+	$(CARGO) build --workspace --locked
 	$(CARGO) test --locked -p rlhfd-tests --test tiny -- --nocapture
 
-bless: ## keep the migrations' digests, and make the golden values of tests/golden again
+bless: ## keep what changed on purpose: the digests of migrations that are not released yet
 	RLHFD_BLESS=1 $(CARGO) test --locked -p rlhfd-tests --test tidy
+
+golden: ## make the golden values of tests/golden again, with transformers and TRL
 	@$(PYTHON) scripts/parity-env
 	.parity/bin/python tests/golden/make_golden.py
 

@@ -1,6 +1,6 @@
 """Makes every golden file of this folder: what transformers and TRL give on tiny random models.
 
-usage: .parity/bin/python tests/golden/make_golden.py   (or `make bless`)
+usage: .parity/bin/python tests/golden/make_golden.py   (or `make golden`)
 
 One thread and fixed seeds: on the same machine type a second run gives the same files. README.md
 beside this file says what each of them holds.
