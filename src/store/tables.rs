@@ -124,8 +124,7 @@ impl Reader {
     /// A question that asks for one row more than a list may have, newest first.
     fn newest_last(&self, text: &str, params: impl Params) -> Result<SqlAnswer> {
         let mut statement = self.conn.prepare_cached(text)?;
-        let columns: Vec<String> =
-            statement.column_names().into_iter().map(str::to_owned).collect();
+        let columns: Vec<String> = statement.column_names().map(str::to_owned).collect();
         let mut rows = statement.query(params)?;
         let mut read = Vec::new();
         while let Some(row) = rows.next()? {
