@@ -5,6 +5,7 @@
 //! in production is reproduced by pasting its inputs into a test.
 //! May not enter: I/O, clocks, environment, async, serde, SQL, tensors.
 
+pub mod cause;
 pub mod checkpoint;
 pub mod conservation;
 pub mod device;
@@ -21,13 +22,14 @@ pub mod train;
 pub mod unit;
 pub mod work;
 
+pub use cause::Cause;
 pub use ids::{
     AttemptId, CheckpointId, DeviceId, EventId, JobId, LeaseId, Name, NameError, PreferenceId,
     PromptId, ResponseId, RunId, ScorerId, SetId, UnitId, UploadId,
 };
 pub use plan::BatchPlan;
 pub use stage::Stage;
-pub use unit::{Cause, Effect, Event, IllegalEvent, State, Transition, Unit};
+pub use unit::{Effect, Event, IllegalEvent, State, Transition, Unit};
 pub use work::WorkKind;
 
 /// A word that an enum does not know, met in a row or a request.

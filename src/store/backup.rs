@@ -10,12 +10,22 @@ use rusqlite::Connection;
 use rusqlite::backup::Backup;
 
 use crate::error::{Result, StoreError};
-use crate::open::Reader;
+use crate::open::{Reader, database};
+use crate::probe;
 
 /// Pages copied at once, between which others may write.
 const PAGES: i32 = 1_000;
 /// Findings that the check returns at most.
-const FINDINGS_MAX: i64 = 100;
+const FINDINGS_MAX: usize = 100;
+
+/// The whole check of a state folder's database, by reading alone: the header and the version first,
+/// then every page and every reference.
+///
+/// Errors: why it cannot be read at all (another application's, newer, damaged).
+pub fn examine(state: &Path) -> Result<Vec<String>> {
+    probe::check(&database(state))?;
+    Reader::open(state)?.integrity()
+}
 
 impl Reader {
     /// Copies the database, while it is in use, to a file that must not exist.
@@ -41,9 +51,9 @@ impl Reader {
     /// SQLite's whole check and that of the foreign keys: what is wrong, one sentence each; empty is
     /// well. It reads the whole file.
     pub fn integrity(&self) -> Result<Vec<String>> {
-        let mut check = self.conn.prepare("SELECT * FROM pragma_integrity_check(?1)")?;
+        let mut check = self.conn.prepare(&format!("PRAGMA integrity_check({FINDINGS_MAX})"))?;
         let mut findings: Vec<String> =
-            check.query_map([FINDINGS_MAX], |row| row.get(0))?.collect::<rusqlite::Result<_>>()?;
+            check.query_map([], |row| row.get(0))?.collect::<rusqlite::Result<_>>()?;
         findings.retain(|finding| finding != "ok");
         let mut keys =
             self.conn.prepare("SELECT \"table\", parent FROM pragma_foreign_key_check")?;
@@ -51,7 +61,7 @@ impl Reader {
         while let Some(row) = rows.next()? {
             let (table, parent): (String, String) = (row.get(0)?, row.get(1)?);
             findings.push(format!("a row of {table} points to no row of {parent}"));
-            if findings.len() >= 2 * usize::try_from(FINDINGS_MAX).unwrap_or(100) {
+            if findings.len() >= 2 * FINDINGS_MAX {
                 break;
             }
         }

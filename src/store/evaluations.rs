@@ -12,9 +12,10 @@ use crate::bytes::to_floats;
 use crate::error::Result;
 use crate::events::Level;
 use crate::iterations;
+use crate::journal::finish;
 use crate::open::{Reader, Store};
 use crate::rows::{count, found, int};
-use crate::units::{Finish, finish, tell};
+use crate::units::{Finish, tell};
 
 /// Which answers are set side by side.
 #[derive(Debug, Clone, PartialEq)]

@@ -10,9 +10,10 @@ use rusqlite::{Connection, params};
 use crate::bytes::{from_floats, from_ids};
 use crate::error::{Result, StoreError};
 use crate::events::Level;
+use crate::journal::finish;
 use crate::open::Store;
 use crate::rows::{found, int, tally};
-use crate::units::{Finish, Outcome, UnitRow, finish, tell};
+use crate::units::{Finish, Outcome, UnitRow, tell};
 use crate::{iterations, runs, set_aside};
 
 /// What rendering one prompt gave.

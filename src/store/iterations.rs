@@ -9,9 +9,10 @@ use rusqlite::{Connection, OptionalExtension, Row, params};
 
 use crate::error::{Result, StoreError};
 use crate::events::{Level, NewEvent, append};
+use crate::journal::cancel;
 use crate::open::{Reader, Store};
 use crate::rows::{count, found, int};
-use crate::units::{NewUnit, cancel, insert};
+use crate::units::{NewUnit, insert};
 use crate::{draws, prompts, runs};
 
 /// An iteration to start.

@@ -7,10 +7,11 @@ use rusqlite::{Connection, OptionalExtension, Row, params};
 
 use crate::error::{Result, StoreError};
 use crate::events::{Level, NewEvent, append};
+use crate::journal::cancel;
 use crate::open::{Reader, Store};
 use crate::rows::{found, message};
 use crate::runs::ModelIdentity;
-use crate::units::{NewUnit, cancel, insert};
+use crate::units::{NewUnit, insert};
 
 /// Where a job stands.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

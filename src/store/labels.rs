@@ -11,10 +11,11 @@ use crate::bytes::from_floats;
 use crate::error::{Result, StoreError};
 use crate::generate::tell_refused;
 use crate::items::reference_of;
+use crate::journal::finish;
 use crate::open::Store;
 use crate::rows::{found, int};
 use crate::set_aside;
-use crate::units::{Finish, Outcome, finish};
+use crate::units::{Finish, Outcome};
 
 /// What scoring one response gave.
 #[derive(Debug, Clone, PartialEq)]

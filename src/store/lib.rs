@@ -17,6 +17,7 @@ pub mod history;
 pub mod items;
 pub mod iterations;
 pub mod jobs;
+pub mod journal;
 pub mod labels;
 pub mod leases;
 pub mod migrations;
@@ -24,6 +25,7 @@ pub mod open;
 pub mod pairs;
 pub mod preferences;
 pub mod prompts;
+pub mod publish;
 pub mod ready;
 pub mod runs;
 pub mod sql;
@@ -37,6 +39,9 @@ mod bytes;
 mod probe;
 mod rows;
 mod set_aside;
+
+#[cfg(test)]
+mod checks;
 
 pub use checkpoints::{Checkpoint, NewCheckpoint, Scorer};
 pub use error::{DiskKind, Disposition, Result, StoreError};

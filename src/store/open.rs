@@ -114,6 +114,14 @@ impl Store {
     }
 }
 
+#[cfg(test)]
+impl Store {
+    /// The connection itself, for a check's own counters.
+    pub(crate) fn conn_mut(&mut self) -> &mut Connection {
+        &mut self.reader.conn
+    }
+}
+
 impl Reader {
     /// A read-only connection to the database of a state folder, which must be there.
     pub fn open(state: &Path) -> Result<Self> {

@@ -12,9 +12,10 @@ use rusqlite::{Connection, params};
 
 use crate::error::{Result, StoreError};
 use crate::events::Level;
+use crate::journal::finish;
 use crate::open::Store;
 use crate::rows::{count, found};
-use crate::units::{Finish, finish, tell};
+use crate::units::{Finish, tell};
 
 /// How an iteration is paired.
 #[derive(Debug, Clone, Copy, PartialEq)]

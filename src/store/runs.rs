@@ -8,9 +8,10 @@ use rusqlite::{Connection, OptionalExtension, Row, params};
 
 use crate::error::{Result, StoreError};
 use crate::events::{Level, NewEvent, append};
+use crate::journal::finish;
 use crate::open::{Reader, Store};
 use crate::rows::{found, message};
-use crate::units::{Finish, finish};
+use crate::units::Finish;
 
 /// A model folder by place and content.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -12,10 +12,11 @@ use crate::checkpoints::{NewCheckpoint, insert};
 use crate::error::{Result, StoreError};
 use crate::events::Level;
 use crate::items::reference_of;
+use crate::journal::finish;
 use crate::open::{Reader, Store};
 use crate::rows::{count, found, int};
 use crate::runs::set_head;
-use crate::units::{Finish, UnitRow, finish, get, tell};
+use crate::units::{Finish, UnitRow, get, tell};
 use crate::{iterations, jobs};
 
 impl Store {

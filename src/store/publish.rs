@@ -1,0 +1,135 @@
+//! The end of an upload: published by one small transaction, or failed and swept in short ones.
+//!
+//! In: an open upload. Out: the same, visible or without rows. Twins that another upload published
+//! meanwhile are taken out before, a bounded number a call. May not enter: how rows came in.
+
+use rlhfd_domain::{UploadId, limits};
+use rusqlite::{Connection, params};
+
+use crate::error::Result;
+use crate::events::{NewEvent, append};
+use crate::open::Store;
+use crate::rows::int;
+use crate::uploads::{Publish, Upload, get, get_open};
+
+impl Store {
+    /// Makes an upload visible. Call until it is done: each call is short.
+    pub fn publish_upload(&mut self, upload: UploadId, now_ms: i64) -> Result<Publish> {
+        self.transact(|conn| {
+            let open = get(conn, upload)?;
+            if open.state == "published" {
+                return Ok(Publish::Done(open));
+            }
+            get_open(conn, upload)?;
+            if drop_lost_twins(conn, upload)? {
+                return Ok(Publish::Again);
+            }
+            publish(conn, upload, now_ms).map(Publish::Done)
+        })
+    }
+
+    /// Gives an open upload up. Its rows are invisible at once and swept later.
+    pub fn fail_upload(&mut self, upload: UploadId, why: &str, now_ms: i64) -> Result<()> {
+        self.transact(|conn| {
+            fail(conn, upload, now_ms)?;
+            let text = format!("upload {upload} was given up: {why}");
+            append(conn, &NewEvent::about("upload_failed", text), now_ms)?;
+            Ok(())
+        })
+    }
+
+    /// Deletes a bounded number of rows of failed uploads. True: there may be more, call again.
+    pub fn sweep_uploads(&mut self) -> Result<bool> {
+        self.transact(sweep)
+    }
+}
+
+/// A failed upload gives its key back, so that the client may try again under it.
+pub(crate) fn fail(conn: &Connection, upload: UploadId, now_ms: i64) -> Result<()> {
+    conn.execute(
+        "UPDATE uploads SET state = 'failed', ended_ms = ?2, client_key = NULL
+         WHERE id = ?1 AND state = 'open'",
+        params![upload.get(), now_ms],
+    )?;
+    Ok(())
+}
+
+/// Takes out rows whose twin was published meanwhile, a bounded number; whether there were any.
+fn drop_lost_twins(conn: &Connection, upload: UploadId) -> Result<bool> {
+    let lost: Vec<i64> = conn
+        .prepare_cached(
+            "SELECT DISTINCT t.prompt_id FROM upload_twins t JOIN uploads u ON u.id = t.other_upload_id
+             WHERE t.upload_id = ?1 AND u.state = 'published' LIMIT ?2",
+        )?
+        .query_map(params![upload.get(), limits::SWEEP_BATCH_ROWS], |row| row.get(0))?
+        .collect::<rusqlite::Result<_>>()?;
+    let mut reserved_lost = 0_u64;
+    for prompt in &lost {
+        let reserved: bool = conn
+            .prepare_cached("DELETE FROM prompts WHERE id = ?1 RETURNING reserved")?
+            .query_row([prompt], |row| row.get(0))?;
+        reserved_lost += u64::from(reserved);
+        conn.prepare_cached("DELETE FROM upload_twins WHERE upload_id = ?1 AND prompt_id = ?2")?
+            .execute(params![upload.get(), prompt])?;
+    }
+    conn.execute(
+        "UPDATE uploads SET kept = kept - ?2, duplicates = duplicates + ?2, reserved = reserved - ?3
+         WHERE id = ?1",
+        params![upload.get(), int(lost.len() as u64), int(reserved_lost)],
+    )?;
+    Ok(!lost.is_empty())
+}
+
+fn publish(conn: &Connection, upload: UploadId, now_ms: i64) -> Result<Upload> {
+    conn.execute(
+        "UPDATE uploads SET state = 'published', ended_ms = ?2,
+                published_seq = (SELECT coalesce(max(published_seq), 0) + 1 FROM uploads)
+         WHERE id = ?1",
+        params![upload.get(), now_ms],
+    )?;
+    let done = get(conn, upload)?;
+    if let Some(set) = done.set {
+        conn.execute(
+            "UPDATE prompt_sets SET prompts = prompts + ?2, reserved = reserved + ?3 WHERE id = ?1",
+            params![set.get(), int(done.kept), int(done.reserved)],
+        )?;
+    }
+    let text = format!(
+        "{} {} for {}: {} of them held back, {} there before, {} bad",
+        done.kept, done.kind, done.name, done.reserved, done.duplicates, done.bad
+    );
+    append(conn, &NewEvent::about("upload_published", text), now_ms)?;
+    Ok(done)
+}
+
+fn sweep(conn: &Connection) -> Result<bool> {
+    let failed: Vec<i64> = conn
+        .prepare_cached("SELECT id FROM uploads WHERE state = 'failed' AND set_id IS NOT NULL")?
+        .query_map([], |row| row.get(0))?
+        .collect::<rusqlite::Result<_>>()?;
+    let Some(upload) = failed.first() else { return Ok(false) };
+    let rows = limits::SWEEP_BATCH_ROWS;
+    let deleted = conn.execute(
+        "DELETE FROM prompts WHERE id IN (SELECT id FROM prompts WHERE upload_id = ?1 LIMIT ?2)",
+        params![upload, rows],
+    )?;
+    let twins = conn.execute(
+        "DELETE FROM upload_twins WHERE (upload_id, prompt_id, other_upload_id) IN
+             (SELECT upload_id, prompt_id, other_upload_id FROM upload_twins
+              WHERE upload_id = ?1 OR other_upload_id = ?1 LIMIT ?2)",
+        params![upload, rows],
+    )?;
+    if deleted + twins > 0 {
+        return Ok(true);
+    }
+    // The upload has no rows left: it lets its set go, and a set that nobody ever filled with it.
+    let set: i64 =
+        conn.query_row("SELECT set_id FROM uploads WHERE id = ?1", [upload], |row| row.get(0))?;
+    conn.execute("UPDATE uploads SET set_id = NULL WHERE id = ?1", [upload])?;
+    conn.execute(
+        "DELETE FROM prompt_sets WHERE id = ?1 AND prompts = 0
+         AND NOT EXISTS (SELECT 1 FROM uploads WHERE set_id = ?1)",
+        [set],
+    )?;
+    Ok(true)
+}
