@@ -539,10 +539,129 @@ fn bad_input_is_told_before_anything_is_written() {
     }
 }
 
+/// The head's gradients by hand against libtorch's own autograd, with one chunk and with many, kept
+/// and computed again.
+#[test]
+fn the_heads_gradients_are_autograds() {
+    use rlhfd_worker::model::{LoadOptions, Trainable, Transformer};
+    use rlhfd_worker::train::head::{self, Room, Wanted};
+    let options = LoadOptions {
+        device: Device::Cpu,
+        precision: Precision::Float32,
+        trainable: Trainable::Everything,
+    };
+    for base in ["tiny-tied", "tiny-untied"] {
+        let folder = ModelFolder::open(&model(base)).unwrap();
+        let model = Transformer::load(&folder, &options).unwrap();
+        let width = i64::try_from(model.config.width).unwrap();
+        tch::manual_seed(3);
+        let hidden = Tensor::randn([11, width], (Kind::Float, Device::Cpu)).set_requires_grad(true);
+        let targets = Tensor::arange(11, (Kind::Int64, Device::Cpu)) * 7;
+        let coefficients = Tensor::linspace(-1.0, 2.0, 11, (Kind::Float, Device::Cpu));
+        let logprobs = model.logits(&hidden).log_softmax(-1, Kind::Float);
+        let logprobs = logprobs.gather(1, &targets.unsqueeze(1), false).squeeze_dim(1);
+        (&logprobs * &coefficients).sum(Kind::Float).backward();
+        let name = head::weight_name(&model);
+        let (_, weight) = model.parameters().iter().find(|(own, _)| own == name).unwrap();
+        let one_chunk = Room { chunk_bytes: 1 << 30, kept_bytes: 1 << 30 };
+        let many = Room { chunk_bytes: 4 * 3 * 320, kept_bytes: 1 << 30 };
+        let again = Room { kept_bytes: 0, ..many };
+        for room in [one_chunk, many, again] {
+            let scored =
+                head::forward_in(room, &model, (&hidden, &targets), Wanted::WeightGradient);
+            assert!(scored.logprobs.allclose(&logprobs, 1e-5, 1e-5, false));
+            let gradient = scored.hidden_gradient(&coefficients).unwrap();
+            assert!(gradient.allclose(&hidden.grad(), 1e-4, 1e-5, false), "{base} {room:?}");
+            let mut sum = weight.zeros_like().detach();
+            scored.add_weight_gradient(&model, &coefficients, &mut sum);
+            assert!(sum.allclose(&weight.grad(), 1e-4, 1e-5, false), "{base} {room:?}");
+        }
+    }
+}
+
+/// What a GPU does, on CPU: bf16 compute over f32 masters moves the masters as f32 compute does,
+/// at a rate that is far below bf16's resolution.
+#[test]
+fn bf16_compute_moves_f32_masters_as_f32_compute_does() {
+    let dir = tempfile::tempdir().unwrap();
+    let words = ["learning_rate=5e-7", "epochs=4", "weight_decay=0"];
+    let one = small(dir.path(), Training::Dpo, "tiny-tied", &words);
+    run_quietly(&one).unwrap();
+    let two = TrainJob { out: dir.path().join("two"), ..one.clone() };
+    let bf16 = Compute { device: Device::Cpu, precision: Precision::Bfloat16 };
+    run(&two, bf16, &Observer { watch: &Watch::default(), stepped: &|_, _| {} }).unwrap();
+    let start = tensors(&model("tiny-tied").join("model.safetensors"));
+    let moved = |out: &Path| {
+        let parts: Vec<Tensor> = tensors(&out.join("model.safetensors"))
+            .iter()
+            .map(|(name, now)| {
+                let (_, before) = start.iter().find(|(own, _)| own == name).unwrap();
+                (now.to_kind(Kind::Double) - before.to_kind(Kind::Double)).view(-1)
+            })
+            .collect();
+        Tensor::cat(&parts, 0)
+    };
+    let (f32_move, bf16_move) = (moved(&one.out), moved(&two.out));
+    let product = f32_move.dot(&bf16_move).double_value(&[]);
+    let norms = f32_move.norm().double_value(&[]) * bf16_move.norm().double_value(&[]);
+    assert!(norms > 0.0 && product / norms > 0.9, "cosine {}", product / norms);
+}
+
 fn set_pairs(job: &mut TrainJob, dir: &Path, text: &str) {
     let own = dir.join("own.jsonl");
     std::fs::write(&own, text).unwrap();
     if let PairSource::Text { path, .. } = &mut job.pairs {
         *path = own;
     }
+}
+
+/// The daemon's contract: a folder of token ids and settings in, a checkpoint folder out.
+#[test]
+fn an_iteration_folder_becomes_a_checkpoint() {
+    use rlhfd_protocol::manifest::FolderKind;
+    use rlhfd_protocol::worker::{ModelRef, TrainTarget};
+    let dir = tempfile::tempdir().unwrap();
+    let folder = dir.path().join("iteration");
+    std::fs::create_dir(&folder).unwrap();
+    let line = |chosen: &str, rejected: &str, reference: f64| {
+        format!(
+            r#"{{"prompt_ids": [5, 6, 7], "chosen_ids": {chosen}, "rejected_ids": {rejected}, "reference_logprob_chosen": {reference}, "reference_logprob_rejected": {reference}, "prompt": 3}}"#
+        )
+    };
+    let lines = [
+        line("[8, 9, 2]", "[10, 2]", -20.0),
+        line("[11, 2]", "[12, 13, 14, 2]", -15.0),
+        line("[8, 2]", "[9, 2]", -12.0),
+    ];
+    std::fs::write(folder.join("pairs.jsonl"), lines.join("\n")).unwrap();
+    let settings = "learning_rate = 1e-3\nbatch_pairs = 2\nepochs = 2\nmax_length = 6\n";
+    std::fs::write(folder.join("settings.toml"), settings).unwrap();
+    let target = TrainTarget {
+        out: dir.path().join("checkpoints/one"),
+        unit: "1/train".into(),
+        state: dir.path().join("state"),
+        resume: true,
+        seed: 3,
+        save_every_steps: 1,
+        save_every_s: 0,
+        parent_sha256: "ab".into(),
+    };
+    let policy = ModelRef { path: model("tiny-tied"), sha256: String::new() };
+    let observer = Observer { watch: &Watch::default(), stepped: &|_, _| {} };
+    let train = |target: &TrainTarget| {
+        rlhfd_worker::train::unit::train_dpo((&policy, &folder), target, CPU, &observer)
+    };
+    let published = train(&target).unwrap();
+    // The second pair is over-long: two are left, in one step an epoch.
+    assert_eq!((published.steps, published.first_step), (2, 1));
+    assert_eq!(published.dropped, [("too_long".to_owned(), 1)]);
+    let standing = checkpoint::verify(&target.out).unwrap();
+    assert_eq!((&standing.sha256, standing.bytes), (&published.sha256, published.bytes));
+    let manifest = &standing.manifest;
+    assert_eq!((manifest.kind, manifest.steps), (FolderKind::Policy, 2));
+    assert_eq!((manifest.unit.as_str(), manifest.parent_sha256.as_str()), ("1/train", "ab"));
+    assert_eq!(train(&target).unwrap().first_step, 3, "done already");
+    std::fs::write(folder.join("settings.toml"), "learning_rat = 1").unwrap();
+    let error = train(&TrainTarget { out: dir.path().join("two"), ..target }).unwrap_err();
+    assert!(error.to_string().contains("learning_rate"), "{error}");
 }

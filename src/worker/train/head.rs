@@ -11,11 +11,17 @@ use tch::{Kind, Tensor};
 
 use crate::model::Transformer;
 
-/// Bytes of f32 logits that exist at a time.
-const CHUNK_BYTES: i64 = 64 << 20;
+/// What may be in memory at a time.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Room {
+    /// Bytes of f32 logits that exist at a time.
+    pub chunk_bytes: i64,
+    /// Bytes of residuals that are kept for the weight's gradient; beyond, they are computed again.
+    pub kept_bytes: i64,
+}
 
-/// Bytes of residuals that are kept for the weight's gradient; beyond, they are computed again.
-const KEPT_BYTES: i64 = 512 << 20;
+/// The room that training takes: with a vocabulary of 49,152 a chunk is 341 positions.
+pub const ROOM: Room = Room { chunk_bytes: 64 << 20, kept_bytes: 512 << 20 };
 
 /// What [`forward`] has to prepare.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -46,12 +52,23 @@ pub struct Scored {
 /// computes in. No autograd graph is made.
 #[must_use]
 pub fn forward(model: &Transformer, hidden: &Tensor, targets: &Tensor, wanted: Wanted) -> Scored {
+    forward_in(ROOM, model, (hidden, targets), wanted)
+}
+
+/// As [`forward`], in the room given.
+#[must_use]
+pub fn forward_in(
+    room: Room,
+    model: &Transformer,
+    (hidden, targets): (&Tensor, &Tensor),
+    wanted: Wanted,
+) -> Scored {
     let _no_grad = tch::no_grad_guard();
     let hidden = hidden.detach();
     let positions = hidden.size()[0];
     let vocabulary = i64::try_from(model.config.vocabulary).unwrap_or(i64::MAX).max(1);
-    let chunk = (CHUNK_BYTES / 4 / vocabulary).max(1);
-    let kept = positions.saturating_mul(vocabulary).saturating_mul(4) <= KEPT_BYTES;
+    let chunk = (room.chunk_bytes / 4 / vocabulary).max(1);
+    let kept = positions.saturating_mul(vocabulary).saturating_mul(4) <= room.kept_bytes;
     let weight = if wanted == Wanted::Logprobs { Tensor::new() } else { weight(model) };
     let mut logprobs = Vec::new();
     let mut slopes = Vec::new();
