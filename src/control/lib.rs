@@ -6,6 +6,7 @@
 pub mod actors;
 pub mod adopt;
 pub mod advance;
+pub mod check;
 pub mod commands;
 pub mod daemon;
 pub mod exit;

@@ -6,7 +6,7 @@ use std::process::ExitCode;
 use clap::{Args, Parser, Subcommand};
 use rlhfd_control::places::Asked;
 use rlhfd_control::platform::{self, LogFormat};
-use rlhfd_control::{daemon, exit};
+use rlhfd_control::{check, daemon, exit};
 
 /// Online iterative RLHF, unattended.
 #[derive(Debug, Parser)]
@@ -25,6 +25,11 @@ enum Verb {
         /// How log lines look
         #[arg(long, env = "RLHFD_LOG_FORMAT", value_enum, default_value = "text")]
         log_format: LogFormat,
+    },
+    /// Tell everything that is wrong with configuration, models, database, devices and disk
+    Check {
+        #[command(flatten)]
+        places: PlaceOptions,
     },
 }
 
@@ -62,5 +67,6 @@ fn main() -> ExitCode {
             platform::start_log(log_format);
             daemon::run(&places.into())
         }
+        Verb::Check { places } => check::run(&places.into()),
     }
 }

@@ -1,0 +1,193 @@
+//! The memory plan: what each kind of work needs by config.json and the weights' headers, whether it
+//! fits, and the nearest setting that does.
+//!
+//! In: a configuration, facts of the models, devices. Out: findings. All sums are estimates: a worker
+//! is started, and its allocator rounds. Pure but for the report. May not enter: asking a device.
+
+use rlhfd_config::{CheckedConfig, TrainSettings};
+
+use super::ModelFacts;
+use super::folder::Facts;
+use super::report::Report;
+use super::system::Room;
+
+const MIB: u64 = 1 << 20;
+/// A worker without a model: libtorch, code, buffers; on a GPU the context as well.
+const PROCESS_MIB: u64 = 500;
+/// What an allocator loses by rounding, in per cent.
+const ROUNDING_PERCENT: u64 = 10;
+
+/// What a work needs, in MiB, by its parts.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub(super) struct Needs {
+    pub(super) weights: u64,
+    /// f32 masters (where the compute type is narrower), both moments, gradients.
+    pub(super) optimiser: u64,
+    pub(super) activations: u64,
+}
+
+impl Needs {
+    pub(super) fn total(self) -> u64 {
+        let parts = self.weights + self.optimiser + self.activations;
+        parts + parts * ROUNDING_PERCENT / 100 + PROCESS_MIB
+    }
+}
+
+/// Bytes of a number in compute: bf16 on a GPU, f32 on the CPU.
+fn compute_bytes(room: &Room) -> u64 {
+    if room.is_cuda { 2 } else { 4 }
+}
+
+/// Plans every kind of work on the roomiest device.
+pub(super) fn plan(
+    config: &CheckedConfig,
+    models: &ModelFacts,
+    devices: &[Room],
+    report: &mut Report,
+) {
+    let Some(room) = devices.iter().max_by_key(|room| room.free_mib) else { return };
+    if let Some(policy) = &models.policy {
+        let n = u64::from(config.generate.responses_per_prompt());
+        let tokens =
+            u64::from(config.prompts.prompt_tokens_max) + u64::from(config.generate.max_new_tokens);
+        let needs = generating(policy, n, tokens, compute_bytes(room));
+        let mend = "lower [generate] max_new_tokens or n; the batch is one prompt already";
+        told("generate", needs, room, || Some(mend.to_owned()), report);
+        training("train", policy, &config.train.settings, room, report);
+    }
+    if let Some(scorer) = &models.scorer {
+        let tokens =
+            u64::from(config.prompts.prompt_tokens_max) + u64::from(config.generate.max_new_tokens);
+        let needs = forwarding(scorer, tokens, compute_bytes(room));
+        told("label", needs, room, || Some("a smaller reward model".to_owned()), report);
+    }
+    if let Some(base) = &models.reward_base {
+        training("reward", base, &config.reward.settings, room, report);
+    }
+}
+
+fn training(
+    about: &'static str,
+    model: &Facts,
+    settings: &TrainSettings,
+    room: &Room,
+    report: &mut Report,
+) {
+    let bytes = compute_bytes(room);
+    let needs = updating(model, settings, bytes);
+    told(about, needs, room, || nearest_fit(model, settings, bytes, room.free_mib, about), report);
+}
+
+fn told(
+    about: &'static str,
+    needs: Needs,
+    room: &Room,
+    mend: impl FnOnce() -> Option<String>,
+    report: &mut Report,
+) {
+    let sum = format!(
+        "about {} MiB of {} MiB free on {} (weights {}, optimiser {}, activations {})",
+        needs.total(),
+        room.free_mib,
+        room.name,
+        needs.weights,
+        needs.optimiser,
+        needs.activations
+    );
+    if needs.total() <= room.free_mib {
+        report.well(about, format!("needs {sum}"));
+    } else {
+        let mend = mend().unwrap_or_else(|| "no setting makes it fit: a larger device".to_owned());
+        report.bad(about, format!("does not fit: it needs {sum}\ntry: {mend}"));
+    }
+}
+
+/// One prompt's `n` responses of `tokens` ids: weights, the cache, one step's logits.
+pub(super) fn generating(model: &Facts, n: u64, tokens: u64, bytes: u64) -> Needs {
+    let cache = 2 * model.layers * model.kv_heads * model.head_dim * bytes * tokens * n;
+    let logits = model.vocabulary * n * (bytes + 4);
+    let weights = mib(model.weights.parameters * bytes);
+    Needs { weights, optimiser: 0, activations: mib(cache + logits) }
+}
+
+/// One sequence forward.
+fn forwarding(model: &Facts, tokens: u64, bytes: u64) -> Needs {
+    let weights = mib(model.weights.parameters * bytes);
+    Needs { weights, optimiser: 0, activations: mib(block_bytes(model, bytes) * tokens) }
+}
+
+/// What one block keeps of one position for its backward pass: inputs of two norms and two residual
+/// sums, queries, keys, values, the attention's output, and gate, up and product of the MLP.
+fn block_bytes(model: &Facts, bytes: u64) -> u64 {
+    let attention = 2 * model.heads * model.head_dim + 2 * model.kv_heads * model.head_dim;
+    (5 * model.width + attention + 4 * model.mlp_width) * bytes
+}
+
+/// An update by these settings.
+pub(super) fn updating(model: &Facts, settings: &TrainSettings, bytes: u64) -> Needs {
+    let layers = settings.trainable_layers.map_or(model.layers, |k| u64::from(k).min(model.layers));
+    let learning = match settings.trainable_layers {
+        None => model.weights.parameters,
+        Some(_) => layers * block_parameters(model),
+    };
+    // A master of its own only where the compute type is narrower than f32.
+    let master = if bytes < 4 { 4 } else { 0 };
+    let sequences = 2 * u64::from(settings.micro_batch_pairs);
+    let tokens = sequences * u64::from(settings.max_length);
+    let (kept, passing) = if settings.activation_checkpointing {
+        (layers * model.width * bytes * tokens, block_bytes(model, bytes) * tokens)
+    } else {
+        (layers * block_bytes(model, bytes) * tokens, 0)
+    };
+    // Logits are taken in chunks of positions; a chunk and its gradient, in f32.
+    let logits = 2 * 4 * model.vocabulary * tokens.min(1024);
+    Needs {
+        weights: mib(model.weights.parameters * bytes),
+        optimiser: mib(learning * (master + 8 + 4)),
+        activations: mib(kept + passing + logits),
+    }
+}
+
+fn block_parameters(model: &Facts) -> u64 {
+    let attention = 2 * model.width * model.head_dim * (model.heads + model.kv_heads);
+    attention + 3 * model.width * model.mlp_width + 2 * model.width
+}
+
+/// The change of settings that costs least and fits: fewer pairs at a time (which changes nothing
+/// but time), then activation checkpointing (a third more time), then fewer blocks that learn.
+pub(super) fn nearest_fit(
+    model: &Facts,
+    settings: &TrainSettings,
+    bytes: u64,
+    free_mib: u64,
+    section: &str,
+) -> Option<String> {
+    let fits = |settings: &TrainSettings| updating(model, settings, bytes).total() <= free_mib;
+    let mut tried = settings.clone();
+    for pairs in (1..=settings.micro_batch_pairs).rev() {
+        tried.micro_batch_pairs = pairs;
+        if fits(&tried) {
+            return Some(format!("[{section}] micro_batch_pairs = {pairs}"));
+        }
+    }
+    let mut words = format!("[{section}] micro_batch_pairs = 1");
+    if !tried.activation_checkpointing {
+        tried.activation_checkpointing = true;
+        words.push_str(", activation_checkpointing = true");
+        if fits(&tried) {
+            return Some(words);
+        }
+    }
+    let most = settings.trainable_layers.map_or(model.layers, u64::from).min(model.layers);
+    for layers in (1..=most).rev() {
+        tried.trainable_layers = u32::try_from(layers).ok();
+        if fits(&tried) {
+            return Some(format!("{words}, trainable_layers = {layers}"));
+        }
+    }
+    None
+}
+
+fn mib(bytes: u64) -> u64 {
+    bytes.div_ceil(MIB)
+}

@@ -1,0 +1,171 @@
+//! `rlhfd check`: everything that is wrong with configuration, models, database, devices and disk,
+//! all at once, before a run; and the memory plan.
+//!
+//! In: what the command line asked for. Out: a report on stdout, and the exit code: 0 where nothing
+//! stands in a run's way. It reads only, takes no lock and loads no weights: of safetensors files it
+//! reads the headers. May not enter: mending.
+
+mod folder;
+mod memory;
+mod report;
+mod system;
+mod weights;
+
+use std::path::Path;
+use std::process::ExitCode;
+
+use rlhfd_config::{CheckedConfig, ConfigError, ScorePosition, ScorerModel};
+
+use crate::exit;
+use crate::gpu::nvml::NvmlProbe;
+use crate::places::{Asked, Places};
+use folder::{Facts, Use};
+use report::Report;
+
+/// Checks everything, prints the report, and says by the exit code whether a run may begin.
+#[must_use]
+pub fn run(asked: &Asked) -> ExitCode {
+    let report = examine(asked);
+    // A closed pipe is the reader's own decision.
+    let _ = report.print(&mut std::io::stdout().lock());
+    if report.is_well() { ExitCode::SUCCESS } else { ExitCode::from(exit::CONFIG) }
+}
+
+fn examine(asked: &Asked) -> Report {
+    let mut report = Report::default();
+    let places = match Places::find(asked, |name| std::env::var_os(name)) {
+        Ok(places) => Some(places),
+        Err(error) => {
+            report.bad("places", error.to_string());
+            None
+        }
+    };
+    // The configuration is looked at even where a place is wrong.
+    let file = places.as_ref().map(|places| places.config.as_path()).or(asked.config.as_deref());
+    let config = file.and_then(|file| configuration(file, &mut report));
+    let devices = system::devices(config.as_ref(), &NvmlProbe, &mut report);
+    if let Some(config) = &config {
+        system::worker(config, &mut report);
+        let facts = models(config, &mut report);
+        memory::plan(config, &facts, &devices, &mut report);
+        if let Some(places) = &places {
+            system::disk(config, facts.policy.as_ref(), &places.state, &mut report);
+        }
+    }
+    if let Some(places) = &places {
+        system::database(&places.state, &mut report);
+        system::socket(&places.socket, &mut report);
+    }
+    report
+}
+
+fn configuration(file: &Path, report: &mut Report) -> Option<CheckedConfig> {
+    match CheckedConfig::load(file) {
+        Ok(config) => {
+            report.well("configuration", format!("{} is sound", file.display()));
+            Some(config)
+        }
+        Err(ConfigError::Wrong { path, problems }) => {
+            for problem in &problems.0 {
+                report.bad("configuration", format!("{}, {problem}", path.display()));
+            }
+            None
+        }
+        Err(error) => {
+            report.bad("configuration", error.to_string());
+            None
+        }
+    }
+}
+
+/// What was learnt of the models that are there.
+#[derive(Debug, Default)]
+struct ModelFacts {
+    policy: Option<Facts>,
+    scorer: Option<Facts>,
+    reward_base: Option<Facts>,
+}
+
+fn models(config: &CheckedConfig, report: &mut Report) -> ModelFacts {
+    let policy = folder::look(&config.run.policy.path, "policy", Use::Policy, report);
+    if config.reference_path() != config.run.policy.path {
+        let reference = folder::look(config.reference_path(), "reference", Use::Policy, report);
+        if let (Some(policy), Some(reference)) = (&policy, &reference)
+            && policy.vocabulary != reference.vocabulary
+        {
+            report.bad(
+                "reference",
+                format!(
+                    "it has {} tokens and the policy {}: they must share a vocabulary; name the \
+                     reference that the policy was made from",
+                    reference.vocabulary, policy.vocabulary
+                ),
+            );
+        }
+    }
+    let mut scorer = None;
+    let mut trains_reward = false;
+    for wanted in &config.label.scorers {
+        match &wanted.model {
+            ScorerModel::Folder(place) => {
+                scorer = folder::look(&place.path, "scorer", Use::Reward, report);
+                if let Some(facts) = &scorer {
+                    score_position(facts, wanted.score_position, report);
+                }
+            }
+            ScorerModel::RewardJob(name) => {
+                trains_reward = true;
+                report.well(
+                    "scorer",
+                    format!(
+                        "this run trains it: the loop waits for `rlhfctl train reward --name \
+                         {name} --data FILE`"
+                    ),
+                );
+            }
+        }
+    }
+    let reward_base = if config.reward_base_path() == config.run.policy.path {
+        policy.clone()
+    } else if trains_reward {
+        folder::look(config.reward_base_path(), "reward base", Use::Either, report)
+    } else {
+        None
+    };
+    // A reward model that is still to be trained has the size of its base.
+    let scorer = scorer.or_else(|| reward_base.clone().filter(|_| trains_reward));
+    lengths(config, report);
+    ModelFacts { policy, scorer, reward_base: reward_base.filter(|_| trains_reward) }
+}
+
+fn score_position(facts: &Facts, position: ScorePosition, report: &mut Report) {
+    let pad_is_stop = facts.pad_id.is_some_and(|pad| facts.stop_ids.contains(&pad));
+    if pad_is_stop && position == ScorePosition::Transformers {
+        report.warn(
+            "scorer",
+            "its pad id is also a stop id: where its template ends a text with that id, \
+             score_position = \"transformers\" reads one position earlier than \"last\"; keep the \
+             one that the model was trained at"
+                .to_owned(),
+        );
+    }
+}
+
+/// Lengths that fit their ranges and still lose data.
+fn lengths(config: &CheckedConfig, report: &mut Report) {
+    let longest = config.prompts.prompt_tokens_max.saturating_add(config.generate.max_new_tokens);
+    let taken = config.train.settings.max_length;
+    if longest > taken {
+        report.warn(
+            "train",
+            format!(
+                "max_length is {taken}, but a prompt of {} and a response of {} tokens have \
+                 {longest}: longer pairs are over-long, and dropped and counted",
+                config.prompts.prompt_tokens_max, config.generate.max_new_tokens
+            ),
+        );
+    }
+}
+
+#[cfg(test)]
+mod tests;

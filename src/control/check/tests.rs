@@ -1,0 +1,170 @@
+//! Tests of `check`: models that are wrong in many ways at once, and the memory plan's arithmetic.
+
+use std::fs;
+use std::path::PathBuf;
+
+use super::memory::{generating, nearest_fit, updating};
+use super::report::Level;
+use super::weights::Weights;
+use super::*;
+use crate::gpu::scripted::ScriptedProbe;
+use crate::gpu::{DeviceFact, Inventory};
+
+const CONFIG: &str = r#"{"architectures": ["LlamaForCausalLM"], "hidden_size": 8,
+    "num_hidden_layers": 2, "num_attention_heads": 2, "num_key_value_heads": 1,
+    "intermediate_size": 16, "vocab_size": 32, "eos_token_id": 2, "pad_token_id": 2}"#;
+
+/// A folder with one tensor of four f32 numbers.
+fn model(folder: &Path, config: &str, tensor: &str) {
+    fs::create_dir_all(folder).unwrap();
+    fs::write(folder.join("config.json"), config).unwrap();
+    fs::write(folder.join("tokenizer.json"), r#"{"model": {}}"#).unwrap();
+    fs::write(folder.join("chat_template.jinja"), "x").unwrap();
+    let header =
+        format!(r#"{{"{tensor}": {{"dtype": "F32", "shape": [2, 2], "data_offsets": [0, 16]}}}}"#);
+    let mut bytes = (header.len() as u64).to_le_bytes().to_vec();
+    bytes.extend_from_slice(header.as_bytes());
+    bytes.extend_from_slice(&[0; 16]);
+    fs::write(folder.join("model.safetensors"), bytes).unwrap();
+}
+
+fn asked(root: &Path, text: &str) -> Asked {
+    let config: PathBuf = root.join("rlhfd.toml");
+    fs::write(&config, text).unwrap();
+    Asked {
+        config: Some(config),
+        state: Some(root.join("state")),
+        socket: Some(root.join("rlhfd.sock")),
+    }
+}
+
+fn bad(report: &Report) -> Vec<String> {
+    let bad = report.0.iter().filter(|(level, _, _)| *level == Level::Bad);
+    bad.map(|(_, about, what)| format!("{about}: {what}")).collect()
+}
+
+fn has(findings: &[String], part: &str) {
+    assert!(findings.iter().any(|finding| finding.contains(part)), "`{part}` not in {findings:#?}");
+}
+
+#[test]
+fn all_that_is_wrong_with_the_models_is_told_at_once() {
+    let root = tempfile::tempdir().unwrap();
+    let at = |name: &str| root.path().join(name);
+    model(&at("policy"), CONFIG, "model.norm.weight");
+    fs::remove_file(at("policy/tokenizer.json")).unwrap();
+    let whole = fs::read(at("policy/model.safetensors")).unwrap();
+    fs::write(at("policy/model.safetensors"), &whole[..whole.len() - 1]).unwrap();
+    model(&at("scorer"), CONFIG, "model.norm.weight");
+    let text = "[run]\npolicy = 'policy'\nreference = 'nowhere'\n[devices]\nuse = ['GPU-x']\n\
+                [[label.scorers]]\nmodel = 'scorer'\n";
+    let report = examine(&asked(root.path(), text));
+    let found = bad(&report);
+    has(&found, "it has no tokenizer.json");
+    has(&found, "but its header tells of");
+    has(&found, "nowhere: there is no model folder");
+    has(&found, "a policy (LlamaForCausalLM, no score.weight), and a reward model is wanted");
+    has(&found, "[devices] use names GPU-x, which is not there");
+    assert!(!report.is_well());
+    assert!(!at("state").exists(), "check writes nothing");
+}
+
+#[test]
+fn sound_models_and_an_empty_state_are_well() {
+    let root = tempfile::tempdir().unwrap();
+    model(&root.path().join("policy"), CONFIG, "model.norm.weight");
+    model(&root.path().join("scorer"), CONFIG, "score.weight");
+    let text = "[run]\npolicy = 'policy'\n[devices]\nuse = ['cpu']\n\
+                [[label.scorers]]\nmodel = 'scorer'\n";
+    let report = examine(&asked(root.path(), text));
+    // The worker's program and libtorch are not part of every build of this crate.
+    let found: Vec<String> = bad(&report)
+        .into_iter()
+        .filter(|finding| !finding.starts_with("libtorch") && !finding.starts_with("worker"))
+        .collect();
+    assert_eq!(found, Vec::<String>::new());
+    let mut text = Vec::new();
+    report.print(&mut text).unwrap();
+    let text = String::from_utf8(text).unwrap();
+    for part in ["its pad id is also a stop id", "none yet; the first start makes", "max_length is"]
+    {
+        assert!(text.contains(part), "`{part}` is not in:\n{text}");
+    }
+}
+
+#[test]
+fn a_database_that_is_none_and_a_wrong_configuration_are_both_told() {
+    let root = tempfile::tempdir().unwrap();
+    fs::create_dir_all(root.path().join("state/db")).unwrap();
+    fs::write(root.path().join("state/db/rlhfd.db"), "no database").unwrap();
+    let found = bad(&examine(&asked(root.path(), "[run]\nsead = 1\n")));
+    has(&found, "did you mean `seed`?");
+    has(&found, "run.policy: is missing");
+    has(&found, "database: ");
+}
+
+/// LLaMA-3-8B: 8.03 billion parameters.
+fn llama3_8b() -> Facts {
+    Facts {
+        layers: 32,
+        width: 4096,
+        heads: 32,
+        kv_heads: 8,
+        head_dim: 128,
+        mlp_width: 14_336,
+        vocabulary: 128_256,
+        weights: Weights { parameters: 8_030_261_248, ..Weights::default() },
+        pad_id: None,
+        stop_ids: vec![128_001],
+    }
+}
+
+#[test]
+fn the_plan_of_an_8b_model_is_what_the_sum_says() {
+    // bf16: 8.03e9 × 2 B = 15,317 MiB of weights. The cache of one prompt's 8 responses:
+    // 2 × 32 blocks × 8 heads × 128 × 2 B = 131,072 B a token, × 3,072 tokens × 8 = 3,072 MiB, and
+    // logits of 8 × 128,256 × 6 B = 5.87 MiB.
+    let needs = generating(&llama3_8b(), 8, 3072, 2);
+    assert_eq!((needs.weights, needs.activations), (15_317, 3_078));
+    // Training all of it: f32 master, two moments, gradient: 16 B × 8.03e9 = 122,532 MiB.
+    let config = CheckedConfig::from_text("[run]\npolicy='p'\n", Path::new("/")).unwrap();
+    let needs = updating(&llama3_8b(), &config.train.settings, 2);
+    assert_eq!((needs.weights, needs.optimiser), (15_317, 122_533));
+    // Half of the blocks: 16 × (2·4096·128·40 + 3·4096·14,336 + 2·4096) = 3.49e9 × 16 B.
+    let mut half = config.train.settings.clone();
+    half.trainable_layers = Some(16);
+    assert_eq!(updating(&llama3_8b(), &half, 2).optimiser, 53_250);
+}
+
+#[test]
+fn the_nearest_setting_that_fits_is_named_and_fits() {
+    let config = CheckedConfig::from_text("[run]\npolicy='p'\n", Path::new("/")).unwrap();
+    let settings = &config.train.settings;
+    let model = llama3_8b();
+    let fit = |free| nearest_fit(&model, settings, 2, free, "train");
+    assert_eq!(fit(1_000), None);
+    let words = fit(80_000).unwrap();
+    assert!(words.starts_with("[train] micro_batch_pairs = 1, activation_checkpointing = true"));
+    let layers: u32 = words.rsplit(' ').next().unwrap().parse().unwrap();
+    let mut named = settings.clone();
+    named.micro_batch_pairs = 1;
+    named.activation_checkpointing = true;
+    named.trainable_layers = Some(layers);
+    assert!(updating(&model, &named, 2).total() <= 80_000);
+    named.trainable_layers = Some(layers + 1);
+    assert!(updating(&model, &named, 2).total() > 80_000, "{layers} is not the most");
+}
+
+#[test]
+fn a_gpu_is_planned_with_less_its_reserve() {
+    let gpu = DeviceFact {
+        uuid: "GPU-a".into(),
+        name: "A".into(),
+        memory_mib: Some(81_920),
+        ..DeviceFact::cpu()
+    };
+    let probe = ScriptedProbe::new(vec![Inventory::Gpus(vec![gpu])]);
+    let config = CheckedConfig::from_text("[run]\npolicy='p'\n", Path::new("/")).unwrap();
+    let rooms = system::devices(Some(&config), &probe, &mut Report::default());
+    assert_eq!((rooms[0].free_mib, rooms[0].is_cuda), (81_920 - 1_024, true));
+}
