@@ -26,9 +26,10 @@ pub fn try_open(path: &Path) -> rusqlite::Result<Connection> {
 }
 
 /// What each table says, without what may differ between two runs that agree.
-const FACTS: [(&str, &str); 16] = [
+const FACTS: [(&str, &str); 17] = [
     ("runs", "SELECT name, seed, active FROM runs"),
-    ("prompts", "SELECT s.name, p.messages, p.reserved FROM prompts p JOIN prompt_sets s ON s.id = p.set_id"),
+    ("prompts", "SELECT s.name, p.messages, p.reserved FROM prompts p JOIN uploads u ON u.id = p.upload_id
+         JOIN prompt_sets s ON s.id = u.set_id"),
     (
         "iterations",
         "SELECT r.name, i.iteration, pin.name, pout.name, pout.sha256, i.config_sha256,
@@ -38,12 +39,17 @@ const FACTS: [(&str, &str); 16] = [
     ),
     (
         "draws",
-        "SELECT r.name, d.iteration, d.purpose, d.ordinal, p.messages, d.occurrence, d.set_aside
+        "SELECT r.name, d.iteration, d.ordinal, p.messages, d.occurrence, d.set_aside
          FROM draws d JOIN runs r ON r.id = d.run_id JOIN prompts p ON p.id = d.prompt_id",
     ),
     (
+        "evaluation_prompts",
+        "SELECT r.name, e.ordinal, p.messages, e.occurrence, e.set_aside FROM evaluation_prompts e
+         JOIN runs r ON r.id = e.run_id JOIN prompts p ON p.id = e.prompt_id",
+    ),
+    (
         "units",
-        "SELECT r.name, u.iteration, u.stage, u.work, u.key, u.plan, u.state, u.replanned, u.reason
+        "SELECT r.name, u.iteration, u.stage, u.work, u.key, u.lane, u.from_item, u.to_item, u.batch_items, u.state, u.replanned, u.reason
          FROM units u JOIN runs r ON r.id = u.run_id WHERE u.work <> 'probe'",
     ),
     (
