@@ -102,7 +102,11 @@ impl Refusal {
         let (what, mend) = sentence
             .split_once("; ")
             .or_else(|| sentence.split_once(": "))
-            .unwrap_or((sentence, "`rlhfctl events` and the daemon's log say more"));
+            .filter(|(_, mend)| !mend.trim().is_empty())
+            .unwrap_or((
+                sentence.trim_end_matches([':', ';', ' ']),
+                "`rlhfctl status` and `rlhfctl events` say more",
+            ));
         Self::new(status, what, place, mend)
     }
 
@@ -225,6 +229,10 @@ mod tests {
         assert_eq!(refusal.status, StatusCode::CONFLICT);
         assert_eq!(refusal.detail.what, "no run is open");
         assert_eq!(refusal.detail.mend, "name a policy in [run]");
+        let said = AskError::Refused("the run main is not open yet: ".to_owned());
+        let refusal = Refusal::ask("POST /v1/start", &said);
+        assert_eq!(refusal.detail.what, "the run main is not open yet");
+        assert!(!refusal.detail.mend.is_empty());
     }
 
     #[test]

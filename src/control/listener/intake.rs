@@ -45,7 +45,10 @@ impl Report {
 
     fn refusal(self, skip_bad: bool) -> Refusal {
         let (what, mend) = match (self.lines, skip_bad) {
-            (0, _) => ("the upload is empty".to_owned(), "send one JSON object a line"),
+            (0, _) => (
+                "the upload is empty: no line holds anything".to_owned(),
+                "send one JSON object a line",
+            ),
             (_, false) => (
                 format!("{} of {} lines are bad; nothing was kept", self.bad, self.lines),
                 "mend the lines, or leave them out by --skip-bad",
