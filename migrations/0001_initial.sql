@@ -203,9 +203,10 @@ CREATE TABLE units (
     ended_ms       INTEGER,
     UNIQUE (run_id, key)
 ) STRICT;
-CREATE INDEX units_unclosed ON units(run_id, iteration, lane, work) WHERE state IN ('open', 'running');
+CREATE INDEX units_unclosed ON units(run_id, iteration, lane, work, from_item, to_item) WHERE state IN ('open', 'running');
 CREATE INDEX units_of_lanes ON units(run_id, lane) WHERE lane <> '';
-CREATE INDEX units_by_stage ON units(run_id, iteration, stage, state);
+-- Covers what `status` counts, so that it reads no row.
+CREATE INDEX units_by_stage ON units(run_id, iteration, stage, state, from_item, to_item, tokens, seconds);
 CREATE INDEX units_by_job ON units(job_id) WHERE job_id IS NOT NULL;
 
 CREATE TABLE devices (

@@ -3,6 +3,8 @@
 //! In: results of a finished attempt. Out: rows of `prompt_ids`, `responses` and `response_texts`,
 //! written with the unit's being done. May not enter: sampling.
 
+use std::collections::BTreeSet;
+
 use rlhfd_domain::response::{Finish as ResponseFinish, Purpose, ids_key, text_key};
 use rlhfd_domain::{CheckpointId, PromptId, Stage};
 use rusqlite::{Connection, params};
@@ -14,7 +16,7 @@ use crate::journal::finish;
 use crate::open::Store;
 use crate::rows::{found, int, tally};
 use crate::units::{Finish, Outcome, UnitRow, tell};
-use crate::{iterations, runs, set_aside};
+use crate::{items, iterations, runs, set_aside};
 
 /// What rendering one prompt gave.
 #[derive(Debug, Clone, PartialEq)]
@@ -85,6 +87,7 @@ impl Store {
                     }
                 }
             }
+            check_all(&unit, items::unrendered(conn, &unit)?.len())?;
             tell_refused(conn, &unit, items.iter().map(|item| &item.outcome), now_ms)?;
             count_occurrences(conn, &unit)
         })
@@ -99,6 +102,7 @@ impl Store {
     ) -> Result<()> {
         self.transact(|conn| {
             let unit = finish(conn, end, now_ms)?;
+            check_answers(conn, &unit, items)?;
             let iteration = found(unit.iteration, "iteration of unit", unit.id)?;
             let row = iterations::get(conn, unit.run, iteration)?;
             let policy = match unit.policy {
@@ -108,7 +112,6 @@ impl Store {
             let seed = runs::get(conn, unit.run)?.seed;
             let by = By { unit: &unit, iteration, policy, seed };
             for item in items {
-                check_ordinal(&unit, item.ordinal)?;
                 match &item.outcome {
                     Outcome::Done(responses) => {
                         for response in responses {
@@ -231,7 +234,33 @@ UPDATE evaluation_prompts SET occurrence = numbered.n FROM numbered
 WHERE evaluation_prompts.run_id = ?1 AND evaluation_prompts.ordinal = numbered.ordinal
   AND numbered.n > 0";
 
-pub(crate) fn check_ordinal(unit: &UnitRow, ordinal: u64) -> Result<()> {
+/// Every prompt of a generate unit is answered or refused once, and no sample number comes twice.
+fn check_answers(conn: &Connection, unit: &UnitRow, items: &[Generated]) -> Result<()> {
+    let misfit = |why: String| StoreError::Misfit { unit: unit.id, why };
+    let wanted: BTreeSet<u64> = items::answerable(conn, unit)?.into_iter().collect();
+    let told: BTreeSet<u64> = items.iter().map(|item| item.ordinal).collect();
+    if told.len() != items.len() || told != wanted {
+        let (has, told) = (wanted.len(), items.len());
+        return Err(misfit(format!("it has {has} prompts, and {told} others were answered")));
+    }
+    for item in items {
+        let Outcome::Done(responses) = &item.outcome else { continue };
+        let samples: BTreeSet<u32> = responses.iter().map(|response| response.sample).collect();
+        if samples.len() != responses.len() || samples.is_empty() {
+            return Err(misfit(format!("item {} has equal or no samples", item.ordinal)));
+        }
+    }
+    Ok(())
+}
+
+fn check_all(unit: &UnitRow, left: usize) -> Result<()> {
+    if left == 0 {
+        return Ok(());
+    }
+    Err(StoreError::Misfit { unit: unit.id, why: format!("{left} of its items have no answer") })
+}
+
+fn check_ordinal(unit: &UnitRow, ordinal: u64) -> Result<()> {
     if unit.plan.is_some_and(|plan| (plan.from..plan.to).contains(&ordinal)) {
         return Ok(());
     }

@@ -133,30 +133,64 @@ pub(crate) fn unlabelled(conn: &Connection, unit: &UnitRow) -> Result<Vec<ScoreI
     Ok(rows)
 }
 
+/// Prompts of a render unit that have no ids yet and were not refused.
+pub(crate) fn unrendered(conn: &Connection, unit: &UnitRow) -> Result<Vec<RenderItem>> {
+    let range = range_of(unit)?;
+    let mut statement = conn.prepare_cached(&format!(
+        "SELECT d.ordinal, d.prompt_id, p.messages FROM {} d
+         JOIN prompts p ON p.id = d.prompt_id
+         WHERE d.set_aside IS NULL AND NOT EXISTS
+               (SELECT 1 FROM prompt_ids i WHERE i.prompt_id = d.prompt_id AND i.run_id = ?1)
+         ORDER BY d.ordinal",
+        list_of(unit)
+    ))?;
+    let key = params![unit.run.get(), range.iteration, range.from, range.to];
+    let rows = statement
+        .query_map(key, |row| {
+            Ok(RenderItem {
+                ordinal: count(row.get(0)?),
+                prompt: PromptId(row.get(1)?),
+                messages: row.get(2)?,
+            })
+        })?
+        .collect::<rusqlite::Result<_>>()?;
+    Ok(rows)
+}
+
+/// Ordinals of a generate unit's prompts, those set aside left out.
+pub(crate) fn answerable(conn: &Connection, unit: &UnitRow) -> Result<Vec<u64>> {
+    let range = range_of(unit)?;
+    let mut statement = conn.prepare_cached(&format!(
+        "SELECT d.ordinal FROM {} d
+         JOIN prompt_ids i ON i.prompt_id = d.prompt_id AND i.run_id = ?1
+         WHERE d.set_aside IS NULL ORDER BY d.ordinal",
+        list_of(unit)
+    ))?;
+    let key = params![unit.run.get(), range.iteration, range.from, range.to];
+    let rows =
+        statement.query_map(key, |row| row.get(0).map(count))?.collect::<rusqlite::Result<_>>()?;
+    Ok(rows)
+}
+
+/// Ids of a score unit's responses that its scorer has not labelled yet.
+pub(crate) fn unlabelled_ids(conn: &Connection, unit: &UnitRow) -> Result<Vec<i64>> {
+    let range = range_of(unit)?;
+    let scorer = found(unit.scorer, "scorer of unit", unit.id)?;
+    let mut statement = conn.prepare_cached(&format!(
+        "SELECT x.id FROM responses x WHERE {} AND NOT EXISTS (SELECT 1 FROM labels l
+             WHERE l.response_id = x.id AND l.scorer_id = ?6 AND l.versus_id IS NULL)",
+        responses_of(unit)
+    ))?;
+    let key =
+        params![unit.run.get(), range.iteration, range.from, range.to, unit.lane, scorer.get()];
+    let rows = statement.query_map(key, |row| row.get(0))?.collect::<rusqlite::Result<_>>()?;
+    Ok(rows)
+}
+
 impl Reader {
     /// Prompts of a render unit that have no ids yet.
     pub fn render_items(&self, unit: UnitId) -> Result<Vec<RenderItem>> {
-        let unit = get(&self.conn, unit)?;
-        let range = range_of(&unit)?;
-        let mut statement = self.conn.prepare_cached(&format!(
-            "SELECT d.ordinal, d.prompt_id, p.messages FROM {} d
-             JOIN prompts p ON p.id = d.prompt_id
-             WHERE d.set_aside IS NULL AND NOT EXISTS
-                   (SELECT 1 FROM prompt_ids i WHERE i.prompt_id = d.prompt_id AND i.run_id = ?1)
-             ORDER BY d.ordinal",
-            list_of(&unit)
-        ))?;
-        let key = params![unit.run.get(), range.iteration, range.from, range.to];
-        let rows = statement
-            .query_map(key, |row| {
-                Ok(RenderItem {
-                    ordinal: count(row.get(0)?),
-                    prompt: PromptId(row.get(1)?),
-                    messages: row.get(2)?,
-                })
-            })?
-            .collect::<rusqlite::Result<_>>()?;
-        Ok(rows)
+        unrendered(&self.conn, &get(&self.conn, unit)?)
     }
 
     /// Prompts of a generate unit, with their ids; those set aside are left out.

@@ -163,8 +163,7 @@ impl Reader {
 }
 
 impl Store {
-    /// Creates a job with its units. A failed or cancelled job's name may be used again only by
-    /// another name's job: rows stay.
+    /// Creates a job with its units. A name is used once, even where its job failed: rows stay.
     pub fn create_job(&mut self, new: &NewJob, units: &[NewUnit], now_ms: i64) -> Result<JobId> {
         self.transact(|conn| {
             let known: bool = conn.query_row(

@@ -3,6 +3,8 @@
 //! In: results of a finished attempt. Out: rows of `labels` and `reference_logprobs`, written with the
 //! unit's being done. May not enter: which model gave them.
 
+use std::collections::BTreeSet;
+
 use rlhfd_domain::ResponseId;
 use rlhfd_domain::label::Score;
 use rusqlite::params;
@@ -10,7 +12,7 @@ use rusqlite::params;
 use crate::bytes::from_floats;
 use crate::error::{Result, StoreError};
 use crate::generate::tell_refused;
-use crate::items::reference_of;
+use crate::items::{reference_of, unlabelled_ids};
 use crate::journal::finish;
 use crate::open::Store;
 use crate::rows::{found, int};
@@ -41,6 +43,13 @@ impl Store {
         self.transact(|conn| {
             let unit = finish(conn, end, now_ms)?;
             let scorer = found(unit.scorer, "scorer of unit", unit.id)?;
+            let wanted: BTreeSet<i64> = unlabelled_ids(conn, &unit)?.into_iter().collect();
+            let told: BTreeSet<i64> = items.iter().map(|item| item.response.get()).collect();
+            if told.len() != items.len() || told != wanted {
+                let (has, told) = (wanted.len(), items.len());
+                let why = format!("it has {has} responses, and {told} others were labelled");
+                return Err(StoreError::Misfit { unit: unit.id, why });
+            }
             for item in items {
                 let response = item.response.get();
                 match &item.outcome {
@@ -63,11 +72,6 @@ impl Store {
                         set_aside::label(conn, response, scorer, unit.id, reason)?;
                     }
                 }
-            }
-            let left = crate::items::unlabelled(conn, &unit)?.len();
-            if left > 0 {
-                let why = format!("{left} of its responses have no label");
-                return Err(StoreError::Misfit { unit: unit.id, why });
             }
             tell_refused(conn, &unit, items.iter().map(|item| &item.outcome), now_ms)
         })

@@ -54,7 +54,7 @@ pub use iterations::{Drawn, Iteration, NewIteration};
 pub use jobs::{Job, JobStatus, NewJob};
 pub use labels::{Logprobs, Scored};
 pub use leases::{DeviceRow, Lease};
-pub use open::{Reader, Store};
+pub use open::{Reader, Store, database};
 pub use pairs::TrainingPair;
 pub use preferences::{PairRule, PairTotals};
 pub use prompts::PromptSet;

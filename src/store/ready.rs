@@ -14,7 +14,9 @@ use crate::units::{UnitRow, select};
 
 /// `b` is an unclosed unit that must be closed before `u` may begin. Control's own works and training
 /// wait for all before them; generating waits for all rendering, because the occurrence of a prompt
-/// is counted over the whole draw; scoring and log-probs wait for the responses of their items.
+/// is counted over the whole draw; scoring and log-probs wait for the responses of their items. Unclosed
+/// units of one work and lane never overlap, so that the last one to begin before `u` ends is the only
+/// one that can stand in its way: the answer costs one step of the index, not one per unit.
 const READY: &str = "
 u.run_id = ?1 AND u.state = 'open'
 AND CASE u.work
@@ -28,18 +30,25 @@ AND CASE u.work
         AND (u.policy_id IS NOT NULL OR EXISTS (SELECT 1 FROM iterations i
             WHERE i.run_id = u.run_id AND i.iteration = u.iteration AND i.policy_out IS NOT NULL))
     WHEN 'score' THEN
-        NOT EXISTS (SELECT 1 FROM units b WHERE b.state IN ('open', 'running')
+        coalesce((SELECT b.to_item FROM units b WHERE b.state IN ('open', 'running')
             AND b.run_id = u.run_id AND b.iteration = u.iteration AND b.lane = u.lane
-            AND b.work = 'generate' AND b.from_item < u.to_item AND u.from_item < b.to_item)
+            AND b.work = 'generate' AND b.from_item < u.to_item
+            ORDER BY b.from_item DESC LIMIT 1), 0) <= u.from_item
     WHEN 'pair' THEN
         NOT EXISTS (SELECT 1 FROM units b WHERE b.state IN ('open', 'running')
             AND b.run_id = u.run_id AND b.iteration = u.iteration AND b.lane = ''
             AND b.work IN ('render', 'generate', 'score') AND b.stage <> 'evaluate')
     WHEN 'logprobs' THEN
-        NOT EXISTS (SELECT 1 FROM units b WHERE b.state IN ('open', 'running')
-            AND b.run_id = u.run_id AND b.iteration = u.iteration AND b.lane = u.lane
-            AND CASE WHEN u.lane = '' THEN b.work = 'pair'
-                ELSE b.work = 'generate' AND b.from_item < u.to_item AND u.from_item < b.to_item END)
+        CASE WHEN u.lane = '' THEN
+            NOT EXISTS (SELECT 1 FROM units b WHERE b.state IN ('open', 'running')
+                AND b.run_id = u.run_id AND b.iteration = u.iteration AND b.lane = ''
+                AND b.work = 'pair')
+        ELSE
+            coalesce((SELECT b.to_item FROM units b WHERE b.state IN ('open', 'running')
+                AND b.run_id = u.run_id AND b.iteration = u.iteration AND b.lane = u.lane
+                AND b.work = 'generate' AND b.from_item < u.to_item
+                ORDER BY b.from_item DESC LIMIT 1), 0) <= u.from_item
+        END
     WHEN 'train_dpo' THEN
         NOT EXISTS (SELECT 1 FROM units b WHERE b.state IN ('open', 'running')
             AND b.run_id = u.run_id AND b.iteration = u.iteration AND b.lane = ''

@@ -9,7 +9,7 @@ use rusqlite::{Connection, params};
 use crate::error::Result;
 use crate::rows::int;
 use crate::units::UnitRow;
-use crate::{generate, rows};
+use crate::{generate, items, rows};
 
 /// All items of a unit, which has a plan.
 pub(crate) fn items_of(conn: &Connection, unit: &UnitRow, reason: &str) -> Result<()> {
@@ -29,8 +29,8 @@ pub(crate) fn items_of(conn: &Connection, unit: &UnitRow, reason: &str) -> Resul
         }
         WorkKind::Score => {
             let scorer = rows::found(unit.scorer, "scorer of unit", unit.id)?;
-            for item in crate::items::unlabelled(conn, unit)? {
-                label(conn, item.response.get(), scorer, unit.id, reason)?;
+            for response in items::unlabelled_ids(conn, unit)? {
+                label(conn, response, scorer, unit.id, reason)?;
             }
             Ok(())
         }

@@ -132,6 +132,12 @@ fn a_unit_gives_its_rows_once() {
 fn a_result_that_does_not_fit_changes_nothing() {
     let mut flow = Flow::new(4);
     flow.start(4, 0);
+    let render = flow.bench.unit(flow.run, "0001/prompts/render/0-4");
+    let end = flow.bench.begin(&render);
+    let none = flow.bench.store.finish_render(&end, &[], NOW).unwrap_err();
+    assert!(matches!(none, StoreError::Misfit { .. }), "{none:?}");
+    let attempt = flow.bench.store.unit_returned(render.id, end.attempt, "again", NOW).unwrap();
+    assert_eq!(attempt, rlhfd_domain::Effect::Nothing);
     flow.bench.render(flow.run);
     let unit = flow.bench.unit(flow.run, "0001/generate/0-4");
     let end = flow.bench.begin(&unit);
@@ -140,7 +146,27 @@ fn a_result_that_does_not_fit_changes_nothing() {
         |ordinal, response| [Generated { ordinal, prompt, outcome: Outcome::Done(vec![response]) }];
     let short = NewResponse { logprobs: vec![-1.0], ..response(0, 0) };
     let nan = NewResponse { logprob: f64::NAN, ..response(0, 0) };
-    for items in [strange(0, short), strange(0, nan), strange(4, response(4, 0))] {
+    let rest = |items: &[Generated]| -> Vec<Generated> {
+        let others = (1..4).map(|ordinal| Generated {
+            ordinal,
+            prompt,
+            outcome: Outcome::SetAside("empty".into(), String::new()),
+        });
+        items.iter().cloned().chain(others).collect()
+    };
+    let twice = Generated {
+        ordinal: 0,
+        prompt,
+        outcome: Outcome::Done(vec![response(0, 0), response(0, 0)]),
+    };
+    for items in [
+        rest(&strange(0, short)),
+        rest(&strange(0, nan)),
+        rest(&strange(4, response(4, 0))),
+        rest(&[twice]),
+        strange(0, response(0, 0)).to_vec(),
+        Vec::new(),
+    ] {
         let error = flow.bench.store.finish_generate(&end, &items, NOW).unwrap_err();
         assert!(matches!(error, StoreError::Misfit { .. }), "{error:?}");
     }
@@ -264,4 +290,26 @@ fn a_training_job_ends_with_its_checkpoint() {
     assert_eq!((done.status, done.checkpoint), (crate::JobStatus::Done, Some(made)));
     assert_eq!(bench.store.run(run.id).unwrap().head, run.head, "a reward model is no head");
     assert!(bench.store.end_job(id, crate::JobStatus::Cancelled, "late", NOW).is_err());
+}
+
+#[test]
+fn asking_what_is_ready_costs_by_what_waits_and_not_by_its_square() {
+    use std::sync::Arc;
+    use std::sync::atomic::{AtomicU64, Ordering};
+    let cost = |prompts: u32| -> u64 {
+        let mut flow = Flow::new(prompts);
+        flow.start(u64::from(prompts), 0);
+        flow.bench.render(flow.run);
+        let ticks = Arc::new(AtomicU64::new(0));
+        let counter = Arc::clone(&ticks);
+        let count = move || {
+            counter.fetch_add(1, Ordering::Relaxed);
+            false
+        };
+        flow.bench.store.conn_mut().progress_handler(100, Some(count)).unwrap();
+        assert_eq!(flow.ready().len(), usize::try_from(prompts / 4).unwrap().min(1_000));
+        ticks.load(Ordering::Relaxed)
+    };
+    let (few, many) = (cost(400), cost(4_000));
+    assert!(many < 15 * few, "100 units cost {few}, 1000 cost {many}");
 }

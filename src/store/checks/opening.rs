@@ -235,3 +235,19 @@ fn an_operators_pause_is_not_the_daemons_to_take_over() {
     bench.store.resume_run(run, NOW).unwrap();
     assert_eq!(bench.store.run(run).unwrap().paused, None);
 }
+
+#[test]
+fn a_full_disk_is_told_as_one_and_leaves_the_state_as_it_was() {
+    use crate::{DiskKind, Disposition};
+    let mut bench = Bench::new();
+    let upload = bench.open("s", 0.0);
+    let rows: Vec<NewPrompt> = texts(0, 2_000).iter().map(|t| a_prompt(t)).collect();
+    let pages = bench.number("PRAGMA page_count");
+    bench.store.conn.pragma_update(None, "max_page_count", pages + 2).unwrap();
+    let error = bench.store.append_prompts(upload, &rows).unwrap_err();
+    assert!(matches!(error, StoreError::Disk { kind: DiskKind::Full, .. }), "{error:?}");
+    assert_eq!(error.disposition(), Disposition::Pause);
+    assert_eq!(bench.number("SELECT count(*) FROM prompts"), 0);
+    bench.store.conn.pragma_update(None, "max_page_count", i64::from(i32::MAX)).unwrap();
+    assert_eq!(bench.store.append_prompts(upload, &rows).unwrap().kept, 2_000);
+}
