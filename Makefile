@@ -23,10 +23,12 @@ demo: build ## two online iterations on SmolLM2-135M-Instruct, from nothing to t
 	@scripts/demo
 
 test: setup ## all tests
+	$(PYTHON) -m unittest discover -s tests/scripts
 	$(CARGO) build --workspace --locked
 	$(CARGO) test --workspace --locked
 
 check: ## the tests that need no libtorch
+	$(PYTHON) -m unittest discover -s tests/scripts
 	$(CARGO) build $(LIGHT) --locked
 	$(CARGO) test $(LIGHT) --locked
 
