@@ -96,6 +96,20 @@ pub fn duration(seconds: f64) -> String {
     }
 }
 
+/// A size as people say it: `512 B`, `2.0 KiB`, `513.2 MiB`.
+pub fn size(bytes: u64) -> String {
+    let mut value = bytes as f64;
+    let mut units = ["B", "KiB", "MiB", "GiB"].into_iter();
+    let mut unit = units.next().unwrap_or_default();
+    for next in units {
+        if value < 1024.0 {
+            break;
+        }
+        (value, unit) = (value / 1024.0, next);
+    }
+    if unit == "B" { format!("{bytes} B") } else { format!("{value:.1} {unit}") }
+}
+
 /// A time in UTC, to the second: `2026-11-23 22:10:05`.
 pub fn time(ms: i64) -> String {
     let s = ms.div_euclid(1000);
@@ -187,6 +201,7 @@ mod tests {
         assert_eq!(time(951_782_399_000), "2000-02-28 23:59:59");
         assert_eq!(time(951_868_799_999), "2000-02-29 23:59:59");
         assert_eq!(time(1_795_471_805_000), "2026-11-23 22:10:05");
+        assert_eq!([size(512), size(2_048), size(538_090_400)], ["512 B", "2.0 KiB", "513.2 MiB"]);
         assert_eq!(duration(8.2), "8 s");
         assert_eq!(duration(185.0), "3 min 05 s");
         assert_eq!(duration(7_620.0), "2 h 07 min");

@@ -25,7 +25,7 @@ const GONE_MAX: Duration = Duration::from_secs(60);
 
 /// How many polls in a row must find nothing to do: between the end of one thing and the start of the
 /// next there is a moment in which nothing runs.
-const IDLE_POLLS: u32 = 3;
+const IDLE_POLLS: u32 = 4;
 
 /// What is waited for.
 #[derive(Debug, Clone, PartialEq, Eq)]

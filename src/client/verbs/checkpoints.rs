@@ -1,10 +1,11 @@
 //! `rlhfctl checkpoints`: what the runs made, or the line from one of them back to its beginning.
 
 use rlhfd_protocol::control::Table;
+use serde_json::Value;
 
 use crate::connect::{Daemon, escape};
 use crate::errors::ClientError;
-use crate::render;
+use crate::{format, render};
 
 /// Asks and prints.
 pub async fn run(daemon: &Daemon, lineage: Option<String>, json: bool) -> Result<(), ClientError> {
@@ -19,5 +20,67 @@ pub async fn run(daemon: &Daemon, lineage: Option<String>, json: bool) -> Result
     if table.rows.is_empty() {
         return render::line("no checkpoint yet");
     }
-    render::result(&table)
+    render::result(&for_people(table))
+}
+
+/// Sums cut to what tells them apart, times and sizes as people read them, the head marked.
+fn for_people(mut table: Table) -> Table {
+    let (head, name) = (table.column("head"), table.column("checkpoint"));
+    for row in &mut table.rows {
+        for (column, value) in table.columns.iter().zip(row.iter_mut()) {
+            *value = match (column.as_str(), &*value) {
+                ("sha256", Value::String(sum)) => sum.chars().take(12).collect::<String>().into(),
+                ("created_ms", Value::Number(ms)) => {
+                    ms.as_i64().map(format::time).unwrap_or_default().into()
+                }
+                ("bytes", Value::Number(bytes)) => {
+                    bytes.as_u64().map(format::size).unwrap_or_default().into()
+                }
+                ("sound", Value::Number(sound)) => {
+                    if sound.as_i64() == Some(1) { "yes" } else { "no" }.into()
+                }
+                (_, same) => same.clone(),
+            };
+        }
+        if let (Some(head), Some(name)) = (head, name)
+            && row.get(head).and_then(Value::as_i64) == Some(1)
+            && let Some(Value::String(name)) = row.get_mut(name)
+        {
+            name.push_str(" (head)");
+        }
+    }
+    if let Some(head) = head {
+        table.columns.remove(head);
+        table.rows.iter_mut().for_each(|row| drop(row.remove(head)));
+    }
+    for column in &mut table.columns {
+        match column.as_str() {
+            "created_ms" => "made (UTC)".clone_into(column),
+            "bytes" => "size".clone_into(column),
+            _ => {}
+        }
+    }
+    table
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn the_head_is_marked_and_long_sums_are_cut() {
+        let table = Table {
+            columns: ["checkpoint", "head", "bytes", "sha256"].map(str::to_owned).to_vec(),
+            rows: vec![vec![json!("initial"), json!(1), json!(2048), json!("ab".repeat(32))]],
+            truncated: false,
+        };
+        let shown = for_people(table);
+        assert_eq!(shown.columns, ["checkpoint", "size", "sha256"]);
+        assert_eq!(
+            shown.rows[0],
+            [json!("initial (head)"), json!("2.0 KiB"), json!("abababababab")]
+        );
+    }
 }

@@ -76,7 +76,8 @@ async fn stream(
 /// One event as one line.
 pub fn sentence(event: &Event) -> String {
     let mut text = format!("{}  {:<5}  ", format::time(event.at_ms), event.level);
-    if let Some(iteration) = event.iteration {
+    // Most messages of an iteration name it themselves.
+    if let Some(iteration) = event.iteration.filter(|_| !event.message.starts_with("iteration ")) {
         text.push_str(&format!("iteration {iteration}: "));
     }
     text.extend(event.message.chars().map(|c| if c.is_control() { ' ' } else { c }));
