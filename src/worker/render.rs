@@ -129,8 +129,8 @@ impl Renderer {
 
     /// Ids of a preference.
     ///
-    /// Errors: `PromptChanges` where the prompt's rendering is not the beginning of the whole
-    /// conversation's; `Unusable` where a response has no ids.
+    /// Errors: `PromptChanges` where the rendering of messages is not the beginning of the whole
+    /// conversation's; `Unusable` where a response has no ids, or plain texts share none.
     pub fn pair(&self, pair: &PairText, rule: RenderRule) -> Result<PairIds, TextError> {
         let (prompt, chosen, rejected) = match pair {
             PairText::Messages { prompt, chosen, rejected } => {
@@ -142,7 +142,20 @@ impl Renderer {
             PairText::Plain { prompt, chosen, rejected } => {
                 let encode = |text: &str| self.tokenizer.encode_with(text, AddSpecial::Yes);
                 let whole = |answer: &str| encode(&format!("{prompt}{}", self.ended(answer)));
-                (encode(prompt)?, whole(chosen)?, whole(rejected)?)
+                let (mut ids, chosen, rejected) =
+                    (encode(prompt)?, whole(chosen)?, whole(rejected)?);
+                // A token may span the end of the prompt: as in TRL, the responses begin where the
+                // renderings part. Templates have no such excuse.
+                let shared =
+                    |whole: &[u32]| ids.iter().zip(whole).take_while(|(a, b)| a == b).count();
+                ids.truncate(shared(&chosen).min(shared(&rejected)));
+                if ids.is_empty() {
+                    return Err(TextError::Unusable {
+                        problem: "the prompt and its answers share no token".to_owned(),
+                        mend: "give a longer prompt, or end it at a word's end",
+                    });
+                }
+                (ids, chosen, rejected)
             }
         };
         let response = |whole: Vec<u32>| self.response(&prompt, &whole);

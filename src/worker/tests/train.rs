@@ -615,6 +615,34 @@ fn set_pairs(job: &mut TrainJob, dir: &Path, text: &str) {
     }
 }
 
+#[test]
+fn plain_answers_begin_where_the_texts_part_as_in_trl() {
+    use rlhfd_worker::render::{PairText, Renderer};
+    let folder = ModelFolder::open(&model("tiny-tied")).unwrap();
+    let renderer = Renderer::open(&folder).unwrap();
+    let pair = |prompt: &str, chosen: &str, rejected: &str| {
+        let text = PairText::Plain {
+            prompt: prompt.into(),
+            chosen: chosen.into(),
+            rejected: rejected.into(),
+        };
+        let pair = renderer.pair(&text, RenderRule::Conversation).unwrap();
+        let whole = |ids: &[u32]| {
+            let ids = [pair.prompt.as_slice(), ids].concat();
+            renderer.tokenizer.decode_whole(&ids).unwrap()
+        };
+        (whole(&pair.chosen), whole(&pair.rejected), pair)
+    };
+    // "answer" is one token of this tokenizer: the prompt's end merges into it.
+    for prompt in ["A good ans", "A good answer", "Is it"] {
+        let (chosen, rejected, pair) = pair(prompt, "wer is short.", "wer is long.");
+        assert_eq!(chosen, format!("{prompt}wer is short.<|im_end|>"));
+        assert_eq!(rejected, format!("{prompt}wer is long.<|im_end|>"));
+        let alone = renderer.tokenizer.encode(prompt).unwrap();
+        assert!(alone.starts_with(&pair.prompt) && pair.chosen != pair.rejected);
+    }
+}
+
 /// The daemon's contract: a folder of token ids and settings in, a checkpoint folder out.
 #[test]
 fn an_iteration_folder_becomes_a_checkpoint() {
