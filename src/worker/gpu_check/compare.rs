@@ -105,7 +105,7 @@ impl<'a> Table<'a> {
 }
 
 fn curves<'m>(a: &'m Measured, b: &'m Measured) -> [(&'static str, &'m Curve, &'m Curve); 2] {
-    [("rate 1e-4", &a.falling, &b.falling), ("rate 5e-7", &a.paper, &b.paper)]
+    [("own rate", &a.falling, &b.falling), ("rate 5e-7", &a.paper, &b.paper)]
 }
 
 fn fall(losses: &[f64]) -> String {

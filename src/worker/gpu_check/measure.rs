@@ -24,11 +24,12 @@ use crate::watch::Watch;
 
 /// New ids of a greedy response.
 const GREEDY_TOKENS: u32 = 24;
-/// The trainings: one at a rate at which the loss falls, and one at the paper's rate, far below
-/// bf16's resolution, that only f32 masters can follow.
-const FALLING: &str = "learning_rate = 1e-4\nepochs = 4\n";
-const PAPER: &str = "learning_rate = 5e-7\nepochs = 10\n";
-const COMMON: &str = "schedule = \"constant\"\nwarmup_ratio = 0.0\nbatch_pairs = 4\n\
+/// The trainings: steps at the subject's own rate, and at the paper's, far below bf16's resolution,
+/// that only f32 masters can follow.
+const FALLING_EPOCHS: u32 = 4;
+const PAPER_EPOCHS: u32 = 10;
+const PAPER_RATE: f64 = 5e-7;
+const COMMON: &str = "beta = 0.05\nschedule = \"constant\"\nwarmup_ratio = 0.0\nbatch_pairs = 4\n\
                       micro_batch_pairs = 2\nmax_grad_norm = 1.0\nweight_decay = 0.0\n";
 
 /// A device and a precision.
@@ -74,8 +75,8 @@ pub fn measure(subject: &Subject, side: Side) -> Result<Measured, WorkerError> {
         logits,
         logprobs,
         greedy,
-        falling: train(subject, side, FALLING)?,
-        paper: train(subject, side, PAPER)?,
+        falling: train(subject, side, (subject.falling_rate, FALLING_EPOCHS))?,
+        paper: train(subject, side, (PAPER_RATE, PAPER_EPOCHS))?,
     })
 }
 
@@ -130,8 +131,9 @@ fn greedy(
     Ok(generate_batch(model, &prompts, &generation, watch)?.into_iter().map(ids).collect())
 }
 
-fn train(subject: &Subject, side: Side, settings: &str) -> Result<Curve, WorkerError> {
-    let settings = TrainSettings::read(Kind::Dpo, &format!("{settings}{COMMON}"), &[])
+fn train(subject: &Subject, side: Side, (rate, epochs): (f64, u32)) -> Result<Curve, WorkerError> {
+    let text = format!("learning_rate = {rate:e}\nepochs = {epochs}\n{COMMON}");
+    let settings = TrainSettings::read(Kind::Dpo, &text, &[])
         .map_err(|problems| WorkerError::Torch(format!("the check's own settings: {problems}")))?;
     let watch = Watch::default();
     let model = model(subject, side, Trainable::Everything)?;

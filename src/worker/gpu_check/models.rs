@@ -19,6 +19,9 @@ use crate::train::pack::TokenPair;
 pub struct Subject {
     pub name: &'static str,
     pub shape: Shape,
+    /// A learning rate at which the loss falls within eight steps, but not to where nothing is left
+    /// of it: there a relative difference would say nothing.
+    pub falling_rate: f64,
     seed: i64,
 }
 
@@ -44,8 +47,8 @@ impl Subject {
         let larger =
             Shape { layers: 12, width: 768, heads: 12, kv_heads: 4, mlp: 2048, vocabulary: 16_000 };
         [
-            Self { name: "tiny model", shape: tiny, seed: 11 },
-            Self { name: "larger model", shape: larger, seed: 12 },
+            Self { name: "tiny model", shape: tiny, falling_rate: 1e-4, seed: 11 },
+            Self { name: "larger model", shape: larger, falling_rate: 1e-6, seed: 12 },
         ]
     }
 
