@@ -1,5 +1,7 @@
 //! The GPU check, tried on the CPU. In a process of its own, because it sets the number of threads.
 
+#![expect(clippy::expect_used, reason = "a test's failure is its answer")]
+
 use rlhfd_worker::gpu_check::{GpuCheckArgs, Verdict, device_node, run};
 
 fn check(device: &str) -> (Verdict, Vec<String>) {
