@@ -103,6 +103,18 @@ fn a_database_that_is_none_and_a_wrong_configuration_are_both_told() {
     has(&found, "database: ");
 }
 
+#[test]
+fn the_families_are_those_that_the_worker_computes() {
+    // Read as text: control and worker never depend on each other.
+    let table = include_str!("../../worker/model/families.rs");
+    let computed: Vec<&str> = table
+        .split("causal: \"")
+        .skip(1)
+        .filter_map(|rest| rest.split("ForCausalLM\"").next())
+        .collect();
+    assert_eq!(computed, folder::FAMILIES);
+}
+
 /// LLaMA-3-8B: 8.03 billion parameters.
 fn llama3_8b() -> Facts {
     Facts {
