@@ -9,6 +9,7 @@ mod flow;
 mod iteration;
 mod opening;
 mod sql_verb;
+mod storms;
 mod upload;
 
 use rlhfd_domain::{BatchPlan, Name, RunId, Stage, UploadId, WorkKind, plan, prompt};
