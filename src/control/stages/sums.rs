@@ -7,7 +7,7 @@ use std::fs::{self, File};
 use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 
-use rlhfd_config::CheckedConfig;
+use rlhfd_config::{CheckedConfig, ScorerModel};
 use rlhfd_protocol::manifest::{FORMAT, MANIFEST, Manifest};
 use sha2::{Digest, Sha256};
 
@@ -167,13 +167,17 @@ pub fn text_sum(text: &str) -> String {
 #[must_use]
 pub fn evaluation_settings(config: &CheckedConfig) -> String {
     let evaluate = &config.evaluate;
-    let scorer = config.label.scorers.first();
+    // As written, not where it leads: a state folder that moved goes on with the same keys.
+    let scorer = config.label.scorers.first().map(|scorer| {
+        let model = match &scorer.model {
+            ScorerModel::Folder(place) => format!("model {}", place.given),
+            ScorerModel::RewardJob(name) => format!("job reward/{name}"),
+        };
+        (&scorer.name, model, scorer.score_position)
+    });
     let text = format!(
-        "{:?} {} {} {:?}",
-        evaluate.temperatures,
-        evaluate.n,
-        evaluate.max_new_tokens,
-        scorer.map(|scorer| (&scorer.name, &scorer.model, scorer.score_position)),
+        "{:?} {} {} {scorer:?}",
+        evaluate.temperatures, evaluate.n, evaluate.max_new_tokens,
     );
     text_sum(&text)[..8].to_owned()
 }
