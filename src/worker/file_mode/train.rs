@@ -114,6 +114,7 @@ fn train(
     let job = TrainJob {
         training,
         base: base.to_owned(),
+        base_sha256: String::new(),
         pairs,
         settings: settings(training, args)?,
         order: if args.no_shuffle { Order::AsGiven } else { Order::Shuffled { seed } },

@@ -9,25 +9,23 @@ use std::path::{Path, PathBuf};
 
 use rlhfd_config::{TrainSettings, Training};
 use rlhfd_protocol::manifest::FolderKind;
-use serde_json::Value;
-use tch::Kind;
 
 use super::batches::{BatchPlan, Order};
 use super::error::TrainError;
 use super::learners::Learners;
 use super::loss::DpoLoss;
 use super::pack::TokenPair;
-use super::pairs::{self, Fitted};
-use super::publish::{Masters, Publication, RewardFolder, STEPS};
+use super::pairs::{self, Fitted, Limits};
+use super::publish::{Masters, Publication, STEPS};
 use super::state::{self, Resume, StatePlace};
 use super::steps::StepRow;
 use super::trainer::{Objective, Observer, Trained, Training as Loop};
-use super::trunk::{Activations, Trunk};
-use super::{reference, reward_head};
+use super::trunk::Trunk;
+use super::{reference, start};
 use crate::checkpoint::{self, Draft, Heading, Standing};
 use crate::device::Compute;
 use crate::errors::ModelError;
-use crate::model::{Head, LoadOptions, ModelFolder, Precision, Trainable, Transformer};
+use crate::model::{ModelFolder, Trainable, Transformer};
 use crate::render::{RenderRule, Renderer};
 
 /// Where the pairs come from.
@@ -70,6 +68,8 @@ pub struct TrainJob {
     pub training: Training,
     /// The policy that goes on, or what a reward model is made from.
     pub base: PathBuf,
+    /// Its sum, where the caller knows it; a saved state of another base is never resumed.
+    pub base_sha256: String,
     /// The pairs.
     pub pairs: PairSource,
     /// The settings.
@@ -118,10 +118,10 @@ pub fn run(
     // Begun before any computing, so that a place that cannot be written is told at once.
     let draft = Draft::begin(&job.out)?;
     let masters = Masters::open(&base.dir)?;
-    let reward = reward_folder(job, &base, renderer.as_ref(), &fitted.pairs)?;
+    let reward = start::reward_folder(job, &base, renderer.as_ref(), &fitted.pairs)?;
     fill_reference(job, compute, &base, &mut fitted.pairs, observer)?;
-    let model = load(job, compute, &base, &masters)?;
-    let mut trunk = Trunk::new(&model, activations(&job.settings));
+    let model = start::load(job, compute, &base, &masters)?;
+    let mut trunk = Trunk::new(&model, start::activations(&job.settings));
     if own_reference(job) {
         reference::fill(&model, &mut trunk, &mut fitted.pairs, observer.watch)?;
     }
@@ -159,7 +159,7 @@ fn train(
 ) -> Result<Trained, TrainError> {
     let settings = &job.settings;
     let learners = Learners::new(model, Loop::adam(settings), |name| {
-        finer(base, masters, model.precision(), name)
+        start::finer(base, masters, model.precision(), name)
     })?;
     let training = Loop {
         model,
@@ -223,7 +223,8 @@ fn read_pairs(
         }
     };
     let count = pairs.len();
-    let fitted = pairs::fit(pairs, &job.settings, job.training);
+    let limits = Limits::of(&job.settings, job.training, base.config.positions_max);
+    let fitted = pairs::fit(pairs, &limits);
     if fitted.pairs.is_empty() {
         let dropped = dropped(&fitted);
         let reasons = dropped.iter().map(|(why, n)| format!("{why}: {n}"));
@@ -234,7 +235,7 @@ fn read_pairs(
         tracing::warn!("{left_out} of {count} pairs are left out: {reason}");
     }
     if fitted.truncated > 0 {
-        let most = job.settings.max_length;
+        let most = limits.tokens_max;
         tracing::warn!("{} of {count} pairs are cut to {most} tokens", fitted.truncated);
     }
     Ok((fitted, renderer))
@@ -311,99 +312,8 @@ fn fill_reference(
     if own_reference(job) {
         return Ok(());
     }
-    let model = Transformer::load(&folder, &options(compute, Trainable::Nothing))?;
+    let model = Transformer::load(&folder, &start::options(compute, Trainable::Nothing))?;
     reference::fill(&model, &mut Trunk::once(&model), pairs, observer.watch)
-}
-
-fn options(compute: Compute, trainable: Trainable) -> LoadOptions {
-    LoadOptions { device: compute.device, precision: compute.precision, trainable }
-}
-
-fn activations(settings: &TrainSettings) -> Activations {
-    if settings.activation_checkpointing { Activations::Recomputed } else { Activations::Kept }
-}
-
-/// Loads the model that learns, from its masters where it has any.
-fn load(
-    job: &TrainJob,
-    compute: Compute,
-    base: &ModelFolder,
-    masters: &Masters,
-) -> Result<Transformer, TrainError> {
-    let trainable = match job.settings.trainable_layers {
-        Some(blocks) => Trainable::TopBlocks(blocks as usize),
-        None => Trainable::Everything,
-    };
-    let model = Transformer::load(base, &options(compute, trainable))?;
-    let needs_head = job.training == Training::Reward && base.config.head == Head::Language;
-    let model = if needs_head {
-        let head = reward_head::seeded(base.config.width, initializer_range(base), job.seed);
-        model.with_score_head(&head).map_err(|name| ModelError::Tensor {
-            name,
-            problem: "is missing".to_owned(),
-            dir: base.dir.clone(),
-        })?
-    } else {
-        model
-    };
-    let _no_grad = tch::no_grad_guard();
-    for (name, parameter) in model.parameters() {
-        if let Some(master) = masters.get(name)? {
-            parameter.detach().copy_(&master);
-        }
-    }
-    Ok(model)
-}
-
-fn initializer_range(base: &ModelFolder) -> f64 {
-    let config = std::fs::read(base.dir.join("config.json")).ok();
-    let config: Option<Value> = config.and_then(|bytes| serde_json::from_slice(&bytes).ok());
-    let range = config.and_then(|config| config.get("initializer_range")?.as_f64());
-    range.filter(|range| *range > 0.0 && *range < 10.0).unwrap_or(0.02)
-}
-
-/// A tensor's f32 values where they are finer than what the model computes with.
-fn finer(
-    base: &ModelFolder,
-    masters: &Masters,
-    precision: Precision,
-    name: &str,
-) -> Result<Option<tch::Tensor>, TrainError> {
-    if precision == Precision::Float32 {
-        // The parameter is its own master; `load` has brought it to the folder's masters.
-        return Ok(None);
-    }
-    if let Some(master) = masters.get(name)? {
-        return Ok(Some(master));
-    }
-    for file in base.files() {
-        let entry = file.entries.iter().find(|entry| entry.name == name);
-        if let Some(entry) = entry.filter(|entry| entry.kind == Kind::Float) {
-            return Ok(Some(file.read(entry)?));
-        }
-    }
-    Ok(None)
-}
-
-fn reward_folder(
-    job: &TrainJob,
-    base: &ModelFolder,
-    renderer: Option<&Renderer>,
-    pairs: &[TokenPair],
-) -> Result<Option<RewardFolder>, TrainError> {
-    let (Training::Reward, Some(renderer)) = (job.training, renderer) else { return Ok(None) };
-    let tokenizer = &renderer.tokenizer;
-    let pad_id = reward_head::pad_id(tokenizer, base.config.vocabulary, pairs);
-    let Some(pad_id) = pad_id else {
-        return Err(TrainError::Job {
-            path: base.dir.join("tokenizer_config.json"),
-            problem: "every token could end a text, so none can be the pad token\n\
-                      try: name a pad_token that is no stop token"
-                .to_owned(),
-        });
-    };
-    let pad_token = tokenizer.has(pad_id).then(|| tokenizer.token(pad_id));
-    Ok(Some(RewardFolder { pad_id, pad_token }))
 }
 
 /// All that shapes the steps: a state of anything else is never resumed.
@@ -427,6 +337,7 @@ fn fingerprint(job: &TrainJob, model: &Transformer, pairs: &[TokenPair]) -> Stri
         compute.as_bytes(),
         job.unit.as_bytes(),
         job.parent_sha256.as_bytes(),
+        job.base_sha256.as_bytes(),
         &data,
     ])
 }

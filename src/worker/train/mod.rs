@@ -4,8 +4,8 @@
 //! Out: a checkpoint folder with its manifest and steps.jsonl. Reading order: `pairs` and `batches`
 //! say what is trained on and in which order, `pack`, `trunk`, `head` and `loss` compute a
 //! micro-batch, `schedule`, `adamw` and `learners` make a step of it, `trainer` is the loop,
-//! `state` saves and resumes it, `weights` and `publish` write the folder, `job` puts it together
-//! for the file mode and (`unit`) for the daemon. May not enter: the protocol's frames.
+//! `state` saves and resumes it, `weights` and `publish` write the folder, `start` and `job` put it
+//! together for the file mode and (`unit`) for the daemon. May not enter: the protocol's frames.
 
 pub mod adamw;
 pub mod batches;
@@ -20,6 +20,7 @@ pub mod publish;
 pub mod reference;
 pub mod reward_head;
 pub mod schedule;
+mod start;
 pub mod state;
 pub mod steps;
 pub mod trainer;

@@ -142,18 +142,40 @@ fn whole_conversations(text: &PairText, renderer: &Renderer) -> Result<TokenPair
     Ok(TokenPair { prompt: Vec::new(), chosen, rejected, reference: None })
 }
 
-/// Applies the settings' limits of length. What does not fit is left out and counted, never cut
-/// silently; reward training leaves out whatever it is told.
+/// What a pair may measure.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Limits {
+    /// Tokens of the longer side, prompt included: `max_length`, or the model's positions where
+    /// they are fewer.
+    pub tokens_max: usize,
+    /// Tokens of the prompt.
+    pub prompt_tokens_max: Option<usize>,
+    /// What happens to longer pairs.
+    pub overlong: Overlong,
+}
+
+impl Limits {
+    /// The limits of a training of a model with so many positions.
+    #[must_use]
+    pub fn of(settings: &TrainSettings, training: Training, positions_max: usize) -> Self {
+        Self {
+            tokens_max: (settings.max_length as usize).min(positions_max),
+            prompt_tokens_max: settings.max_prompt_length.map(|most| most as usize),
+            overlong: match training {
+                Training::Dpo => settings.overlong,
+                Training::Reward => Overlong::Drop,
+            },
+        }
+    }
+}
+
+/// Applies the limits. What does not fit is left out and counted, never cut silently.
 #[must_use]
-pub fn fit(pairs: Vec<TokenPair>, settings: &TrainSettings, training: Training) -> Fitted {
+pub fn fit(pairs: Vec<TokenPair>, limits: &Limits) -> Fitted {
     let mut fitted = Fitted::default();
-    let overlong = match training {
-        Training::Dpo => settings.overlong,
-        Training::Reward => Overlong::Drop,
-    };
     for pair in pairs {
         let tokens = pair.tokens_max();
-        match fit_one(pair, settings, overlong) {
+        match fit_one(pair, limits) {
             Ok(pair) => {
                 fitted.truncated += u64::from(pair.tokens_max() < tokens);
                 fitted.pairs.push(pair);
@@ -164,28 +186,23 @@ pub fn fit(pairs: Vec<TokenPair>, settings: &TrainSettings, training: Training) 
     fitted
 }
 
-fn fit_one(
-    mut pair: TokenPair,
-    settings: &TrainSettings,
-    overlong: Overlong,
-) -> Result<TokenPair, &'static str> {
-    let longest = settings.max_length as usize;
+fn fit_one(mut pair: TokenPair, limits: &Limits) -> Result<TokenPair, &'static str> {
     if pair.chosen == pair.rejected {
         return Err("same_ids");
     }
-    if settings.max_prompt_length.is_some_and(|most| pair.prompt.len() > most as usize) {
+    if limits.prompt_tokens_max.is_some_and(|most| pair.prompt.len() > most) {
         return Err("prompt_too_long");
     }
-    if pair.tokens_max() <= longest {
+    if pair.tokens_max() <= limits.tokens_max {
         return Ok(pair);
     }
-    if overlong == Overlong::Drop {
+    if limits.overlong == Overlong::Drop {
         return Err("too_long");
     }
-    if pair.prompt.len() >= longest {
+    if pair.prompt.len() >= limits.tokens_max {
         return Err("prompt_fills_max_length");
     }
-    let room = longest - pair.prompt.len();
+    let room = limits.tokens_max - pair.prompt.len();
     pair.chosen.truncate(room);
     pair.rejected.truncate(room);
     if pair.chosen == pair.rejected { Err("same_ids_after_truncation") } else { Ok(pair) }

@@ -62,7 +62,7 @@ fn ids(prompt: usize, chosen: usize, rejected: usize) -> TokenPair {
 
 fn fitted(text: &str, training: Training, pair: TokenPair) -> Result<TokenPair, &'static str> {
     let settings = TrainSettings::read(training, text, &[]).unwrap();
-    let mut fitted = fit(vec![pair], &settings, training);
+    let mut fitted = fit(vec![pair], &Limits::of(&settings, training, 64));
     match fitted.pairs.pop() {
         Some(pair) => Ok(pair),
         None => Err(fitted.dropped.into_keys().next().unwrap()),
@@ -82,6 +82,8 @@ fn over_long_pairs_are_dropped_or_cut_and_always_counted() {
     assert_eq!(fitted(cut, Training::Reward, ids(0, 9, 2)), Err("too_long"));
     let short = "max_length = 8\nmax_prompt_length = 3";
     assert_eq!(fitted(short, Training::Dpo, ids(4, 1, 1)), Err("prompt_too_long"));
+    let long = "max_length = 500";
+    assert_eq!(fitted(long, Training::Dpo, ids(60, 5, 2)), Err("too_long"), "64 positions");
     let same = TokenPair { chosen: vec![7], ..ids(1, 0, 1) };
     assert_eq!(fitted(drop, Training::Dpo, same), Err("same_ids"));
 }

@@ -63,6 +63,7 @@ fn job_of(
     Ok(TrainJob {
         training,
         base: base.path.clone(),
+        base_sha256: base.sha256.clone(),
         pairs,
         settings: settings(training, &folder.join(SETTINGS))?,
         order: Order::Shuffled { seed: target.seed },

@@ -1,0 +1,73 @@
+//! The numbers of a step: not finite, against the named reference, the head's gradients by hand.
+
+use rlhfd_config::Training;
+use rlhfd_worker::model::{LoadOptions, ModelFolder, Precision, Trainable, Transformer};
+use rlhfd_worker::train::TrainError;
+use rlhfd_worker::train::head::{self, Room, Wanted};
+use rlhfd_worker::train::job::{PairSource, TrainJob};
+use tch::{Device, Kind, Tensor};
+
+use crate::support::{model, run_quietly, small};
+
+#[test]
+fn a_step_that_is_not_finite_is_not_applied() {
+    let dir = tempfile::tempdir().unwrap();
+    let job =
+        small(dir.path(), Training::Dpo, "tiny-tied", &["learning_rate=1e30", "max_grad_norm=0"]);
+    let error = run_quietly(&job).unwrap_err();
+    assert!(matches!(error, TrainError::NonFinite { .. }), "{error}");
+    assert!(!job.out.exists());
+}
+
+#[test]
+fn the_reference_is_the_one_that_is_named() {
+    let dir = tempfile::tempdir().unwrap();
+    let one = small(dir.path(), Training::Dpo, "tiny-tied", &[]);
+    run_quietly(&one).unwrap();
+    let mut two = TrainJob { base: one.out.clone(), out: dir.path().join("two"), ..one.clone() };
+    let first = run_quietly(&two).unwrap().rows[0].clone();
+    assert!(first.margin > 0.05, "a trained policy stands off from the initial reference");
+    let PairSource::Text { reference, .. } = &mut two.pairs else { unreachable!() };
+    *reference = Some(two.base.clone());
+    two.out = dir.path().join("three");
+    let first = run_quietly(&two).unwrap().rows[0].clone();
+    assert!(first.margin.abs() < 1e-4 && (first.loss - std::f64::consts::LN_2).abs() < 1e-5);
+}
+
+/// The head's gradients by hand against libtorch's own autograd, with one chunk and with many, kept
+/// and computed again.
+#[test]
+fn the_heads_gradients_are_autograds() {
+    let options = LoadOptions {
+        device: Device::Cpu,
+        precision: Precision::Float32,
+        trainable: Trainable::Everything,
+    };
+    for base in ["tiny-tied", "tiny-untied"] {
+        let folder = ModelFolder::open(&model(base)).unwrap();
+        let model = Transformer::load(&folder, &options).unwrap();
+        let width = i64::try_from(model.config.width).unwrap();
+        tch::manual_seed(3);
+        let hidden = Tensor::randn([11, width], (Kind::Float, Device::Cpu)).set_requires_grad(true);
+        let targets = Tensor::arange(11, (Kind::Int64, Device::Cpu)) * 7;
+        let coefficients = Tensor::linspace(-1.0, 2.0, 11, (Kind::Float, Device::Cpu));
+        let logprobs = model.logits(&hidden).log_softmax(-1, Kind::Float);
+        let logprobs = logprobs.gather(1, &targets.unsqueeze(1), false).squeeze_dim(1);
+        (&logprobs * &coefficients).sum(Kind::Float).backward();
+        let name = head::weight_name(&model);
+        let (_, weight) = model.parameters().iter().find(|(own, _)| own == name).unwrap();
+        let one_chunk = Room { chunk_bytes: 1 << 30, kept_bytes: 1 << 30 };
+        let many = Room { chunk_bytes: 4 * 3 * 320, kept_bytes: 1 << 30 };
+        let again = Room { kept_bytes: 0, ..many };
+        for room in [one_chunk, many, again] {
+            let scored =
+                head::forward_in(room, &model, (&hidden, &targets), Wanted::WeightGradient);
+            assert!(scored.logprobs.allclose(&logprobs, 1e-5, 1e-5, false));
+            let gradient = scored.hidden_gradient(&coefficients).unwrap();
+            assert!(gradient.allclose(&hidden.grad(), 1e-4, 1e-5, false), "{base} {room:?}");
+            let mut sum = weight.zeros_like().detach();
+            scored.add_weight_gradient(&model, &coefficients, &mut sum);
+            assert!(sum.allclose(&weight.grad(), 1e-4, 1e-5, false), "{base} {room:?}");
+        }
+    }
+}

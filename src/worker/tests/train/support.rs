@@ -1,0 +1,97 @@
+//! What the tests of training share: golden places, jobs on tiny models, tensors of folders.
+
+use std::path::{Path, PathBuf};
+
+use rlhfd_config::{TrainSettings, Training};
+use rlhfd_worker::checkpoint;
+use rlhfd_worker::device::Compute;
+use rlhfd_worker::model::Precision;
+use rlhfd_worker::model::safetensors::WeightFile;
+use rlhfd_worker::render::RenderRule;
+use rlhfd_worker::train::TrainError;
+use rlhfd_worker::train::batches::Order;
+use rlhfd_worker::train::job::{Outcome, PairSource, TrainJob, run};
+use rlhfd_worker::train::trainer::Observer;
+use rlhfd_worker::watch::Watch;
+use tch::{Device, Kind, Tensor};
+
+pub const CPU: Compute = Compute { device: Device::Cpu, precision: Precision::Float32 };
+
+pub fn golden(path: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/golden").join(path)
+}
+
+pub fn model(name: &str) -> PathBuf {
+    golden("models").join(name)
+}
+
+/// The first lines of a file of pairs, in a file of their own.
+pub fn first_pairs(dir: &Path, from: &Path, count: usize) -> PathBuf {
+    let text = std::fs::read_to_string(from).unwrap();
+    let lines: Vec<&str> = text.lines().take(count).collect();
+    let path = dir.join("pairs.jsonl");
+    std::fs::write(&path, lines.join("\n")).unwrap();
+    path
+}
+
+pub fn job(training: Training, base: PathBuf, pairs: PathBuf, out: PathBuf) -> TrainJob {
+    let reference = (training == Training::Dpo).then(|| base.clone());
+    TrainJob {
+        training,
+        base,
+        base_sha256: String::new(),
+        pairs: PairSource::Text { path: pairs, rule: RenderRule::Conversation, reference },
+        settings: TrainSettings::defaults(training).unwrap(),
+        order: Order::AsGiven,
+        seed: 0,
+        out,
+        unit: String::new(),
+        parent_sha256: String::new(),
+        state: None,
+    }
+}
+
+pub fn run_quietly(job: &TrainJob) -> Result<Outcome, TrainError> {
+    run(job, CPU, &Observer { watch: &Watch::default(), stepped: &|_, _| {} })
+}
+
+pub fn tensors(path: &Path) -> Vec<(String, Tensor)> {
+    let file = WeightFile::open(path).unwrap();
+    file.entries.iter().map(|entry| (entry.name.clone(), file.read(entry).unwrap())).collect()
+}
+
+pub fn squared_distance(one: &[(String, Tensor)], two: &[(String, Tensor)]) -> f64 {
+    two.iter()
+        .map(|(name, theirs)| {
+            let (_, ours) = one.iter().find(|(candidate, _)| candidate == name).unwrap();
+            let difference = ours.to_kind(Kind::Double) - theirs.to_kind(Kind::Double);
+            (&difference * &difference).sum(Kind::Double).double_value(&[])
+        })
+        .sum()
+}
+
+pub fn small(dir: &Path, training: Training, base: &str, words: &[&str]) -> TrainJob {
+    let pairs = first_pairs(dir, &golden("pairs.jsonl"), 10);
+    let mut job = job(training, model(base), pairs, dir.join("out"));
+    let words: Vec<String> = [
+        "learning_rate=1e-3",
+        "batch_pairs=4",
+        "epochs=2",
+        "warmup_ratio=0",
+        "weight_decay=0.1",
+        "max_length=512",
+    ]
+    .iter()
+    .chain(words)
+    .map(|word| (*word).to_owned())
+    .collect();
+    job.settings = TrainSettings::read(training, "", &words).unwrap();
+    job.order = Order::Shuffled { seed: 5 };
+    job
+}
+
+pub fn files(dir: &Path) -> Vec<(String, Vec<u8>)> {
+    let standing = checkpoint::verify(dir).unwrap();
+    let paths = standing.manifest.files.iter().map(|file| file.path.clone());
+    paths.map(|path| (path.clone(), std::fs::read(dir.join(path)).unwrap())).collect()
+}

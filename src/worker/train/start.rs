@@ -1,0 +1,111 @@
+//! The model that learns, as a training starts with it.
+//!
+//! In: a job, its base folder, its masters. Out: a loaded model whose trainable parameters carry
+//! gradients, its f32 masters, and what a reward model's folder will say of padding. May not enter:
+//! pairs' files, steps, publishing.
+
+use rlhfd_config::{TrainSettings, Training};
+use serde_json::Value;
+use tch::Kind;
+
+use super::error::TrainError;
+use super::job::TrainJob;
+use super::pack::TokenPair;
+use super::publish::{Masters, RewardFolder};
+use super::reward_head;
+use super::trunk::Activations;
+use crate::device::Compute;
+use crate::errors::ModelError;
+use crate::model::{Head, LoadOptions, ModelFolder, Precision, Trainable, Transformer};
+use crate::render::Renderer;
+
+pub(super) fn options(compute: Compute, trainable: Trainable) -> LoadOptions {
+    LoadOptions { device: compute.device, precision: compute.precision, trainable }
+}
+
+pub(super) fn activations(settings: &TrainSettings) -> Activations {
+    if settings.activation_checkpointing { Activations::Recomputed } else { Activations::Kept }
+}
+
+/// Loads the model that learns, from its masters where it has any.
+pub(super) fn load(
+    job: &TrainJob,
+    compute: Compute,
+    base: &ModelFolder,
+    masters: &Masters,
+) -> Result<Transformer, TrainError> {
+    let trainable = match job.settings.trainable_layers {
+        Some(blocks) => Trainable::TopBlocks(blocks as usize),
+        None => Trainable::Everything,
+    };
+    let model = Transformer::load(base, &options(compute, trainable))?;
+    let needs_head = job.training == Training::Reward && base.config.head == Head::Language;
+    let model = if needs_head {
+        let head = reward_head::seeded(base.config.width, initializer_range(base), job.seed);
+        model.with_score_head(&head).map_err(|name| ModelError::Tensor {
+            name,
+            problem: "is missing".to_owned(),
+            dir: base.dir.clone(),
+        })?
+    } else {
+        model
+    };
+    let _no_grad = tch::no_grad_guard();
+    for (name, parameter) in model.parameters() {
+        if let Some(master) = masters.get(name)? {
+            parameter.detach().copy_(&master);
+        }
+    }
+    Ok(model)
+}
+
+fn initializer_range(base: &ModelFolder) -> f64 {
+    let config = std::fs::read(base.dir.join("config.json")).ok();
+    let config: Option<Value> = config.and_then(|bytes| serde_json::from_slice(&bytes).ok());
+    let range = config.and_then(|config| config.get("initializer_range")?.as_f64());
+    range.filter(|range| *range > 0.0 && *range < 10.0).unwrap_or(0.02)
+}
+
+/// A tensor's f32 values where they are finer than what the model computes with.
+pub(super) fn finer(
+    base: &ModelFolder,
+    masters: &Masters,
+    precision: Precision,
+    name: &str,
+) -> Result<Option<tch::Tensor>, TrainError> {
+    if precision == Precision::Float32 {
+        // The parameter is its own master; `load` has brought it to the folder's masters.
+        return Ok(None);
+    }
+    if let Some(master) = masters.get(name)? {
+        return Ok(Some(master));
+    }
+    for file in base.files() {
+        let entry = file.entries.iter().find(|entry| entry.name == name);
+        if let Some(entry) = entry.filter(|entry| entry.kind == Kind::Float) {
+            return Ok(Some(file.read(entry)?));
+        }
+    }
+    Ok(None)
+}
+
+pub(super) fn reward_folder(
+    job: &TrainJob,
+    base: &ModelFolder,
+    renderer: Option<&Renderer>,
+    pairs: &[TokenPair],
+) -> Result<Option<RewardFolder>, TrainError> {
+    let (Training::Reward, Some(renderer)) = (job.training, renderer) else { return Ok(None) };
+    let tokenizer = &renderer.tokenizer;
+    let pad_id = reward_head::pad_id(tokenizer, base.config.vocabulary, pairs);
+    let Some(pad_id) = pad_id else {
+        return Err(TrainError::Job {
+            path: base.dir.join("tokenizer_config.json"),
+            problem: "every token could end a text, so none can be the pad token\n\
+                      try: name a pad_token that is no stop token"
+                .to_owned(),
+        });
+    };
+    let pad_token = tokenizer.has(pad_id).then(|| tokenizer.token(pad_id));
+    Ok(Some(RewardFolder { pad_id, pad_token }))
+}
