@@ -105,15 +105,16 @@ CREATE TABLE iterations (
     policy_in      INTEGER NOT NULL REFERENCES checkpoints(id),
     policy_out     INTEGER REFERENCES checkpoints(id),
     reference_id   INTEGER NOT NULL REFERENCES checkpoints(id),
-    config         TEXT    NOT NULL,           -- the frozen configuration, TOML
     config_sha256  TEXT    NOT NULL,
     prompts        INTEGER NOT NULL,           -- drawn
     evaluate       INTEGER NOT NULL,           -- evaluation_prompts 0..evaluate are used
     started_ms     INTEGER NOT NULL,
     ended_ms       INTEGER,
     cancelled_ms   INTEGER,
+    config         TEXT    NOT NULL,           -- the frozen configuration, TOML; last, for it is long
     PRIMARY KEY (run_id, iteration)
 ) STRICT, WITHOUT ROWID;
+CREATE INDEX iterations_ended ON iterations(run_id, ended_ms, cancelled_ms);
 
 -- The prompts of an iteration, in training order.
 CREATE TABLE draws (

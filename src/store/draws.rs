@@ -38,12 +38,15 @@ pub(crate) fn draw(conn: &Connection, run: RunId, iteration: u32, wanted: u64) -
 /// Lets the run's evaluation list grow to at most `wanted` prompts, one from each upload in turn so
 /// that every set has its share. Returns its length, at most `wanted`.
 pub(crate) fn extend_evaluation(conn: &Connection, run: RunId, wanted: u64) -> Result<u64> {
-    let length: i64 = conn.query_row(
-        "SELECT coalesce(max(ordinal) + 1, 0) FROM evaluation_prompts WHERE run_id = ?1",
-        [run.get()],
-        |row| row.get(0),
-    )?;
-    let mut ordinal = count(length);
+    let last: Option<i64> = conn
+        .query_row(
+            "SELECT ordinal FROM evaluation_prompts WHERE run_id = ?1
+             ORDER BY ordinal DESC LIMIT 1",
+            [run.get()],
+            |row| row.get(0),
+        )
+        .optional()?;
+    let mut ordinal = last.map_or(0, |last| count(last) + 1);
     let mut open = uploads(conn, run, true)?;
     while ordinal < wanted && !open.is_empty() {
         // A share for each upload, so that a long list costs few turns.

@@ -125,9 +125,10 @@ impl Reader {
         let counts = self
             .conn
             .prepare_cached(
-                "SELECT coalesce(max(iteration), 0),
-                        coalesce(sum(ended_ms IS NOT NULL AND cancelled_ms IS NULL), 0)
-                 FROM iterations WHERE run_id = ?1",
+                "SELECT coalesce((SELECT iteration FROM iterations WHERE run_id = ?1
+                                  ORDER BY iteration DESC LIMIT 1), 0),
+                        (SELECT count(*) FROM iterations
+                         WHERE run_id = ?1 AND ended_ms IS NOT NULL AND cancelled_ms IS NULL)",
             )?
             .query_row([run.get()], |row| Ok((row.get(0)?, row.get(1)?)))?;
         Ok(counts)

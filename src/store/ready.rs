@@ -10,7 +10,7 @@ use rlhfd_domain::RunId;
 use crate::error::Result;
 use crate::open::Reader;
 use crate::rows::limit;
-use crate::units::{UnitRow, select};
+use crate::units::{UnitRow, select_by};
 
 /// `b` is an unclosed unit that must be closed before `u` may begin. Control's own works and training
 /// wait for all before them; generating waits for all rendering, because the occurrence of a prompt
@@ -18,7 +18,7 @@ use crate::units::{UnitRow, select};
 /// units of one work and lane never overlap, so that the last one to begin before `u` ends is the only
 /// one that can stand in its way: the answer costs one step of the index, not one per unit.
 const READY: &str = "
-u.run_id = ?1 AND u.state = 'open'
+u.run_id = ?1 AND u.state IN ('open', 'running') AND u.state = 'open'
 AND CASE u.work
     WHEN 'render' THEN 1
     WHEN 'probe' THEN 1
@@ -78,12 +78,8 @@ impl Reader {
     /// Ready units, best first. Jobs and probes come before iterations; the initial policy's
     /// evaluation comes last.
     pub fn ready_units(&self, run: RunId, rows: u32) -> Result<Vec<UnitRow>> {
-        // The state is said in the words of the partial index.
-        let condition = READY.replacen(
-            "u.state = 'open'",
-            "u.state IN ('open', 'running') AND u.state = 'open'",
-            1,
-        );
-        select(&self.conn, &condition, &[&run.get(), &limit(rows)])
+        // SQLite would rather walk all units that the run ever had, by their keys.
+        let index = "INDEXED BY units_unclosed";
+        select_by(&self.conn, index, READY, &[&run.get(), &limit(rows)])
     }
 }

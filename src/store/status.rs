@@ -162,7 +162,7 @@ fn running(conn: &Connection, run: RunId) -> Result<Vec<RunningUnit>> {
     let mut statement = conn.prepare_cached(
         "SELECT u.id, a.id, a.lease_id, u.iteration, u.job_id, u.stage, u.work, u.key,
                 coalesce(u.to_item - u.from_item, 1), a.started_ms
-         FROM attempts a JOIN units u ON u.id = a.unit_id
+         FROM attempts a INDEXED BY attempts_open CROSS JOIN units u ON u.id = a.unit_id
          WHERE a.ended_ms IS NULL AND u.run_id = ?1 ORDER BY a.id LIMIT 1000",
     )?;
     let mut found = Vec::new();

@@ -205,8 +205,18 @@ pub(crate) fn select(
     condition: &str,
     values: &[&dyn rusqlite::ToSql],
 ) -> Result<Vec<UnitRow>> {
-    let mut statement =
-        conn.prepare_cached(&format!("SELECT {COLUMNS} FROM units u WHERE {condition}"))?;
+    select_by(conn, "", condition, values)
+}
+
+/// The same, with a word on the index to use.
+pub(crate) fn select_by(
+    conn: &Connection,
+    index: &str,
+    condition: &str,
+    values: &[&dyn rusqlite::ToSql],
+) -> Result<Vec<UnitRow>> {
+    let text = format!("SELECT {COLUMNS} FROM units u {index} WHERE {condition}");
+    let mut statement = conn.prepare_cached(&text)?;
     let rows = statement.query_map(values, read)?;
     rows.map(|row| whole(row?)).collect()
 }

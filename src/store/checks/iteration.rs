@@ -292,24 +292,55 @@ fn a_training_job_ends_with_its_checkpoint() {
     assert!(bench.store.end_job(id, crate::JobStatus::Cancelled, "late", NOW).is_err());
 }
 
-#[test]
-fn asking_what_is_ready_costs_by_what_waits_and_not_by_its_square() {
+/// Instructions of SQLite's machine that asking what is ready and how far it is takes, in hundreds.
+fn asking_costs(flow: &mut Flow) -> u64 {
     use std::sync::Arc;
     use std::sync::atomic::{AtomicU64, Ordering};
+    let ticks = Arc::new(AtomicU64::new(0));
+    let counter = Arc::clone(&ticks);
+    let count = move || {
+        counter.fetch_add(1, Ordering::Relaxed);
+        false
+    };
+    flow.bench.store.conn_mut().progress_handler(100, Some(count)).unwrap();
+    assert!(!flow.ready().is_empty());
+    flow.bench.store.status(flow.run).unwrap();
+    flow.bench.store.conn_mut().progress_handler(0, None::<fn() -> bool>).unwrap();
+    ticks.load(Ordering::Relaxed)
+}
+
+#[test]
+fn asking_what_is_ready_costs_by_what_waits_and_not_by_its_square() {
     let cost = |prompts: u32| -> u64 {
         let mut flow = Flow::new(prompts);
         flow.start(u64::from(prompts), 0);
         flow.bench.render(flow.run);
-        let ticks = Arc::new(AtomicU64::new(0));
-        let counter = Arc::clone(&ticks);
-        let count = move || {
-            counter.fetch_add(1, Ordering::Relaxed);
-            false
-        };
-        flow.bench.store.conn_mut().progress_handler(100, Some(count)).unwrap();
-        assert_eq!(flow.ready().len(), usize::try_from(prompts / 4).unwrap().min(1_000));
-        ticks.load(Ordering::Relaxed)
+        asking_costs(&mut flow)
     };
     let (few, many) = (cost(400), cost(4_000));
     assert!(many < 15 * few, "100 units cost {few}, 1000 cost {many}");
+}
+
+#[test]
+fn what_is_over_costs_nothing_any_more() {
+    let mut flow = Flow::new(400);
+    flow.start(200, 0);
+    flow.bench.store.end_without_update(flow.run, 1, "a check", NOW).unwrap();
+    flow.start(100, 0);
+    flow.bench.render(flow.run);
+    let young = asking_costs(&mut flow);
+    flow.bench
+        .store
+        .conn
+        .execute_batch(
+            "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < 20000)
+             INSERT INTO units (run_id, iteration, stage, work, key, from_item, to_item,
+                                batch_items, state, created_ms)
+             SELECT 1, 1, 'generate', 'generate', 'old/' || i, i, i + 1, 1, 'done', 0 FROM n;
+             INSERT INTO attempts (unit_id, number, started_ms, ended_ms, outcome)
+             SELECT id, 1, 0, 1, 'finished' FROM units WHERE key LIKE 'old/%';",
+        )
+        .unwrap();
+    let old = asking_costs(&mut flow);
+    assert!(old <= young + young / 5 + 5, "it cost {young}, and {old} after 20,000 units");
 }
