@@ -67,6 +67,18 @@ pub async fn advance(ctx: &OrderContext) -> Result<Advanced, AskError> {
         return Ok(Advanced::changed());
     }
     let current = ctx.stage.store.read(move |r| r.current_iteration(id)).await?;
+    let pending = current.as_ref().and_then(|iteration| {
+        let changed = changed_knobs(&iteration.config, &config.to_frozen_toml());
+        (!changed.is_empty()).then(|| {
+            format!(
+                "iteration {} keeps the configuration that it started with; {} applies from the \
+                 next one",
+                iteration.iteration,
+                changed.join(", ")
+            )
+        })
+    });
+    ctx.live.change(|live| live.config_pending = pending);
     let mut advanced = match current {
         Some(_) => Advanced::default(),
         None => between_iterations(ctx, &config, &run).await?,
@@ -79,7 +91,7 @@ pub async fn advance(ctx: &OrderContext) -> Result<Advanced, AskError> {
 }
 
 /// The run that the configuration names, made or matched; else why it cannot be.
-async fn open_run(
+pub async fn open_run(
     ctx: &OrderContext,
     config: &Arc<CheckedConfig>,
 ) -> Result<Result<Run, String>, AskError> {
@@ -378,7 +390,6 @@ async fn start(
         Ok(iteration) => {
             let number = iteration.iteration;
             tracing::info!(iteration = number, prompts = iteration.prompts, "an iteration starts");
-            ctx.live.change(|live| live.config_pending = None);
             Ok(Advanced::changed())
         }
         Err(AskError::Store(error @ StoreError::Conflict { .. })) => {
@@ -386,6 +397,41 @@ async fn start(
         }
         Err(other) => Err(other),
     }
+}
+
+/// What differs between two frozen configurations: `section.key` with both values.
+fn changed_knobs(frozen: &str, today: &str) -> Vec<String> {
+    let (before, after) = (knobs(frozen), knobs(today));
+    let mut changed = Vec::new();
+    for (key, value) in &after {
+        match before.iter().find(|(known, _)| known == key) {
+            Some((_, old)) if old == value => {}
+            Some((_, old)) => changed.push(format!("{key} = {value} (was {old})")),
+            None => changed.push(format!("{key} = {value}")),
+        }
+    }
+    let gone = before.iter().filter(|(key, _)| after.iter().all(|(known, _)| known != key));
+    changed.extend(gone.map(|(key, _)| format!("{key} left out")));
+    changed
+}
+
+/// The lines of a canonical text, each under its section; repeated sections are counted.
+fn knobs(text: &str) -> Vec<(String, String)> {
+    let mut section = String::new();
+    let mut tables = 0_u32;
+    let mut knobs = Vec::new();
+    for line in text.lines() {
+        if let Some(name) = line.strip_prefix("[[").and_then(|rest| rest.strip_suffix("]]")) {
+            tables += 1;
+            section = format!("{name}[{tables}]");
+        } else if let Some(name) = line.strip_prefix('[').and_then(|rest| rest.strip_suffix(']')) {
+            tables = 0;
+            name.clone_into(&mut section);
+        } else if let Some((key, value)) = line.split_once(" = ") {
+            knobs.push((format!("{section}.{key}"), value.to_owned()));
+        }
+    }
+    knobs
 }
 
 /// A number with commas between its thousands.
@@ -404,6 +450,21 @@ fn grouped(number: u64) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_changed_knob_is_named_with_both_values() {
+        let text = |tokens, name| {
+            format!(
+                "[generate]\nmax_new_tokens = {tokens}\n\n[[generate.arms]]\nname = \"{name}\"\n"
+            )
+        };
+        let changed = changed_knobs(&text(8, "a"), &text(6, "b"));
+        assert_eq!(
+            changed,
+            ["generate.max_new_tokens = 6 (was 8)", "generate.arms[1].name = \"b\" (was \"a\")"]
+        );
+        assert!(changed_knobs(&text(8, "a"), &text(8, "a")).is_empty());
+    }
 
     #[test]
     fn thousands_are_grouped() {

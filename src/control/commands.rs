@@ -7,7 +7,7 @@ use rlhfd_domain::{Name, UnitId, UploadId};
 use rlhfd_store::{JobStatus, NewEvent, NewJob, PausedBy, Run, StoreError, UploadKind};
 
 use crate::actors::iteration::OrderContext;
-use crate::advance::identity;
+use crate::advance::{identity, open_run};
 use crate::handles::{AskError, Command, Told, now_ms};
 use crate::stages::{plan, sums};
 
@@ -40,12 +40,8 @@ fn told(message: impl Into<String>) -> Result<(Told, Vec<UnitId>), AskError> {
 }
 
 async fn active(ctx: &OrderContext) -> Result<Run, AskError> {
-    let name = ctx.stage.config.borrow().run.name.clone();
-    let active = ctx.stage.store.read(|r| r.active_run()).await?;
-    active.filter(|run| run.name == name).ok_or_else(|| {
-        let waits = ctx.live.now().waits_for.join("; ");
-        AskError::Refused(format!("the run {name} is not open yet: {waits}"))
-    })
+    let config = ctx.stage.config.borrow().clone();
+    open_run(ctx, &config).await?.map_err(AskError::Refused)
 }
 
 /// The event of a command, with whose it was.

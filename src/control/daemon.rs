@@ -108,6 +108,7 @@ fn with_causes(error: &dyn std::error::Error) -> String {
 
 async fn live(asked: &Asked) -> Result<(), StartError> {
     let _file_size = platform::survive_file_size_limit()?;
+    let mut signals = Signals::new()?;
     let places = Arc::new(Places::find(asked, |name| std::env::var_os(name))?);
     let config = CheckedConfig::load(&places.config)?;
     let readers_socket: Option<PathBuf> =
@@ -139,8 +140,7 @@ async fn live(asked: &Asked) -> Result<(), StartError> {
         env!("CARGO_PKG_VERSION")
     );
     notify(&[NotifyState::Ready, NotifyState::Status("serving")]);
-    let mut signals = Signals::new()?;
-    signals.until_stop(&places, &config, &daemon.live).await;
+    signals.until_stop(&places, &config).await;
 
     notify(&[NotifyState::Stopping]);
     // Streams end first: an open one would hold the server up.
@@ -264,17 +264,12 @@ impl Signals {
     }
 
     /// Until SIGTERM or SIGINT; SIGHUP reads the configuration again.
-    async fn until_stop(
-        &mut self,
-        places: &Places,
-        config: &watch::Sender<Arc<CheckedConfig>>,
-        live: &LiveBoard,
-    ) {
+    async fn until_stop(&mut self, places: &Places, config: &watch::Sender<Arc<CheckedConfig>>) {
         loop {
             tokio::select! {
                 _ = self.terminate.recv() => return,
                 _ = self.interrupt.recv() => return,
-                _ = self.hangup.recv() => reload(places, config, live),
+                _ = self.hangup.recv() => reload(places, config),
             }
         }
     }
@@ -288,19 +283,13 @@ impl Signals {
 }
 
 /// A configuration that cannot be read changes nothing.
-fn reload(places: &Places, config: &watch::Sender<Arc<CheckedConfig>>, live: &LiveBoard) {
+fn reload(places: &Places, config: &watch::Sender<Arc<CheckedConfig>>) {
     notify(&[NotifyState::Reloading]);
     match CheckedConfig::load(&places.config) {
         Ok(new) => {
             let changed = new.to_frozen_toml() != config.borrow().to_frozen_toml();
-            let pending = changed.then(|| {
-                "the configuration was read again and differs; iterations and jobs that started \
-                 keep theirs, the next ones take the new one"
-                    .to_owned()
-            });
             tracing::info!(changed, "the configuration is read again");
             config.send_replace(Arc::new(new));
-            live.change(|live| live.config_pending = pending);
         }
         Err(error) => {
             tracing::error!("the configuration stays as it was: {}", with_causes(&error));

@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use rlhfd_domain::{AttemptId, Cause, Effect};
 use rlhfd_protocol::worker::Summary;
-use rlhfd_store::{PausedBy, Store, StoreError, UnitRow};
+use rlhfd_store::{Level, NewEvent, PausedBy, Store, StoreError, UnitRow};
 
 use super::stage::{Answer, Conclude, ItemKeys, StageContext, StageError};
 use super::worker::WorkerContext;
@@ -203,6 +203,14 @@ where
         }
         Ok(_) | Err(StageError::Ask(AskError::Store(StoreError::Illegal(_)))) => {}
         Err(error) => tracing::error!(key = %unit.key, "the end of an attempt is lost: {error}"),
+    }
+}
+
+/// Appends an event that belongs to no unit.
+pub async fn tell(stage: &StageContext, kind: &'static str, message: String) {
+    let event = NewEvent { level: Level::Warn, ..NewEvent::about(kind, message) };
+    if let Err(error) = stage.write_patiently(move |s| s.append_event(&event, now_ms())).await {
+        tracing::warn!("an event is lost: {error}");
     }
 }
 

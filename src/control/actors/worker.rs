@@ -59,6 +59,8 @@ pub struct WorkerActor {
     verdict: Option<(Cause, String)>,
     /// It said itself that it cannot go on: what else is in its hands never began.
     doomed: bool,
+    /// Its hello was not one that we can work with.
+    refused: bool,
 }
 
 /// A unit that was sent.
@@ -127,6 +129,7 @@ impl WorkerActor {
                 hands: VecDeque::new(),
                 verdict: None,
                 doomed: false,
+                refused: false,
             }
         })
     }
@@ -380,6 +383,7 @@ impl Handler<LinkEvent> for WorkerActor {
             Ok(None) => now_ready(),
             Ok(Some(ending)) => self.conclude(ending),
             Err(why) => {
+                self.refused |= first;
                 self.kill(Cause::Protocol, why);
                 now_ready()
             }
@@ -415,12 +419,19 @@ impl WorkerActor {
             self.verdict.as_ref().map_or_else(|| death.to_string(), |(_, why)| why.clone());
         tracing::info!(pid = self.pid, "a worker ended: {reason}");
         let (ctx, number, endings) = (self.ctx.clone(), self.number, self.orphans(death));
+        // One that never took a unit leaves no attempt behind: then the event tells of it.
+        let never_served = self.watch.is_starting() || self.refused;
+        let told = never_served
+            .then(|| format!("a worker (process {}) did not serve: {reason}", self.pid));
         let tell = self.tell.clone();
         let all = async move {
             for ending in endings {
                 let unit = ending.unit().id;
                 attempts::conclude(&ctx, ending).await;
                 ctx.scheduler.do_send(UnitEnded { number, unit });
+            }
+            if let Some(message) = told {
+                attempts::tell(&ctx.stage, "worker_refused", message).await;
             }
             // The teller closes the lease's row; it is the one that knows it.
             let _ = tell.send(Tell::Ended(reason)).await;
