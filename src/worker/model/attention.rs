@@ -10,7 +10,7 @@ use tch::Tensor;
 
 use super::kv_cache::LayerCache;
 use super::layers::{Linear, RmsNorm};
-use super::rotary::Rope;
+use super::rotary::{Rope, Tree};
 
 /// Sizes that the attention of one layer needs.
 #[derive(Debug, Clone, Copy)]
@@ -113,22 +113,48 @@ impl Attention {
     }
 
     /// `[rows, tokens, width]` from the heads; `packed` cuts the tokens of a single row.
-    fn attend(&self, x: &Tensor, heads: &Heads, packed: &[i64]) -> Tensor {
+    fn attend(&self, x: &Tensor, heads: &Heads, packed: &[Tree]) -> Tensor {
         let (rows, tokens) = (x.size()[0], x.size()[1]);
         let width = self.shape.heads * self.shape.head_dim;
-        if packed.len() < 2 {
+        if packed.iter().all(|tree| tree.branches.is_empty()) && packed.len() < 2 {
             let mixed = self.mix(&heads.query, &heads.key, &heads.value);
             return self.output.forward(&mixed.transpose(1, 2).reshape([rows, tokens, width]));
         }
         let mut first = 0;
         let mut parts = Vec::with_capacity(packed.len());
-        for length in packed {
-            let own = |x: &Tensor| x.narrow(2, first, *length);
-            let mixed = self.mix(&own(&heads.query), &own(&heads.key), &own(&heads.value));
-            parts.push(mixed.transpose(1, 2).reshape([rows, *length, width]));
-            first += length;
+        for tree in packed {
+            self.attend_tree(heads, (tree, first), &mut parts);
+            first += tree.tokens();
         }
-        self.output.forward(&Tensor::cat(&parts, 1))
+        let parts: Vec<Tensor> = parts.iter().map(|mixed| mixed.transpose(1, 2)).collect();
+        self.output.forward(&Tensor::cat(&parts, 1).reshape([rows, tokens, width]))
+    }
+
+    /// The tokens of one tree that begins at column `first`: trunk and first branch together, as
+    /// the one sequence they are, then each other branch over the trunk and itself.
+    fn attend_tree(&self, heads: &Heads, (tree, first): (&Tree, i64), parts: &mut Vec<Tensor>) {
+        let lead = tree.trunk + tree.branches.first().copied().unwrap_or(0);
+        let own = |x: &Tensor| x.narrow(2, first, lead);
+        parts.push(self.mix(&own(&heads.query), &own(&heads.key), &own(&heads.value)));
+        let mut column = first + lead;
+        for length in tree.branches.iter().skip(1) {
+            let own = |x: &Tensor| x.narrow(2, column, *length);
+            let seen = |x: &Tensor| Tensor::cat(&[x.narrow(2, first, tree.trunk), own(x)], 2);
+            let query = own(&heads.query);
+            let mask = branch_mask(&query, tree.trunk, self.shape.window);
+            let groups = self.shape.heads != self.shape.kv_heads;
+            parts.push(Tensor::scaled_dot_product_attention(
+                &query,
+                &seen(&heads.key),
+                &seen(&heads.value),
+                Some(mask),
+                0.0,
+                false,
+                None,
+                groups,
+            ));
+            column += length;
+        }
     }
 
     /// Causal attention of `[rows, heads, tokens, head_dim]`.
@@ -148,4 +174,18 @@ fn window_mask(like: &Tensor, tokens: i64, window: i64) -> Tensor {
     let hidden = ones.triu(1).logical_or(&ones.tril(-window));
     Tensor::zeros([tokens, tokens], (like.kind(), like.device()))
         .masked_fill(&hidden, f64::NEG_INFINITY)
+}
+
+/// `[tokens, trunk + tokens]` of a branch's queries: 0 where a key is seen, −∞ where it lies ahead or
+/// outside the window.
+fn branch_mask(query: &Tensor, trunk: i64, window: Option<i64>) -> Tensor {
+    let tokens = query.size()[2];
+    let shape = [tokens, trunk + tokens];
+    let ones = Tensor::ones(shape, (tch::Kind::Bool, query.device()));
+    let ahead = ones.triu(trunk + 1);
+    let hidden = match window {
+        Some(window) => ahead.logical_or(&ones.tril(trunk - window)),
+        None => ahead,
+    };
+    Tensor::zeros(shape, (query.kind(), query.device())).masked_fill(&hidden, f64::NEG_INFINITY)
 }

@@ -16,9 +16,38 @@ use super::config::{ModelConfig, RopeScaling};
 pub struct Rope {
     cos: Tensor,
     sin: Tensor,
-    /// Lengths of the sequences that stand one after the other in a single row; empty where each row
-    /// is a sequence of its own.
-    pub packed: Vec<i64>,
+    /// The sequences that stand one after the other in a single row; empty where each row is a
+    /// sequence of its own.
+    pub packed: Vec<Tree>,
+}
+
+/// A beginning and the ways in which it goes on, one after the other in a row: each branch sees the
+/// trunk and itself, never its siblings. A plain sequence is a trunk without branches.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Tree {
+    /// Tokens of the beginning.
+    pub trunk: i64,
+    /// Tokens of each continuation.
+    pub branches: Vec<i64>,
+}
+
+impl Tree {
+    /// A sequence on its own.
+    #[must_use]
+    pub fn plain(tokens: i64) -> Self {
+        Self { trunk: tokens, branches: Vec::new() }
+    }
+
+    /// Tokens in the row.
+    #[must_use]
+    pub fn tokens(&self) -> i64 {
+        self.trunk + self.branches.iter().sum::<i64>()
+    }
+
+    /// The longest sequence.
+    fn depth(&self) -> i64 {
+        self.trunk + self.branches.iter().copied().max().unwrap_or(0)
+    }
 }
 
 impl Rope {
@@ -59,17 +88,22 @@ impl RopeTables {
         Rope { cos: shape(&tables.0), sin: shape(&tables.1), packed: Vec::new() }
     }
 
-    /// For sequences of these lengths, one after the other in a single row, each from position 0.
+    /// For trees one after the other in a single row: trunks from position 0, branches from where
+    /// their trunk ends.
     #[must_use]
-    pub fn packed(&self, lengths: &[i64]) -> Rope {
-        self.grow(lengths.iter().copied().max().unwrap_or(0));
+    pub fn packed(&self, trees: &[Tree]) -> Rope {
+        self.grow(trees.iter().map(Tree::depth).max().unwrap_or(0));
         let tables = self.tables.borrow();
         let join = |table: &Tensor| {
-            let parts: Vec<Tensor> =
-                lengths.iter().map(|length| table.narrow(0, 0, *length)).collect();
+            let mut parts = Vec::new();
+            for tree in trees {
+                parts.push(table.narrow(0, 0, tree.trunk));
+                let branches = tree.branches.iter();
+                parts.extend(branches.map(|length| table.narrow(0, tree.trunk, *length)));
+            }
             Tensor::cat(&parts, 0).unsqueeze(1)
         };
-        Rope { cos: join(&tables.0), sin: join(&tables.1), packed: lengths.to_vec() }
+        Rope { cos: join(&tables.0), sin: join(&tables.1), packed: trees.to_vec() }
     }
 
     /// For one position a row. `positions`: `[rows]`, all below `limit`.

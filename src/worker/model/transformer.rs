@@ -14,7 +14,7 @@ use super::folder::ModelFolder;
 use super::kv_cache::KvCache;
 use super::layers::{Linear, RmsNorm};
 use super::reward_head::ScoreHead;
-use super::rotary::{Rope, RopeTables};
+use super::rotary::{Rope, RopeTables, Tree};
 use crate::errors::{ModelError, first_line};
 
 /// The type that a model computes in.
@@ -185,11 +185,11 @@ impl Transformer {
         &self.blocks
     }
 
-    /// Rotation for sequences that stand one after the other in a single row; see
+    /// Rotation for trees of sequences that stand one after the other in a single row; see
     /// [`Self::hidden_packed`].
     #[must_use]
-    pub fn rope_packed(&self, lengths: &[i64]) -> Rope {
-        self.rope.packed(lengths)
+    pub fn rope_packed(&self, trees: &[Tree]) -> Rope {
+        self.rope.packed(trees)
     }
 
     /// Rotation for positions 0 to `tokens` − 1.
@@ -227,7 +227,8 @@ impl Transformer {
     /// Several sequences without padding: ids `[1, Σ lengths]`, one sequence after the other →
     /// `[1, Σ lengths, width]`. The same values as [`Self::hidden`] gives them one by one.
     pub fn hidden_packed(&self, ids: &Tensor, lengths: &[i64]) -> Tensor {
-        let rope = self.rope.packed(lengths);
+        let trees: Vec<Tree> = lengths.iter().map(|length| Tree::plain(*length)).collect();
+        let rope = self.rope.packed(&trees);
         let mut x = self.embed(ids);
         for block in &self.blocks {
             x = block.forward(&x, &rope);

@@ -1,11 +1,13 @@
-//! A micro-batch as tensors: sequences of ids one after the other, and where the responses are
-//! predicted.
+//! A micro-batch as tensors: token ids one after the other, and where the responses are predicted.
 //!
-//! In: pairs of token ids. Out: one row of ids without padding, chosen and rejected of a pair side
-//! by side, with the indices of the predicting positions. Nothing here ever looks at a pad id. May
-//! not enter: models, losses.
+//! In: pairs of token ids. Out: one row of ids without padding. A pair stands there as a tree: what
+//! its two sides share once, then the rest of the chosen side, then the rest of the rejected one, so
+//! that a shared prompt is computed once, forward and backward. Nothing here ever looks at a pad id.
+//! May not enter: models, losses.
 
 use tch::{Device, Tensor};
+
+use crate::model::rotary::Tree;
 
 /// One pair as token ids.
 #[derive(Debug, Clone, PartialEq)]
@@ -22,12 +24,20 @@ pub struct TokenPair {
 }
 
 impl TokenPair {
-    /// The two sequences, each with the length of its prompt.
-    fn sequences(&self) -> [(usize, Vec<i64>); 2] {
-        [&self.chosen, &self.rejected].map(|response| {
-            let ids = self.prompt.iter().chain(response).map(|id| i64::from(*id)).collect();
-            (self.prompt.len(), ids)
-        })
+    /// The two sides without their prompt.
+    fn sides(&self) -> [&[u32]; 2] {
+        [&self.chosen, &self.rejected]
+    }
+
+    /// How many ids the two whole sides share for the tree: the prompt, or, where there is none
+    /// (whole conversations of a reward model), their common beginning, short of either's last id.
+    fn shared(&self) -> usize {
+        if !self.prompt.is_empty() {
+            return self.prompt.len();
+        }
+        let [chosen, rejected] = self.sides();
+        let most = chosen.len().min(rejected.len()).saturating_sub(1);
+        chosen.iter().zip(rejected).take(most).take_while(|(a, b)| a == b).count()
     }
 
     /// Tokens of the longer side.
@@ -37,14 +47,14 @@ impl TokenPair {
     }
 }
 
-/// Pairs as one row of sequences: sequence 2i is pair i's chosen side, 2i + 1 its rejected one.
+/// Pairs as one row of trees: sequence 2i is pair i's chosen side, 2i + 1 its rejected one.
 pub struct Packed {
     /// i64 `[1, tokens]`.
     pub ids: Tensor,
-    /// The sequences' lengths, in order.
-    pub lengths: Vec<i64>,
-    /// i64 `[positions]`: where response ids are predicted, from the prompt's last position to the
-    /// one before the sequence's last.
+    /// A tree a pair; two plain sequences where its sides share nothing.
+    pub trees: Vec<Tree>,
+    /// i64 `[positions]`: where response ids are predicted, from the prompt's last position (which
+    /// serves both responses) to the one before the sequence's last.
     pub predicting: Tensor,
     /// i64 `[positions]`: the ids that follow there.
     pub targets: Tensor,
@@ -54,37 +64,69 @@ pub struct Packed {
     pub last: Tensor,
 }
 
+/// The same, still in host vectors.
+#[derive(Default)]
+struct Columns {
+    ids: Vec<i64>,
+    trees: Vec<Tree>,
+    predicting: Vec<i64>,
+    targets: Vec<i64>,
+    sequence_of: Vec<i64>,
+    last: Vec<i64>,
+}
+
+impl Columns {
+    fn add(&mut self, pair: &TokenPair) {
+        let shared = pair.shared();
+        let start = self.ids.len();
+        let trunk = if pair.prompt.is_empty() { &pair.chosen[..shared] } else { &pair.prompt };
+        self.ids.extend(trunk.iter().map(|id| i64::from(*id)));
+        let mut lengths = Vec::with_capacity(2);
+        for side in pair.sides() {
+            let rest = if pair.prompt.is_empty() { &side[shared..] } else { side };
+            let sequence = index(self.last.len());
+            let own = self.ids.len();
+            // Without a prompt nothing is predicted: a reward model reads the last position alone.
+            if !pair.prompt.is_empty() {
+                for (place, id) in rest.iter().enumerate() {
+                    let before = if place == 0 { start + shared } else { own + place };
+                    self.predicting.push(index(before - 1));
+                    self.targets.push(i64::from(*id));
+                    self.sequence_of.push(sequence);
+                }
+            }
+            self.ids.extend(rest.iter().map(|id| i64::from(*id)));
+            self.last.push(index(self.ids.len().saturating_sub(1)));
+            lengths.push(index(rest.len()));
+        }
+        if shared > 0 {
+            self.trees.push(Tree { trunk: index(shared), branches: lengths });
+        } else {
+            self.trees.extend(lengths.into_iter().map(Tree::plain));
+        }
+    }
+}
+
 impl Packed {
-    /// Packs `pairs` onto `device`. A pair without a prompt or without response ids is refused
-    /// where pairs are read.
+    /// Packs `pairs` onto `device`. A pair without response ids is refused where pairs are read.
     #[must_use]
     pub fn new(pairs: &[&TokenPair], device: Device) -> Self {
-        let (mut ids, mut lengths) = (Vec::new(), Vec::new());
-        let (mut predicting, mut targets, mut sequence_of) = (Vec::new(), Vec::new(), Vec::new());
-        let mut last = Vec::new();
-        for (prompt, sequence) in pairs.iter().flat_map(|pair| pair.sequences()) {
-            let start = ids.len();
-            for (position, id) in sequence.iter().enumerate().skip(prompt.max(1)) {
-                predicting.push(index(start + position - 1));
-                targets.push(*id);
-                sequence_of.push(index(lengths.len()));
-            }
-            last.push(index((start + sequence.len()).saturating_sub(1)));
-            lengths.push(index(sequence.len()));
-            ids.extend(sequence);
+        let mut columns = Columns::default();
+        for pair in pairs {
+            columns.add(pair);
         }
         let tensor = |values: &[i64]| Tensor::from_slice(values).to_device(device);
         Self {
-            ids: tensor(&ids).unsqueeze(0),
-            lengths,
-            predicting: tensor(&predicting),
-            targets: tensor(&targets),
-            sequence_of: tensor(&sequence_of),
-            last: tensor(&last),
+            ids: tensor(&columns.ids).unsqueeze(0),
+            predicting: tensor(&columns.predicting),
+            targets: tensor(&columns.targets),
+            sequence_of: tensor(&columns.sequence_of),
+            last: tensor(&columns.last),
+            trees: columns.trees,
         }
     }
 
-    /// Tokens of all sequences.
+    /// Tokens that are computed.
     #[must_use]
     pub fn tokens(&self) -> u64 {
         self.ids.numel() as u64
@@ -93,7 +135,7 @@ impl Packed {
     /// Sequences, twice the number of pairs.
     #[must_use]
     pub fn sequences(&self) -> i64 {
-        index(self.lengths.len())
+        self.last.numel() as i64
     }
 }
 
@@ -109,22 +151,39 @@ mod tests {
         Vec::<i64>::try_from(&tensor.view(-1)).unwrap()
     }
 
-    #[test]
-    fn predicting_positions_run_from_the_prompts_last_to_the_one_before_the_end() {
-        let pair = TokenPair {
-            prompt: vec![7, 8],
-            chosen: vec![9, 2],
-            rejected: vec![5],
+    fn pair(prompt: &[u32], chosen: &[u32], rejected: &[u32]) -> TokenPair {
+        TokenPair {
+            prompt: prompt.to_vec(),
+            chosen: chosen.to_vec(),
+            rejected: rejected.to_vec(),
             reference: None,
-        };
-        let packed = Packed::new(&[&pair, &pair], Device::Cpu);
-        assert_eq!(packed.lengths, [4, 3, 4, 3]);
-        assert_eq!((packed.tokens(), packed.sequences()), (14, 4));
-        assert_eq!(values(&packed.ids), [7, 8, 9, 2, 7, 8, 5, 7, 8, 9, 2, 7, 8, 5]);
-        // Position 1 (id 8) predicts 9, position 2 predicts 2; position 4 + 1 predicts 5.
-        assert_eq!(values(&packed.predicting), [1, 2, 5, 8, 9, 12]);
+        }
+    }
+
+    #[test]
+    fn a_prompt_stands_once_and_its_last_position_predicts_both_responses() {
+        let one = pair(&[7, 8], &[9, 2], &[5]);
+        let packed = Packed::new(&[&one, &one], Device::Cpu);
+        let tree = Tree { trunk: 2, branches: vec![2, 1] };
+        assert_eq!(packed.trees, [tree.clone(), tree]);
+        assert_eq!((packed.tokens(), packed.sequences()), (10, 4));
+        assert_eq!(values(&packed.ids), [7, 8, 9, 2, 5, 7, 8, 9, 2, 5]);
+        // Position 1 (id 8) predicts 9 and 5, position 2 (id 9) predicts 2.
+        assert_eq!(values(&packed.predicting), [1, 2, 1, 6, 7, 6]);
         assert_eq!(values(&packed.targets), [9, 2, 5, 9, 2, 5]);
         assert_eq!(values(&packed.sequence_of), [0, 0, 1, 2, 2, 3]);
-        assert_eq!(values(&packed.last), [3, 6, 10, 13]);
+        assert_eq!(values(&packed.last), [3, 4, 8, 9]);
+    }
+
+    #[test]
+    fn whole_conversations_share_their_common_beginning_but_never_a_last_id() {
+        let packed = Packed::new(&[&pair(&[], &[7, 8, 2], &[7, 8, 2, 3])], Device::Cpu);
+        assert_eq!(packed.trees, [Tree { trunk: 2, branches: vec![1, 2] }]);
+        assert_eq!(values(&packed.ids), [7, 8, 2, 2, 3]);
+        assert_eq!(values(&packed.last), [2, 4]);
+        let packed = Packed::new(&[&pair(&[], &[7, 2], &[8])], Device::Cpu);
+        assert_eq!(packed.trees, [Tree::plain(2), Tree::plain(1)]);
+        assert_eq!((values(&packed.ids), values(&packed.last)), (vec![7, 2, 8], vec![1, 2]));
+        assert_eq!(packed.sequences(), 2);
     }
 }

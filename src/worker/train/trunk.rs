@@ -89,7 +89,7 @@ impl Trunk {
         packed: &Packed,
         pairs: &[(usize, &TokenPair)],
     ) -> Pass {
-        let rope = model.rope_packed(&packed.lengths);
+        let rope = model.rope_packed(&packed.trees);
         let (mut x, first) = match self.begin {
             Begin::Embedding if self.checkpointing => {
                 (tch::no_grad(|| model.embed(&packed.ids)), 0)
@@ -124,7 +124,7 @@ impl Trunk {
             return;
         }
         gradient = gradient.unsqueeze(0);
-        let rope = model.rope_packed(&packed.lengths);
+        let rope = model.rope_packed(&packed.trees);
         let first = model.blocks().len() - pass.inputs.len();
         for (block, input) in model.blocks()[first..].iter().zip(&pass.inputs).rev() {
             let input = input.detach().set_requires_grad(true);
@@ -168,7 +168,7 @@ impl Trunk {
             return own.shallow_clone();
         }
         let packed = Packed::new(&[pair], model.device());
-        let rope = model.rope_packed(&packed.lengths);
+        let rope = model.rope_packed(&packed.trees);
         let mut x = model.embed(&packed.ids);
         for block in &model.blocks()[..first] {
             x = block.forward(&x, &rope);

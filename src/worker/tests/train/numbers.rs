@@ -1,6 +1,7 @@
 //! The numbers of a step: not finite, against the named reference, the head's gradients by hand.
 
 use rlhfd_config::Training;
+use rlhfd_worker::model::rotary::Tree;
 use rlhfd_worker::model::{LoadOptions, ModelFolder, Precision, Trainable, Transformer};
 use rlhfd_worker::train::TrainError;
 use rlhfd_worker::train::head::{self, Room, Wanted};
@@ -69,5 +70,45 @@ fn the_heads_gradients_are_autograds() {
             scored.add_weight_gradient(&model, &coefficients, &mut sum);
             assert!(sum.allclose(&weight.grad(), 1e-4, 1e-5, false), "{base} {room:?}");
         }
+    }
+}
+
+/// A shared prompt computed once gives each side what it gives alone, with and without a window.
+#[test]
+fn a_tree_of_sequences_gives_each_what_it_gives_alone() {
+    for window in [None, Some(3), Some(6)] {
+        let mut folder = ModelFolder::open(&model("tiny-tied")).unwrap();
+        folder.config.windows = vec![window; folder.config.layers];
+        let options = LoadOptions {
+            device: Device::Cpu,
+            precision: Precision::Float32,
+            trainable: Trainable::Nothing,
+        };
+        let model = Transformer::load(&folder, &options).unwrap();
+        let (prompt, branches) =
+            (vec![5_i64, 6, 7, 8], [vec![9_i64, 10], vec![11, 12, 13], vec![9]]);
+        let other = [20_i64, 21];
+        let mut ids = prompt.clone();
+        ids.extend(branches.iter().flatten());
+        ids.extend(other);
+        let lengths = branches.iter().map(|branch| i64::try_from(branch.len()).unwrap()).collect();
+        let trees = [Tree { trunk: 4, branches: lengths }, Tree::plain(2)];
+        let rope = model.rope_packed(&trees);
+        let mut x = model.embed(&Tensor::from_slice(&ids).unsqueeze(0));
+        for block in model.blocks() {
+            x = block.forward(&x, &rope);
+        }
+        let packed = model.final_norm(&x).squeeze_dim(0);
+        let alone =
+            |ids: &[i64]| model.hidden(&Tensor::from_slice(ids).unsqueeze(0)).squeeze_dim(0);
+        let mut column = 4;
+        for branch in &branches {
+            let whole = alone(&[prompt.as_slice(), branch].concat());
+            let length = i64::try_from(branch.len()).unwrap();
+            let own = packed.narrow(0, column, length);
+            assert!(own.allclose(&whole.narrow(0, 4, length), 1e-4, 1e-5, false), "{window:?}");
+            column += length;
+        }
+        assert!(packed.narrow(0, column, 2).allclose(&alone(&other), 1e-4, 1e-5, false));
     }
 }
