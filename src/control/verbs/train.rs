@@ -71,7 +71,8 @@ async fn add(
             (upload, report, false)
         }
     };
-    if !(repeated && has_job(shared, name.as_str()).await?) {
+    if !repeated || has_job(shared, name.as_str()).await? != Some(true) {
+        still_there(shared, &job, upload.id)?;
         order(shared, request, upload.id, Command::TrainReward { name, upload: upload.id }).await?;
     }
     Ok(told(job, &upload, report, repeated))
@@ -96,22 +97,39 @@ async fn order(
     }
 }
 
-/// Told before the body is read: a job of this name is there already.
-async fn free_to_take(shared: &Shared, job: &str, name: &str) -> Result<(), Refusal> {
-    if !has_job(shared, name).await? {
-        return Ok(());
-    }
-    let mend = "choose another name; `rlhfctl jobs` lists them";
-    Err(Refusal::new(409, format!("the run has a training job {job} already"), job, mend))
-}
-
-async fn has_job(shared: &Shared, name: &str) -> Result<bool, Refusal> {
+/// Whether the active run has a job of this name; none where no run is open.
+async fn has_job(shared: &Shared, name: &str) -> Result<Option<bool>, Refusal> {
     let (place, name) = (format!("reward/{name}"), name.to_owned());
     let known = shared.app.store.read(move |reader| {
-        let Some(run) = reader.active_run()? else { return Ok(false) };
-        Ok(reader.job_by_name(run.id, "reward", &name)?.is_some())
+        let Some(run) = reader.active_run()? else { return Ok(None) };
+        Ok(Some(reader.job_by_name(run.id, "reward", &name)?.is_some()))
     });
     known.await.map_err(|error| Refusal::ask(place, &error))
+}
+
+/// Told before the body is read, where it can be known by then that it would be in vain.
+async fn free_to_take(shared: &Shared, job: &str, name: &str) -> Result<(), Refusal> {
+    let (what, mend) = match has_job(shared, name).await? {
+        Some(false) => return Ok(()),
+        Some(true) => (
+            format!("the run has a training job {job} already"),
+            "choose another name; `rlhfctl jobs` lists them",
+        ),
+        None => (
+            "no run is open that the job could belong to".to_owned(),
+            "`rlhfctl status` says what is missing",
+        ),
+    };
+    Err(Refusal::new(409, what, job, mend))
+}
+
+/// An upload that was taken before, whose job was refused then: its examples went with it.
+fn still_there(shared: &Shared, job: &str, upload: UploadId) -> Result<(), Refusal> {
+    if shared.app.places.upload_file(upload.get()).exists() {
+        return Ok(());
+    }
+    let mend = "send them again, with another client key";
+    Err(Refusal::new(409, "the examples of this upload are gone", job, mend))
 }
 
 fn told(job: String, upload: &Upload, report: Report, repeated: bool) -> JobAdded {

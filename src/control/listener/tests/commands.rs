@@ -2,11 +2,13 @@
 
 use std::time::Duration;
 
+use futures_util::future::select_all;
 use serde_json::{Value, json};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::UnixStream;
 
 use super::{DEADLINE, Daemon, GOOD, PROMPTS};
+use crate::actors::store::Write;
 use crate::handles::Command;
 
 #[actix_rt::test]
@@ -97,4 +99,33 @@ async fn until_seen(stream: &mut UnixStream, seen: &mut String, words: &str) {
         }
     };
     tokio::time::timeout(DEADLINE, read).await.unwrap();
+}
+
+#[actix_rt::test]
+async fn a_daemon_that_is_busy_says_when_to_come_again() {
+    let daemon = Daemon::start().await;
+    // The store's thread stands still, and its mailbox is filled to the brim.
+    // The mailbox has its size once the actor's thread answers.
+    daemon.store.write(|store| store.last_event()).await.unwrap();
+    let (go_on, still) = std::sync::mpsc::channel::<()>();
+    let blocked = Write(Box::new(move |_| {
+        let _ = still.recv();
+    }));
+    daemon.store.writer().try_send(blocked).unwrap();
+    while daemon.store.writer().try_send(Write(Box::new(|_| ()))).is_ok() {}
+    // An actor's mailbox keeps one more place for each address: one request may still get in.
+    let mut asked: Vec<_> = [PROMPTS, "/v1/training-jobs/reward/demo", PROMPTS]
+        .map(|t| Box::pin(daemon.post(t, GOOD)))
+        .into();
+    for _ in 0..2 {
+        let (got, _, rest) = select_all(asked).await;
+        assert_eq!(got.status, 503, "{}", got.text);
+        assert!(got.head.contains("retry-after: 1"), "{}", got.head);
+        assert!(got.error().contains("busy"));
+        asked = rest;
+    }
+    // Reading goes on meanwhile.
+    assert_eq!(daemon.get("/v1/status").await.status, 200);
+    drop(go_on);
+    assert!([200, 422, 503].contains(&select_all(asked).await.0.status));
 }

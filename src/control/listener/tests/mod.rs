@@ -13,6 +13,8 @@ use std::time::Duration;
 use actix::{Actor, Context, Handler};
 use actix_web::dev::ServerHandle;
 use rlhfd_config::CheckedConfig;
+use rlhfd_domain::Name;
+use rlhfd_store::{ModelIdentity, RunIdentity};
 use serde_json::{Value, json};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::UnixStream;
@@ -49,6 +51,7 @@ struct Daemon {
     folder: tempfile::TempDir,
     socket: PathBuf,
     readers: PathBuf,
+    store: StoreHandle,
     orders: Arc<Mutex<Vec<Command>>>,
     server: ServerHandle,
     stop: watch::Sender<bool>,
@@ -68,7 +71,10 @@ impl Daemon {
             socket: socket.clone(),
         };
         std::fs::create_dir_all(places.uploads()).unwrap();
-        let store = rlhfd_store::Store::open(&state).unwrap();
+        let mut store = rlhfd_store::Store::open(&state).unwrap();
+        let policy = ModelIdentity { path: "models/policy".to_owned(), sha256: "aa".to_owned() };
+        let name = Name::parse("main", "run").unwrap();
+        store.open_run(&RunIdentity { name, seed: 7, policy, reference: None }, 1).unwrap();
         let store = StoreHandle::new(StoreActor::start_with(store), state);
         let orders = Arc::new(Mutex::new(Vec::new()));
         let actor = Orders(Arc::clone(&orders)).start();
@@ -78,7 +84,7 @@ impl Daemon {
         let (config, config_watch) = watch::channel(Arc::new(config));
         let (stop, shutdown) = watch::channel(false);
         let app = AppState {
-            store,
+            store: store.clone(),
             iteration: IterationHandle::to(actor.recipient()),
             live: LiveBoard::new(),
             config: config_watch,
@@ -94,6 +100,7 @@ impl Daemon {
             folder,
             socket,
             readers,
+            store,
             orders,
             server: handle,
             stop,
@@ -129,8 +136,8 @@ impl Daemon {
 
     /// Nothing of any upload is visible, and nothing lies about.
     async fn assert_empty(&self) {
-        self.until("SELECT count(*) FROM prompts", json!([[0]])).await;
-        self.until("SELECT count(*) FROM uploads WHERE state = 'open'", json!([[0]])).await;
+        self.until("select count(*) FROM prompts", json!([[0]])).await;
+        self.until("select count(*) FROM uploads WHERE state = 'open'", json!([[0]])).await;
         assert_eq!(self.get("/v1/prompt-sets").await.json()["prompt_sets"], json!([]));
         let uploads = self.folder.path().join("state/uploads");
         assert_eq!(std::fs::read_dir(uploads).unwrap().count(), 0);

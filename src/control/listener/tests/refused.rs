@@ -34,9 +34,9 @@ async fn requests_that_make_no_sense_are_refused_with_words() {
         ("POST", "/v1/cancel", "", b"{\"job\": \"reward/a\", \"iteration\": 1}", 400, "name one"),
         ("POST", "/v1/sql", "", b"{}", 400, "missing field"),
         ("POST", "/v1/sql", "", big.as_bytes(), 413, "longer than 128 KiB"),
-        ("POST", "/v1/sql", "", b"{\"sql\": \"DELETE FROM prompts\"}", 403, "only one SELECT"),
+        ("POST", "/v1/sql", "", b"{\"sql\": \"delete from prompts\"}", 403, "only one SELECT"),
         ("POST", "/v1/sql", "", b"{\"sql\": \"SELEC 1\"}", 400, "syntax"),
-        ("POST", "/v1/sql", "", b"{\"sql\": \"SELECT 1; SELECT 2\"}", 403, "one statement"),
+        ("POST", "/v1/sql", "", b"{\"sql\": \"select 1; SELECT 2\"}", 403, "one statement"),
         ("POST", "/v1/sql", "", b"{\"sql\": \"ATTACH 'x.db' AS x\"}", 403, "only one SELECT"),
         ("POST", "/v1/sql", "", b"{\"sql\": \"\"}", 403, "empty"),
         ("POST", PROMPTS, "Content-Encoding: gzip\r\n", b"x", 415, "compressed"),
@@ -101,7 +101,7 @@ async fn the_readers_socket_takes_no_writes() {
     }
     assert_eq!(to_readers("DELETE", "/v1/sql", b"").await.status, 405);
     assert_eq!(to_readers("GET", "/v1/status", b"").await.status, 200);
-    let sql = to_readers("POST", "/v1/sql", b"{\"sql\": \"SELECT 1 AS one, x'00ff' AS b\"}").await;
+    let sql = to_readers("POST", "/v1/sql", b"{\"sql\": \"select 1 AS one, x'00ff' AS b\"}").await;
     assert_eq!(
         sql.json(),
         json!({"columns": ["one", "b"], "rows": [[1, "00ff"]], "truncated": false})

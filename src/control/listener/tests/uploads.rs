@@ -26,7 +26,7 @@ async fn a_good_upload_is_counted_and_its_retry_harmless() {
     assert_eq!(daemon.orders.lock().unwrap().first(), Some(&Command::PromptsPublished));
     // The kernel's word on who asked stands in the events.
     let uid = rustix::process::getuid().as_raw();
-    let rows = daemon.sql("SELECT DISTINCT uid FROM events WHERE kind = 'command'").await;
+    let rows = daemon.sql("select DISTINCT uid FROM events WHERE kind = 'command'").await;
     assert_eq!(rows, json!([[uid]]));
 }
 
@@ -90,11 +90,11 @@ async fn an_upload_that_is_cut_off_leaves_nothing() {
                 format!("{{\"prompt\": \"p{i}\", \"chosen\": \"a\", \"rejected\": \"b\"}}\n");
             stream.write_all(line.as_bytes()).await.unwrap();
         }
-        daemon.until("SELECT count(*) FROM uploads WHERE state = 'open'", json!([[1]])).await;
+        daemon.until("select count(*) FROM uploads WHERE state = 'open'", json!([[1]])).await;
         drop(stream);
         daemon.assert_empty().await;
     }
-    daemon.until("SELECT count(*) FROM uploads WHERE state = 'failed'", json!([[2]])).await;
+    daemon.until("select count(*) FROM uploads WHERE state = 'failed'", json!([[2]])).await;
 }
 
 #[actix_rt::test]
@@ -106,7 +106,7 @@ async fn a_slow_upload_holds_nobody_up() {
     );
     slow.write_all(head.as_bytes()).await.unwrap();
     slow.write_all(b"5\r\n{\"pro\r\n").await.unwrap();
-    daemon.until("SELECT count(*) FROM uploads WHERE state = 'open'", json!([[1]])).await;
+    daemon.until("select count(*) FROM uploads WHERE state = 'open'", json!([[1]])).await;
     let other = daemon.post("/v1/prompt-sets/other/prompts", GOOD).await;
     assert_eq!(other.status, 200, "{}", other.text);
     assert_eq!(daemon.get("/v1/status").await.status, 200);
