@@ -1,5 +1,7 @@
 //! Values as text: tables, CSV, times, durations, counts. Pure.
 
+use std::borrow::Cow;
+
 use serde_json::Value;
 
 /// A cell's text is cut here in a table; JSON and CSV have all of it.
@@ -140,6 +142,16 @@ pub fn csv_field(value: &Value) -> String {
     }
 }
 
+/// A text without control characters but for line ends.
+pub fn harmless(text: &str) -> Cow<'_, str> {
+    let harmful = |c: char| c.is_control() && c != '\n';
+    if text.contains(harmful) {
+        Cow::Owned(text.chars().map(|c| if harmful(c) { '·' } else { c }).collect())
+    } else {
+        Cow::Borrowed(text)
+    }
+}
+
 fn cell(text: &str) -> String {
     // Whatever a model wrote, it stays on its line and sends the terminal no commands.
     let clean = |c: char| match c {
@@ -174,6 +186,12 @@ mod tests {
             table(&["set", "prompts", "note"], &rows),
             "set    prompts  note\nultra   20,000  –\nown          7  x⏎y·\n"
         );
+    }
+
+    #[test]
+    fn nothing_that_is_printed_commands_the_terminal() {
+        assert_eq!(harmless("a\n\u{1b}[2Jb\r"), "a\n·[2Jb·");
+        assert_eq!(harmless("plain ✓\n"), "plain ✓\n");
     }
 
     #[test]

@@ -14,8 +14,12 @@ use serde::Serialize;
 use crate::errors::ClientError;
 use crate::format;
 
-/// Prints a text as it stands.
+/// Prints a text; whatever a file or a model wrote into it, it sends the terminal no commands.
 pub fn text(text: &str) -> Result<(), ClientError> {
+    raw(&format::harmless(text))
+}
+
+fn raw(text: &str) -> Result<(), ClientError> {
     let mut out = io::stdout().lock();
     out.write_all(text.as_bytes()).and_then(|()| out.flush()).map_err(closed)
 }
@@ -63,7 +67,7 @@ pub fn csv(result: &Table) -> Result<(), ClientError> {
         csv.push_str(&row.iter().map(format::csv_field).collect::<Vec<_>>().join(","));
         csv.push('\n');
     }
-    text(&csv)?;
+    raw(&csv)?;
     note_cut(result);
     Ok(())
 }
@@ -80,7 +84,7 @@ pub fn note_cut(result: &Table) {
 
 /// Clears the terminal and prints, for `--watch`.
 pub fn screen(screen: &str) -> Result<(), ClientError> {
-    text(&format!("\x1b[H\x1b[2J{screen}"))
+    raw(&format!("\x1b[H\x1b[2J{}", format::harmless(screen)))
 }
 
 /// An error, on standard error.
@@ -105,7 +109,7 @@ pub fn progress(line: &str) {
 
 fn stderr(text: &str) {
     // Where even standard error is closed, there is nobody left to tell.
-    let _ = io::stderr().lock().write_all(text.as_bytes());
+    let _ = io::stderr().lock().write_all(format::harmless(text).as_bytes());
 }
 
 fn closed(source: io::Error) -> ClientError {
