@@ -140,7 +140,16 @@ async fn cancel(
                 current.iteration
             )));
         }
-        (None, _) => return Err(AskError::Refused("no iteration is under way".into())),
+        (None, Some(wanted)) => {
+            return Err(AskError::Refused(format!(
+                "iteration {wanted} is not under way; none is, `rlhfctl iterations` lists them"
+            )));
+        }
+        (None, None) => {
+            return Err(AskError::Refused(
+                "no iteration is under way; there is nothing to cancel".into(),
+            ));
+        }
     };
     let running = ctx
         .stage
