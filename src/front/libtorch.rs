@@ -109,14 +109,18 @@ fn libraries_in(folder: &Path) -> Option<PathBuf> {
         .find(|place| ["libtorch_cpu.so", "libc10.so"].iter().all(|name| place.join(name).exists()))
 }
 
-/// From what our set-up writes, or from the file of a libtorch archive.
+/// From what our set-up writes, from the file of a libtorch archive, or from that of Python's torch.
 fn stated_version(folder: &Path) -> Option<String> {
     if let Ok(text) = std::fs::read_to_string(folder.join("rlhfd-setup.json")) {
         let mark: serde_json::Value = serde_json::from_str(&text).ok()?;
         return mark.get("libtorch")?.as_str().map(str::to_owned);
     }
-    let text = std::fs::read_to_string(folder.join("build-version")).ok()?;
-    Some(text.trim().to_owned())
+    if let Ok(text) = std::fs::read_to_string(folder.join("build-version")) {
+        return Some(text.trim().to_owned());
+    }
+    let text = std::fs::read_to_string(folder.join("version.py")).ok()?;
+    let line = text.lines().find_map(|line| line.strip_prefix("__version__ ="))?;
+    Some(line.trim().trim_matches(['\'', '"']).to_owned())
 }
 
 /// What the machine has of NVIDIA.
@@ -208,6 +212,10 @@ mod tests {
         assert_eq!(choice.libraries, flat);
         assert_eq!(choice.build, Build::Cuda);
         assert_eq!(choice.version.as_deref(), Some("2.11.0+cu130"));
+        std::fs::remove_file(flat.join("build-version")).unwrap();
+        let python = "from typing import Optional\n__version__ = '2.9.1+cu128'\ndebug = False\n";
+        std::fs::write(flat.join("version.py"), python).unwrap();
+        assert_eq!(stated_version(&flat).as_deref(), Some("2.9.1+cu128"));
     }
 
     #[test]
