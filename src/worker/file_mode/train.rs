@@ -16,7 +16,6 @@ use crate::errors::{InputError, WorkerError};
 use crate::train::TrainError;
 use crate::train::batches::Order;
 use crate::train::job::{self, Outcome, PairSource, TrainJob};
-use crate::train::steps::StepRow;
 use crate::train::trainer::Observer;
 use crate::watch::Watch;
 
@@ -126,14 +125,29 @@ fn train(
     };
     let compute = args.common.open()?;
     let watch = Watch::default();
-    let progress: RefCell<Option<Progress>> = RefCell::new(None);
-    let stepped = |_: &StepRow, steps: u64| {
-        let mut progress = progress.borrow_mut();
-        let total = usize::try_from(steps).unwrap_or(usize::MAX);
-        progress.get_or_insert_with(|| Progress::new("train", total)).advance(1, watch.tokens());
+    let shown: RefCell<Option<Shown>> = RefCell::new(None);
+    let advance = |label: &'static str, total: usize| {
+        let mut shown = shown.borrow_mut();
+        let tokens = watch.tokens();
+        match &mut *shown {
+            Some(shown) if shown.label == label => {
+                shown.progress.advance(1, tokens - shown.tokens_before);
+            }
+            // What was computed before the first report is not in the time since it.
+            other => {
+                let mut progress = Progress::new(label, total);
+                progress.advance(1, 0);
+                *other = Some(Shown { label, progress, tokens_before: tokens });
+            }
+        }
     };
-    let outcome = job::run(&job, compute, &Observer { watch: &watch, stepped: &stepped })?;
-    drop(progress);
+    let observer = Observer {
+        watch: &watch,
+        filled: &|_, pairs| advance("reference", pairs),
+        stepped: &|_, steps| advance("train", usize::try_from(steps).unwrap_or(usize::MAX)),
+    };
+    let outcome = job::run(&job, compute, &observer)?;
+    drop(shown);
     tell(&outcome, &args.out);
     Ok(())
 }
@@ -151,6 +165,13 @@ fn settings(training: Training, args: &SharedArgs) -> Result<TrainSettings, Trai
     let place = args.config.as_ref().map_or("--set".to_owned(), |path| path.display().to_string());
     TrainSettings::read(training, &text, &args.overrides)
         .map_err(|problems| TrainError::Settings { place, problems })
+}
+
+/// The progress of one part of the work.
+struct Shown {
+    label: &'static str,
+    progress: Progress,
+    tokens_before: u64,
 }
 
 /// What came out, in one line for a person.

@@ -136,11 +136,12 @@ fn train(subject: &Subject, side: Side, (rate, epochs): (f64, u32)) -> Result<Cu
     let settings = TrainSettings::read(Kind::Dpo, &text, &[])
         .map_err(|problems| WorkerError::Torch(format!("the check's own settings: {problems}")))?;
     let watch = Watch::default();
+    let observer = Observer { watch: &watch, filled: &|_, _| {}, stepped: &|_, _| {} };
     let model = model(subject, side, Trainable::Everything)?;
     let initial = subject.weights(&model.config);
     let mut pairs = subject.pairs();
     let mut trunk = Trunk::new(&model, Activations::Kept);
-    reference::fill(&model, &mut trunk, &mut pairs, &watch)?;
+    reference::fill(&model, &mut trunk, &mut pairs, &observer)?;
     let first = |name: &str| {
         let found = initial.iter().find(|(candidate, _)| candidate == name);
         Ok::<_, TrainError>(found.map(|(_, tensor)| tensor.shallow_clone()))
@@ -164,7 +165,7 @@ fn train(subject: &Subject, side: Side, (rate, epochs): (f64, u32)) -> Result<Cu
         state: None,
         trunk,
     };
-    let trained = training.run(learners, &Observer { watch: &watch, stepped: &|_, _| {} })?;
+    let trained = training.run(learners, &observer)?;
     let moved = |learner: &crate::train::learners::Learner| {
         let before = initial.iter().find(|(name, _)| *name == learner.name);
         let after = learner.master.detach().to_device(Device::Cpu);

@@ -199,7 +199,7 @@ impl Engine<'_> {
             // A decoder that is gone ends the process by itself.
             let _ = answers.send(Answer::Frame { message, payload: Vec::new() });
         };
-        let observer = Observer { watch: &shared.watch, stepped: &step };
+        let observer = Observer { watch: &shared.watch, filled: &|_, _| {}, stepped: &step };
         match &running.unit.work {
             Work::Probe { policies, scorers, max_new_tokens } => {
                 let how = (self.compute, &shared.watch);

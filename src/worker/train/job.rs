@@ -123,7 +123,7 @@ pub fn run(
     let model = start::load(job, compute, &base, &masters)?;
     let mut trunk = Trunk::new(&model, start::activations(&job.settings));
     if own_reference(job) {
-        reference::fill(&model, &mut trunk, &mut fitted.pairs, observer.watch)?;
+        reference::fill(&model, &mut trunk, &mut fitted.pairs, observer)?;
     }
     let trained = train(job, &base, &masters, &model, (trunk, &fitted.pairs), observer)?;
     let publication = Publication {
@@ -313,7 +313,7 @@ fn fill_reference(
         return Ok(());
     }
     let model = Transformer::load(&folder, &start::options(compute, Trainable::Nothing))?;
-    reference::fill(&model, &mut Trunk::once(&model), pairs, observer.watch)
+    reference::fill(&model, &mut Trunk::once(&model), pairs, observer)
 }
 
 /// All that shapes the steps: a state of anything else is never resumed.

@@ -9,10 +9,9 @@ use tch::Tensor;
 use super::error::TrainError;
 use super::head::{self, Wanted};
 use super::pack::{Packed, TokenPair};
-use super::trainer::sequence_sums;
+use super::trainer::{Observer, sequence_sums};
 use super::trunk::Trunk;
 use crate::model::Transformer;
-use crate::watch::Watch;
 
 /// Fills `reference` of each pair with the summed log-probs of its responses under `model`, in
 /// nats, at temperature 1 and untruncated: by the code that training itself uses.
@@ -23,9 +22,10 @@ pub fn fill(
     model: &Transformer,
     trunk: &mut Trunk,
     pairs: &mut [TokenPair],
-    watch: &Watch,
+    observer: &Observer<'_>,
 ) -> Result<(), TrainError> {
     let _no_grad = tch::no_grad_guard();
+    let count = pairs.len();
     for (index, pair) in pairs.iter_mut().enumerate() {
         let packed = Packed::new(&[pair], model.device());
         let sums = sequence_logprobs(model, trunk, &packed, &[(index, pair)]);
@@ -38,7 +38,8 @@ pub fn fill(
             return Err(TrainError::NonFinite { step: 0, what, pair: Some(index + 1) });
         }
         pair.reference = Some((f64::from(chosen), f64::from(rejected)));
-        watch.tick(packed.tokens()).map_err(|_| TrainError::Cancelled { step: 0 })?;
+        observer.watch.tick(packed.tokens()).map_err(|_| TrainError::Cancelled { step: 0 })?;
+        (observer.filled)(index + 1, count);
     }
     Ok(())
 }

@@ -37,6 +37,8 @@ pub enum Objective {
 pub struct Observer<'a> {
     /// Ticked once a micro-batch; a cancel there ends the training before the next one.
     pub watch: &'a Watch,
+    /// Told how many pairs have the reference's log-probs, and of how many, where they are computed.
+    pub filled: &'a dyn Fn(usize, usize),
     /// Told of each step, and of how many there are.
     pub stepped: &'a dyn Fn(&StepRow, u64),
 }

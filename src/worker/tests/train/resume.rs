@@ -22,7 +22,8 @@ fn interrupted(job: &TrainJob, stop_after: u64) {
             watch.cancel();
         }
     };
-    let error = run(job, CPU, &Observer { watch: &watch, stepped: &stepped }).unwrap_err();
+    let error = run(job, CPU, &Observer { watch: &watch, filled: &|_, _| {}, stepped: &stepped })
+        .unwrap_err();
     assert!(matches!(error, TrainError::Cancelled { .. }), "{error}");
     assert!(!job.out.exists());
 }
@@ -99,7 +100,7 @@ fn what_a_unit_has_published_is_taken_as_it_stands() {
     let first = run_quietly(&job).unwrap();
     let stepped = Cell::new(0);
     let count = |_: &StepRow, _: u64| stepped.set(stepped.get() + 1);
-    let observer = Observer { watch: &Watch::default(), stepped: &count };
+    let observer = Observer { watch: &Watch::default(), filled: &|_, _| {}, stepped: &count };
     let again = run(&job, CPU, &observer).unwrap();
     assert_eq!((stepped.get(), again.first_step), (0, 7));
     assert_eq!((again.standing, again.rows), (first.standing, first.rows));
@@ -139,7 +140,7 @@ fn an_iteration_folder_becomes_a_checkpoint() {
         parent_sha256: "ab".into(),
     };
     let policy = ModelRef { path: model("tiny-tied"), sha256: String::new() };
-    let observer = Observer { watch: &Watch::default(), stepped: &|_, _| {} };
+    let observer = Observer { watch: &Watch::default(), filled: &|_, _| {}, stepped: &|_, _| {} };
     let train = |target: &TrainTarget| {
         rlhfd_worker::train::unit::train_dpo((&policy, &folder), target, CPU, &observer)
     };

@@ -52,7 +52,7 @@ pub fn job(training: Training, base: PathBuf, pairs: PathBuf, out: PathBuf) -> T
 }
 
 pub fn run_quietly(job: &TrainJob) -> Result<Outcome, TrainError> {
-    run(job, CPU, &Observer { watch: &Watch::default(), stepped: &|_, _| {} })
+    run(job, CPU, &Observer { watch: &Watch::default(), filled: &|_, _| {}, stepped: &|_, _| {} })
 }
 
 pub fn tensors(path: &Path) -> Vec<(String, Tensor)> {

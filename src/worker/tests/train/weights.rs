@@ -161,7 +161,12 @@ fn bf16_compute_moves_f32_masters_as_f32_compute_does() {
     run_quietly(&one).unwrap();
     let two = TrainJob { out: dir.path().join("two"), ..one.clone() };
     let bf16 = Compute { device: Device::Cpu, precision: Precision::Bfloat16 };
-    run(&two, bf16, &Observer { watch: &Watch::default(), stepped: &|_, _| {} }).unwrap();
+    run(
+        &two,
+        bf16,
+        &Observer { watch: &Watch::default(), filled: &|_, _| {}, stepped: &|_, _| {} },
+    )
+    .unwrap();
     let start = tensors(&model("tiny-tied").join("model.safetensors"));
     let moved = |out: &Path| {
         let parts: Vec<Tensor> = tensors(&out.join("model.safetensors"))
