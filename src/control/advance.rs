@@ -15,7 +15,7 @@ use crate::actors::iteration::OrderContext;
 use crate::actors::scheduler::uses_cuda;
 use crate::actors::stage::{Perform, StageError};
 use crate::handles::{AskError, now_ms};
-use crate::stages::plan::{self, Given, Sizes};
+use crate::stages::plan::{self, Answered, Given, Sizes};
 use crate::stages::sums;
 
 /// Ready units looked at.
@@ -373,8 +373,15 @@ async fn start(
     };
     let sizes = Sizes::of(config, uses_cuda(&ctx.live, config));
     let (id, lane) = (run.id, plan::initial_lane(config));
-    let initial_done = ctx.stage.store.read(move |r| r.lane_done(id, &lane)).await?;
-    let given = Given { scorer, initial: run.initial, initial_done, sizes };
+    let initial = ctx
+        .stage
+        .store
+        .read(move |r| {
+            let done = |work| r.lane_done(id, &lane, work);
+            Ok(Answered { generated: done(WorkKind::Generate)?, scored: done(WorkKind::Score)? })
+        })
+        .await?;
+    let given = Given { scorer, initial: run.initial, answered: initial, sizes };
     let config = Arc::clone(config);
     let started = ctx
         .stage

@@ -5,7 +5,7 @@
 //! `domain::evaluation`, rows of `evaluations`, the end of an iteration. May not enter: statistics.
 
 use rlhfd_domain::evaluation::{Comparison, Estimate, PairedScore, k3_response};
-use rlhfd_domain::{CheckpointId, RunId, ScorerId, limits};
+use rlhfd_domain::{CheckpointId, RunId, ScorerId, WorkKind, limits};
 use rusqlite::{Row, params};
 
 use crate::bytes::to_floats;
@@ -191,16 +191,16 @@ impl Reader {
         Ok((responses > 0.0).then(|| sum / responses))
     }
 
-    /// How many of the first evaluation prompts a lane has answered and labelled already, so that the
-    /// initial policy's answers are made once per run.
-    pub fn lane_done(&self, run: RunId, lane: &str) -> Result<u64> {
+    /// For how many of the first evaluation prompts a lane has done this work already, so that the
+    /// initial policy's answers are made, and scored, once per run.
+    pub fn lane_done(&self, run: RunId, lane: &str, work: WorkKind) -> Result<u64> {
         let mut statement = self.conn.prepare_cached(
             "SELECT from_item, to_item FROM units
-             WHERE run_id = ?1 AND lane = ?2 AND lane <> '' AND work = 'score'
+             WHERE run_id = ?1 AND lane = ?2 AND lane <> '' AND work = ?3
                AND state IN ('done', 'set_aside')
              ORDER BY from_item",
         )?;
-        let mut rows = statement.query(params![run.get(), lane])?;
+        let mut rows = statement.query(params![run.get(), lane, work.label()])?;
         let mut done = 0;
         while let Some(row) = rows.next()? {
             let (from, to): (i64, i64) = (row.get(0)?, row.get(1)?);

@@ -7,7 +7,7 @@ use rlhfd_domain::{
     AttemptId, BatchPlan, CheckpointId, JobId, LeaseId, RunId, ScorerId, Stage, UnitId, WorkKind,
     limits,
 };
-use rusqlite::{Connection, Row, params};
+use rusqlite::{Connection, OptionalExtension, Row, params};
 
 use crate::error::Result;
 use crate::events::{Level, NewEvent, append};
@@ -287,12 +287,21 @@ pub(crate) fn insert(
     unit: &NewUnit,
     now_ms: i64,
 ) -> Result<UnitId> {
-    conn.prepare_cached(
+    // The initial policy's evaluation has keys of the run, not of an iteration: what was cancelled
+    // with an iteration is opened again by the next one, and what was done stands.
+    let id: Option<i64> = conn.prepare_cached(
         "INSERT INTO units (run_id, iteration, job_id, stage, work, lane, key, from_item, to_item,
                             batch_items, replanned, policy_id, scorer_id, detail, state, created_ms)
-         VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, 'open', ?15)",
+         VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, 'open', ?15)
+         ON CONFLICT (run_id, key) DO UPDATE SET
+             iteration = excluded.iteration, policy_id = excluded.policy_id,
+             scorer_id = excluded.scorer_id, detail = excluded.detail,
+             batch_items = excluded.batch_items, replanned = excluded.replanned,
+             state = 'open', reason = NULL, deaths = 0, outside_deaths = 0, ended_ms = NULL
+         WHERE units.state = 'cancelled' AND units.iteration <> excluded.iteration
+         RETURNING id",
     )?
-    .execute(params![
+    .query_row(params![
         run.get(),
         iteration,
         job.map(JobId::get),
@@ -308,8 +317,17 @@ pub(crate) fn insert(
         unit.scorer.map(ScorerId::get),
         unit.detail,
         now_ms,
-    ])?;
-    Ok(UnitId(conn.last_insert_rowid()))
+    ], |row| row.get(0))
+    .optional()?;
+    let id = match id {
+        Some(id) => id,
+        None => conn.query_row(
+            "SELECT id FROM units WHERE run_id = ?1 AND key = ?2",
+            params![run.get(), unit.key],
+            |row| row.get(0),
+        )?,
+    };
+    Ok(UnitId(id))
 }
 
 pub(crate) fn tell(

@@ -61,10 +61,20 @@ pub struct Given {
     pub scorer: ScorerId,
     /// The run's initial policy.
     pub initial: CheckpointId,
-    /// Evaluation ordinals that the initial policy has answered already.
-    pub initial_done: u64,
+    /// What the initial policy has of its evaluation already.
+    pub answered: Answered,
     /// Batches and units.
     pub sizes: Sizes,
+}
+
+/// For how many of the first evaluation prompts a policy's answers stand. They part where an
+/// iteration was cancelled between the two.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Answered {
+    /// They are written.
+    pub generated: u64,
+    /// They are scored.
+    pub scored: u64,
 }
 
 /// The lane of the initial policy's evaluation.
@@ -155,13 +165,13 @@ impl Planner<'_> {
         let t = self.t;
         let (from, to) = (drawn.evaluate_rendered, drawn.evaluate);
         self.render(Stage::Evaluate, "", format!("{t}/evaluate/render"), from, to)?;
-        let settings = evaluation_settings(self.config);
         let lane = initial_lane(self.config);
-        let prefix = format!("evaluate/{settings}/initial");
-        self.lane(&lane, &prefix, Some(self.given.initial), self.given.initial_done, to)?;
+        // Made once a run: but a cancelled iteration leaves its keys behind.
+        let prefix = format!("{t}/evaluate/{lane}");
+        self.lane(&lane, &prefix, Some(self.given.initial), self.given.answered, to)?;
         let policy = rlhfd_domain::checkpoint::iteration_name(t);
         let prefix = format!("{t}/evaluate/{policy}");
-        self.lane(&policy, &prefix, None, 0, to)?;
+        self.lane(&policy, &prefix, None, Answered::default(), to)?;
         let lane = &policy;
         let logprobs = Ranged {
             stage: Stage::Evaluate,
@@ -184,7 +194,7 @@ impl Planner<'_> {
         lane: &str,
         prefix: &str,
         policy: Option<CheckpointId>,
-        from: u64,
+        answered: Answered,
         to: u64,
     ) -> Result<(), PlanError> {
         let scorer_name = self.config.label.scorers.first().map_or("reward", |s| s.name.as_str());
@@ -198,7 +208,7 @@ impl Planner<'_> {
             batch: self.given.sizes.generate_batch,
             tokens_per_item: self.evaluation_tokens(),
         };
-        self.ranged(&generate, from, to)?;
+        self.ranged(&generate, answered.generated.min(to), to)?;
         let score = Ranged {
             work: WorkKind::Score,
             prefix: format!("{prefix}/score/{scorer_name}"),
@@ -206,7 +216,7 @@ impl Planner<'_> {
             batch: self.given.sizes.score_batch,
             ..generate
         };
-        self.aligned(&score, &generate, from, to)
+        self.aligned(&score, &generate, answered.scored.min(to), to)
     }
 
     fn evaluation_tokens(&self) -> u64 {
@@ -335,9 +345,10 @@ mod tests {
         Drawn { iteration: 1, prompts, evaluate, evaluate_rendered: 0, policy_in: CheckpointId(1) }
     }
 
-    fn given(initial_done: u64) -> Given {
+    fn given(done: u64) -> Given {
+        let answered = Answered { generated: done, scored: done };
         let sizes = Sizes::of(&config(), false);
-        Given { scorer: ScorerId(3), initial: CheckpointId(1), initial_done, sizes }
+        Given { scorer: ScorerId(3), initial: CheckpointId(1), answered, sizes }
     }
 
     #[test]
