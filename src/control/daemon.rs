@@ -31,7 +31,7 @@ use crate::actors::worker::WorkerContext;
 use crate::adopt::{AdoptError, adopt};
 use crate::exit;
 use crate::gpu::nvml::NvmlProbe;
-use crate::handles::{AppState, IterationHandle, StoreHandle, now_ms};
+use crate::handles::{AppState, IterationHandle, StoreHandle, now_ms, with_causes};
 use crate::health::Health;
 use crate::listener::{self, BindError};
 use crate::live::LiveBoard;
@@ -93,17 +93,6 @@ pub fn run(asked: &Asked) -> ExitCode {
             ExitCode::from(error.exit_code())
         }
     }
-}
-
-fn with_causes(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut at = error.source();
-    while let Some(cause) = at {
-        text.push_str(": ");
-        text.push_str(&cause.to_string());
-        at = cause.source();
-    }
-    text
 }
 
 async fn live(asked: &Asked) -> Result<(), StartError> {

@@ -57,16 +57,9 @@ impl StoreHandle {
     /// Over a writer that runs and the state folder that readers open.
     #[must_use]
     pub fn new(writer: Addr<StoreActor>, state: PathBuf) -> Self {
-        let readers = Readers {
-            state,
-            idle: Mutex::new(Vec::new()),
-            permits: Semaphore::new(READERS_MAX),
-        };
-        Self {
-            writer,
-            readers: Arc::new(readers),
-            announce: Arc::new(watch::Sender::new(0)),
-        }
+        let readers =
+            Readers { state, idle: Mutex::new(Vec::new()), permits: Semaphore::new(READERS_MAX) };
+        Self { writer, readers: Arc::new(readers), announce: Arc::new(watch::Sender::new(0)) }
     }
 
     /// Runs a write on the store's thread and waits for its commit. It waits for its turn: the
@@ -287,4 +280,17 @@ pub struct AppState {
 pub fn now_ms() -> i64 {
     let since = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
     since.map_or(0, |d| i64::try_from(d.as_millis()).unwrap_or(i64::MAX))
+}
+
+/// An error with its causes, the outermost first.
+#[must_use]
+pub fn with_causes(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut at = error.source();
+    while let Some(cause) = at {
+        text.push_str(": ");
+        text.push_str(&cause.to_string());
+        at = cause.source();
+    }
+    text
 }

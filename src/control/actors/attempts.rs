@@ -11,7 +11,7 @@ use rlhfd_store::{Level, NewEvent, PausedBy, Store, StoreError, UnitRow};
 
 use super::stage::{Answer, Conclude, ItemKeys, StageContext, StageError};
 use super::worker::WorkerContext;
-use crate::handles::{AskError, now_ms};
+use crate::handles::{AskError, now_ms, with_causes};
 
 /// How an attempt ended.
 #[derive(Debug)]
@@ -182,6 +182,7 @@ async fn pause_for(
     attempt: AttemptId,
     error: &StoreError,
 ) {
+    let error = with_causes(error);
     tracing::error!(key = %unit.key, "the run pauses: {error}");
     let (id, run) = (unit.id, unit.run);
     let reason = format!("unit {}: {error}", unit.key);
@@ -202,7 +203,9 @@ where
             tracing::error!(key = %unit.key, reason = blame.label(), "the run pauses");
         }
         Ok(_) | Err(StageError::Ask(AskError::Store(StoreError::Illegal(_)))) => {}
-        Err(error) => tracing::error!(key = %unit.key, "the end of an attempt is lost: {error}"),
+        Err(error) => {
+            tracing::error!(key = %unit.key, "the end of an attempt is lost: {}", with_causes(&error))
+        }
     }
 }
 

@@ -15,7 +15,7 @@ use super::scheduler::{Consider, SchedulerActor, Withdraw};
 use super::stage::{StageContext, Stages};
 use crate::advance::{self, Advanced};
 use crate::commands;
-use crate::handles::{AskError, Command, Told};
+use crate::handles::{AskError, Command, Told, with_causes};
 use crate::live::LiveBoard;
 use crate::models::Models;
 
@@ -81,7 +81,7 @@ impl IterationActor {
                 }
             }
             Err(error) => {
-                let sentence = format!("the run cannot be looked at: {error}");
+                let sentence = format!("the run cannot be looked at: {}", with_causes(&error));
                 tracing::warn!("{sentence}");
                 self.ctx.live.change(|live| live.waits_for = vec![sentence]);
             }

@@ -18,7 +18,7 @@ use super::stage::StageContext;
 use super::supervisor::{OpenLease, SupervisorActor};
 use super::worker::{Abandon, CancelUnit, Drain, Hand, WorkerActor};
 use crate::gpu::{self, DeviceFact, GpuProbe};
-use crate::handles::now_ms;
+use crate::handles::{now_ms, with_causes};
 use crate::live::LiveBoard;
 use crate::schedule::{self, DeviceState, LeaseState, Placement, Priority, ReadyUnit};
 use crate::workers::death::Death;
@@ -99,7 +99,9 @@ impl SchedulerActor {
             scheduler.looking = false;
             match ready {
                 Ok(ready) => scheduler.carry_out(ready),
-                Err(error) => tracing::warn!("ready units cannot be asked for: {error}"),
+                Err(error) => {
+                    tracing::warn!("ready units cannot be asked for: {}", with_causes(&error))
+                }
             }
             if std::mem::take(&mut scheduler.again) {
                 scheduler.consider(own);

@@ -17,7 +17,7 @@ use super::attempts::{self, Ending};
 use super::scheduler::UnitEnded;
 use super::stage::{Prepare, Prepared, StageError};
 use super::worker::{Handed, WorkerActor, WorkerContext};
-use crate::handles::{AskError, now_ms};
+use crate::handles::{AskError, now_ms, with_causes};
 
 /// Something to tell.
 pub enum Tell {
@@ -100,7 +100,7 @@ impl Teller {
             Ok(attempt) => attempt,
             Err(error) => {
                 if !is_stale(&error) {
-                    tracing::error!(key = %unit.key, "an attempt cannot begin: {error}");
+                    tracing::error!(key = %unit.key, "an attempt cannot begin: {}", with_causes(&error));
                 }
                 self.not_handed(&unit);
                 return Ok(());
