@@ -23,7 +23,7 @@ const MANIFEST_BYTES_MAX: u64 = 16 << 20;
 #[derive(Debug, Error)]
 pub enum CheckpointError {
     /// The system refused a read or a write.
-    #[error("{path} cannot be {action}: {source}\ntry: {}", mend(.source))]
+    #[error("{path} cannot be {action}\ntry: {}", mend(.source))]
     Io {
         /// The file or folder.
         path: PathBuf,

@@ -288,6 +288,23 @@ impl From<TrainError> for WorkerError {
     }
 }
 
+/// An error's text and, beneath it, what caused it.
+#[must_use]
+pub fn with_causes(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(source) = cause {
+        let told = source.to_string();
+        // A transparent error is its own cause's text.
+        if !text.ends_with(&told) {
+            text.push_str("\nbecause: ");
+            text.push_str(&told);
+        }
+        cause = source.source();
+    }
+    text
+}
+
 /// The first line of a libtorch message; what follows is a dispatch table and a C++ stack.
 #[must_use]
 pub fn first_line(message: &str) -> String {

@@ -36,6 +36,18 @@ fn torch_message(text: &str) -> String {
     first_line(inner.split("\\n").next().unwrap_or(inner))
 }
 
+/// Makes a file that outgrows the process's limit a write error like a full disk's, not a death by
+/// SIGXFSZ.
+pub fn size_limits_are_errors() {
+    unsafe extern "C" {
+        fn signal(number: i32, action: usize) -> usize;
+    }
+    const SIGXFSZ: i32 = 25;
+    const IGNORE: usize = 1;
+    // SAFETY: `signal` is libc's own, and ignoring this signal installs no handler.
+    unsafe { signal(SIGXFSZ, IGNORE) };
+}
+
 /// Makes panics tell their first line on stderr, not libtorch's dispatch table.
 pub fn quiet_panics() {
     std::panic::set_hook(Box::new(|info| {

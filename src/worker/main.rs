@@ -10,7 +10,8 @@ use std::process::ExitCode;
 use clap::{Parser, Subcommand};
 use rlhfd_worker::file_mode::{self, GenerateArgs, LogprobsArgs, ScoreArgs, TrainVerb};
 use rlhfd_worker::gpu_check::{self, GpuCheckArgs, Verdict};
-use rlhfd_worker::guard::{guarded, quiet_panics};
+use rlhfd_worker::errors::with_causes;
+use rlhfd_worker::guard::{guarded, quiet_panics, size_limits_are_errors};
 use rlhfd_worker::serve;
 
 /// Generates, scores and trains with language models, from files to files.
@@ -42,6 +43,7 @@ enum Verb {
 fn main() -> ExitCode {
     logs();
     quiet_panics();
+    size_limits_are_errors();
     let cli = Cli::parse();
     let result = guarded(|| -> Result<ExitCode, Failure> {
         match &cli.verb {
@@ -87,12 +89,7 @@ impl<E: Error + 'static> From<E> for Failure {
 
 /// The error, and beneath it what caused it.
 fn tell(error: &dyn Error) {
-    eprintln!("rlhfd-worker: {error}");
-    let mut cause = error.source();
-    while let Some(source) = cause {
-        eprintln!("because: {source}");
-        cause = source.source();
-    }
+    eprintln!("rlhfd-worker: {}", with_causes(error));
 }
 
 /// Logs for people, on stderr; `RUST_LOG` chooses.

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use rlhfd_protocol::worker::{FailureKind, ItemResult, ModelRef, Reason, Summary, Work};
 
 use crate::checkpoint::disk_fault;
-use crate::errors::{ModelError, TextError, WorkerError};
+use crate::errors::{ModelError, TextError, WorkerError, with_causes};
 use crate::generate::Response;
 use crate::model::{Head, ModelFolder};
 use crate::render::Renderer;
@@ -108,13 +108,13 @@ impl From<WorkerError> for Failure {
             }
             _ => FailureKind::Input,
         };
-        Self { kind, message: error.to_string() }
+        Self { kind, message: with_causes(&error) }
     }
 }
 
 impl From<crate::train::TrainError> for Failure {
     fn from(error: crate::train::TrainError) -> Self {
-        Self { kind: error.failure_kind(), message: error.to_string() }
+        Self { kind: error.failure_kind(), message: with_causes(&error) }
     }
 }
 

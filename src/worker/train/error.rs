@@ -9,8 +9,8 @@ use rlhfd_config::Problems;
 use rlhfd_protocol::worker::FailureKind;
 use thiserror::Error;
 
-use crate::checkpoint::CheckpointError;
-use crate::errors::{InputError, ModelError, TextError, WorkerError};
+use crate::checkpoint::{CheckpointError, disk_fault};
+use crate::errors::{InputError, ModelError, TextError, WorkerError, is_out_of_memory};
 
 /// Why a training ended without a checkpoint.
 #[derive(Debug, Error)]
@@ -21,7 +21,6 @@ pub enum TrainError {
         /// The file, or the words of the command line.
         place: String,
         /// All that is wrong.
-        #[source]
         problems: Problems,
     },
     /// A model folder.
@@ -112,9 +111,13 @@ impl TrainError {
             Self::Cancelled { .. } | Self::Worker(WorkerError::Cancelled) => FailureKind::Cancelled,
             Self::Checkpoint(error) if error.is_disk() => FailureKind::Disk,
             Self::Worker(WorkerError::OutOfMemory(_)) => FailureKind::OutOfMemory,
+            Self::Model(ModelError::Torch { first_line, .. }) if is_out_of_memory(first_line) => {
+                FailureKind::OutOfMemory
+            }
             Self::Worker(WorkerError::Torch(_)) | Self::Model(ModelError::Torch { .. }) => {
                 FailureKind::Crashed
             }
+            Self::Model(ModelError::Read { source, .. }) if disk_fault(source) => FailureKind::Disk,
             _ => FailureKind::Input,
         }
     }
@@ -131,7 +134,10 @@ mod tests {
             action: "written",
             source: std::io::Error::from_raw_os_error(28),
         };
-        assert_eq!(TrainError::from(full).failure_kind(), FailureKind::Disk);
+        let full = TrainError::from(full);
+        assert_eq!(full.failure_kind(), FailureKind::Disk);
+        let told = crate::errors::with_causes(&full);
+        assert!(told.ends_with("because: No space left on device (os error 28)"), "{told}");
         let error = TrainError::NonFinite { step: 3, what: "a loss", pair: Some(7) };
         assert!(error.to_string().starts_with("step 3 gave a loss that is not finite (pair 7"));
         assert_eq!(error.failure_kind(), FailureKind::NonFinite);
