@@ -8,9 +8,9 @@ use std::io::{IsTerminal, Write};
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
+use rlhfd_worker::errors::with_causes;
 use rlhfd_worker::file_mode::{self, GenerateArgs, LogprobsArgs, ScoreArgs, TrainVerb};
 use rlhfd_worker::gpu_check::{self, GpuCheckArgs, Verdict};
-use rlhfd_worker::errors::with_causes;
 use rlhfd_worker::guard::{guarded, quiet_panics, size_limits_are_errors};
 use rlhfd_worker::serve;
 

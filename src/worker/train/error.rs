@@ -65,6 +65,15 @@ pub enum TrainError {
         /// The first pair whose loss is not finite, in the order of the data.
         pair: Option<usize>,
     },
+    /// The reference is broken.
+    #[error(
+        "the reference gives pair {pair} (counted from 1) a log-prob that is not finite\n\
+         try: another reference; the weights of this one may be damaged"
+    )]
+    BrokenReference {
+        /// The pair, in the order of the data.
+        pair: usize,
+    },
     /// A saved state that belongs to another training.
     #[error(
         "the saved state belongs to another training: {difference}\nat: {path}\n\
@@ -107,7 +116,7 @@ impl TrainError {
     #[must_use]
     pub fn failure_kind(&self) -> FailureKind {
         match self {
-            Self::NonFinite { .. } => FailureKind::NonFinite,
+            Self::NonFinite { .. } | Self::BrokenReference { .. } => FailureKind::NonFinite,
             Self::Cancelled { .. } | Self::Worker(WorkerError::Cancelled) => FailureKind::Cancelled,
             Self::Checkpoint(error) if error.is_disk() => FailureKind::Disk,
             Self::Worker(WorkerError::OutOfMemory(_)) => FailureKind::OutOfMemory,

@@ -17,7 +17,7 @@ use crate::model::Transformer;
 /// nats, at temperature 1 and untruncated: by the code that training itself uses.
 ///
 /// # Errors
-/// `Cancelled`; `NonFinite` as of step 0, with the pair.
+/// `Cancelled`; `BrokenReference` with the first pair whose log-probs are not finite.
 pub fn fill(
     model: &Transformer,
     trunk: &mut Trunk,
@@ -34,8 +34,7 @@ pub fn fill(
             return Err(TrainError::Cancelled { step: 0 });
         };
         if !(chosen.is_finite() && rejected.is_finite()) {
-            let what = "a reference log-prob";
-            return Err(TrainError::NonFinite { step: 0, what, pair: Some(index + 1) });
+            return Err(TrainError::BrokenReference { pair: index + 1 });
         }
         pair.reference = Some((f64::from(chosen), f64::from(rejected)));
         observer.watch.tick(packed.tokens()).map_err(|_| TrainError::Cancelled { step: 0 })?;
