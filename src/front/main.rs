@@ -106,8 +106,17 @@ fn become_worker(origin: &Path, choice: &Choice, arguments: &[OsString]) -> Resu
         .args(arguments)
         .env("LD_LIBRARY_PATH", library_path(&choice.libraries, env::var_os("LD_LIBRARY_PATH"))?)
         .env("RLHFD_LIBTORCH", &choice.root)
+        .envs(patience())
         .exec();
     Err(anyhow!(error).context(format!("{} cannot be executed", worker.display())))
+}
+
+/// Lets the worker's idle threads sleep soon, unless the user has chosen how they wait: spinning
+/// ones keep a busy machine from the work that they wait for. The worker would set it itself, by
+/// executing itself a second time.
+fn patience() -> Option<(&'static str, &'static str)> {
+    let chosen = ["GOMP_SPINCOUNT", "OMP_WAIT_POLICY"];
+    (!chosen.iter().any(|name| env::var_os(name).is_some())).then_some(("GOMP_SPINCOUNT", "1000"))
 }
 
 /// Our folder first, then what the user had.

@@ -16,6 +16,7 @@ pub mod logprob;
 pub mod model;
 pub mod philox;
 pub mod probe;
+pub mod process;
 pub mod render;
 pub mod sample;
 pub mod score;

@@ -12,7 +12,7 @@ use rlhfd_worker::errors::with_causes;
 use rlhfd_worker::file_mode::{self, GenerateArgs, LogprobsArgs, ScoreArgs, TrainVerb};
 use rlhfd_worker::gpu_check::{self, GpuCheckArgs, Verdict};
 use rlhfd_worker::guard::{guarded, quiet_panics, size_limits_are_errors};
-use rlhfd_worker::serve;
+use rlhfd_worker::{process, serve};
 
 /// Generates, scores and trains with language models, from files to files.
 #[derive(Debug, Parser)]
@@ -42,6 +42,8 @@ enum Verb {
 
 fn main() -> ExitCode {
     logs();
+    process::with_patient_threads();
+    process::keep_freed_memory();
     quiet_panics();
     size_limits_are_errors();
     let cli = Cli::parse();
