@@ -79,7 +79,7 @@ impl Health {
     pub async fn keep(self, config: watch::Receiver<Arc<CheckedConfig>>) {
         loop {
             let store = config.borrow().store.clone();
-            actix_rt::time::sleep(Duration::from_millis(store.disk_probe_ms)).await;
+            let probe = Duration::from_millis(store.disk_probe_ms);
             let state = Arc::clone(&self.state);
             let ill = !self.is_well();
             let looked =
@@ -91,6 +91,8 @@ impl Health {
                 Ok(Err(fault)) => self.tell(&fault),
                 Err(_) => return,
             }
+            // After the first look: nothing is begun on a place that is ill from the start.
+            actix_rt::time::sleep(probe).await;
         }
     }
 
