@@ -101,7 +101,7 @@ pub async fn conclude(ctx: &WorkerContext, ending: Ending) -> Option<String> {
         }
         Ending::Died { unit, attempt, cause, message } => {
             if unit.work.trains() {
-                tell_saved_step(stage, &unit, attempt).await;
+                tell_saved_step(stage, &unit, attempt, None).await;
             }
             let id = unit.id;
             settle(stage, &unit, move |s| s.unit_died(id, attempt, cause, &message, now_ms()))
@@ -217,20 +217,31 @@ pub async fn tell(stage: &StageContext, kind: &'static str, message: String) {
     }
 }
 
-/// Tells the unit which step it can go on from, so that deaths with progress in between do not add
-/// up.
-async fn tell_saved_step(stage: &StageContext, unit: &Arc<UnitRow>, attempt: AttemptId) {
+/// Tells the unit which step it can go on from, where that is newer than `known`, so that deaths with
+/// progress in between do not add up. Gives the newest saved step.
+pub async fn tell_saved_step(
+    stage: &StageContext,
+    unit: &Arc<UnitRow>,
+    attempt: AttemptId,
+    known: Option<u64>,
+) -> Option<u64> {
     let run = unit.run;
-    let Ok(run) = stage.store.read(move |r| r.run(run)).await else { return };
+    let run = stage.store.read(move |r| r.run(run)).await.ok()?;
     let state = stage.places.unit_state(&run.name, unit.id.get());
-    let read = actix_rt::task::spawn_blocking(move || saved_step(&state)).await;
-    if let Ok(Some(step)) = read {
-        let id = unit.id;
-        let told = stage.write_patiently(move |s| s.unit_progressed(id, attempt, step)).await;
-        if let Err(error) = told {
-            tracing::warn!(key = %unit.key, step, "a saved step is not told: {error}");
+    let step = actix_rt::task::spawn_blocking(move || saved_step(&state)).await.ok()??;
+    if known.is_some_and(|known| step <= known) {
+        return known;
+    }
+    let id = unit.id;
+    let told = stage.write_patiently(move |s| s.unit_progressed(id, attempt, step)).await;
+    match told {
+        // It ended meanwhile: then nobody needs the step any more.
+        Ok(_) | Err(StageError::Ask(AskError::Store(StoreError::Illegal(_)))) => {}
+        Err(error) => {
+            tracing::warn!(key = %unit.key, step, "a saved step is not told: {}", with_causes(&error));
         }
     }
+    Some(step)
 }
 
 /// The newest saved state of a train unit: its folder holds `step-NNNNNNNN`, each whole or absent.

@@ -61,6 +61,10 @@ pub struct WorkerActor {
     doomed: bool,
     /// Its hello was not one that we can work with.
     refused: bool,
+    /// The newest saved step that the unit in front was told of.
+    saved: Option<u64>,
+    /// Whether someone looks for a training's newest saved state now.
+    looking: bool,
 }
 
 /// A unit that was sent.
@@ -130,6 +134,8 @@ impl WorkerActor {
                 verdict: None,
                 doomed: false,
                 refused: false,
+                saved: None,
+                looking: false,
             }
         })
     }
@@ -154,6 +160,22 @@ impl WorkerActor {
                 self.kill(Cause::Stalled, "its heartbeats come and it computes nothing".into());
             }
         }
+    }
+
+    /// Tells the unit of a training that runs which step it could go on from.
+    fn look_for_saves(&mut self, own: &mut Context<Self>) {
+        let trains = self.hands.front().filter(|hand| hand.unit.work.trains() && !self.looking);
+        let Some((unit, attempt)) = trains.map(|hand| (Arc::clone(&hand.unit), hand.attempt))
+        else {
+            return;
+        };
+        self.looking = true;
+        let (ctx, known) = (self.ctx.stage.clone(), self.saved);
+        let looked = async move { attempts::tell_saved_step(&ctx, &unit, attempt, known).await };
+        own.spawn(looked.into_actor(self).map(|saved, worker: &mut Self, _| {
+            worker.looking = false;
+            worker.saved = worker.saved.max(saved);
+        }));
     }
 
     fn front(&mut self, attempt: u64) -> Option<&mut InHand> {
@@ -261,6 +283,7 @@ impl WorkerActor {
             tracing::info_span!("unit", stage = unit.stage.label(), key = %unit.key, pid = self.pid)
         });
         self.span.send_replace(span);
+        self.saved = None;
         let next = self.hands.get(1).map(|hand| hand.unit.key.clone());
         let state = if unit.is_some() { WorkerState::Running } else { WorkerState::Idle };
         self.ctx.live.worker(self.number, |worker| {
@@ -353,7 +376,10 @@ impl Actor for WorkerActor {
     type Context = Context<Self>;
 
     fn started(&mut self, ctx: &mut Self::Context) {
-        ctx.run_interval(self.heartbeat, |worker, _| worker.look());
+        ctx.run_interval(self.heartbeat, |worker, own| {
+            worker.look();
+            worker.look_for_saves(own);
+        });
     }
 }
 
@@ -367,6 +393,9 @@ impl Handler<LinkEvent> for WorkerActor {
         };
         let first = self.watch.is_starting();
         self.watch.heard(Instant::now());
+        if matches!(frame.message, FromWorker::Step { .. }) {
+            self.look_for_saves(ctx);
+        }
         if self.verdict.is_some() {
             // It is being killed: what it says is worth nothing any more.
             return now_ready();
