@@ -55,7 +55,7 @@ pub enum TrainError {
     #[error(
         "step {step} gave {what} that is not finite{}; it was not applied\n\
          try: a lower learning_rate, clipping (max_grad_norm), or look at this pair",
-        .pair.map_or(String::new(), |pair| format!(" (pair {pair}, counted from 1)"))
+        .pair.map_or(String::new(), |pair| format!(" (pair {pair} of those trained on, from 1)"))
     )]
     NonFinite {
         /// The step, counted from 1.
@@ -67,7 +67,7 @@ pub enum TrainError {
     },
     /// The reference is broken.
     #[error(
-        "the reference gives pair {pair} (counted from 1) a log-prob that is not finite\n\
+        "the reference gives pair {pair} (of those trained on, from 1) a log-prob that is not finite\n\
          try: another reference; the weights of this one may be damaged"
     )]
     BrokenReference {
