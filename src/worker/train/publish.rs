@@ -28,8 +28,7 @@ pub const MASTERS: &str = "master/weights.safetensors";
 pub const STEPS: &str = "steps.jsonl";
 
 /// Files that go over as they are, where they exist.
-const COPIED: [&str; 8] = [
-    "generation_config.json",
+const COPIED: [&str; 7] = [
     "tokenizer.json",
     "added_tokens.json",
     "vocab.json",
@@ -108,7 +107,7 @@ impl Publication<'_> {
         }
         self.master_file(draft.path())?;
         let architecture = self.config(draft)?;
-        self.tokenizer_settings(draft)?;
+        self.padding_settings(draft)?;
         for name in COPIED {
             let from = self.base.dir.join(name);
             if from.is_file() {
@@ -229,26 +228,35 @@ impl Publication<'_> {
         Ok(family.classification.to_owned())
     }
 
-    /// A reward model's tokenizer pads with the same token that its config names, so that padded
-    /// batches of transformers score as single texts do.
-    fn tokenizer_settings(&self, draft: &Draft) -> Result<(), TrainError> {
-        let token = self.reward.as_ref().and_then(|reward| reward.pad_token.as_ref());
-        for name in ["tokenizer_config.json", "special_tokens_map.json"] {
-            let path = self.base.dir.join(name);
-            if !path.is_file() {
-                continue;
-            }
-            let bytes = read(&path)?;
-            let Some(token) = token else {
-                draft.write(name, &bytes)?;
-                continue;
-            };
-            let mut settings: Map<String, Value> =
-                serde_json::from_slice(&bytes).map_err(|error| json_error(&path, &error))?;
-            settings.insert("pad_token".to_owned(), Value::String(token.clone()));
-            write_json(draft, name, &Value::Object(settings))?;
+    /// The files that name a pad token besides config.json: a reward model's name the same one, so
+    /// that padded batches of transformers score as single texts do.
+    fn padding_settings(&self, draft: &Draft) -> Result<(), TrainError> {
+        let token = |reward: &RewardFolder| reward.pad_token.clone().map(Value::String);
+        let id = |reward: &RewardFolder| Some(json!(reward.pad_id));
+        self.settings_file(draft, "tokenizer_config.json", ("pad_token", &token))?;
+        self.settings_file(draft, "special_tokens_map.json", ("pad_token", &token))?;
+        self.settings_file(draft, "generation_config.json", ("pad_token_id", &id))
+    }
+
+    /// Copies a JSON file where it exists; a reward model's with `key` set.
+    fn settings_file(
+        &self,
+        draft: &Draft,
+        name: &str,
+        (key, value): (&str, &dyn Fn(&RewardFolder) -> Option<Value>),
+    ) -> Result<(), TrainError> {
+        let path = self.base.dir.join(name);
+        if !path.is_file() {
+            return Ok(());
         }
-        Ok(())
+        let bytes = read(&path)?;
+        let Some(value) = self.reward.as_ref().and_then(value) else {
+            return Ok(draft.write(name, &bytes)?);
+        };
+        let mut settings: Map<String, Value> =
+            serde_json::from_slice(&bytes).map_err(|error| json_error(&path, &error))?;
+        settings.insert(key.to_owned(), value);
+        write_json(draft, name, &Value::Object(settings))
     }
 }
 

@@ -145,6 +145,8 @@ fn a_policy_becomes_a_reward_model_with_a_pad_id_that_is_no_stop_id() {
     let pad = folder.config.pad_id.unwrap();
     assert!(!renderer.tokenizer.is_stop(pad));
     assert_eq!(renderer.tokenizer.pad_id, Some(pad), "the tokenizer pads with it too");
+    let generation = std::fs::read_to_string(job.out.join("generation_config.json")).unwrap();
+    assert!(generation.contains(&format!("\"pad_token_id\": {pad}")), "{generation}");
     assert_eq!(outcome.standing.manifest.architecture, "LlamaForSequenceClassification");
     let other = TrainJob { seed: 1, out: dir.path().join("other"), ..job.clone() };
     let other = run_quietly(&other).unwrap();
