@@ -22,7 +22,7 @@ use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 use std::time::Duration;
 
-use crossbeam::channel::{Sender, bounded};
+use crossbeam::channel::{Sender, bounded, tick};
 use rlhfd_protocol::frame::{self, Frame, FrameError};
 use rlhfd_protocol::worker::{FromWorker, ToWorker};
 use rlhfd_protocol::{FRAME_FD, WORKER_PROTOCOL};
@@ -177,8 +177,7 @@ fn pass_on(to_prepare: &Sender<Frame<ToWorker>>, frame: Frame<ToWorker>) {
 }
 
 fn heartbeat(wire: &Wire, shared: &Shared, every: Duration) {
-    loop {
-        std::thread::sleep(every);
+    for _ in tick(every) {
         let (attempt, done) = shared.running();
         let beat = FromWorker::Heartbeat {
             attempt,

@@ -3,6 +3,8 @@
 //! In: the golden models, spoilt in one way each. Out: errors that name the file, the key or the
 //! tensor. May not enter: training, the command line.
 
+#![expect(clippy::unwrap_used, reason = "a test's helpers may fail the test")]
+
 use std::fs;
 use std::path::{Path, PathBuf};
 

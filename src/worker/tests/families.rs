@@ -3,6 +3,8 @@
 //! In: `tests/golden/families.json`. Out: logits and scores within 1e-4, greedy tokens equal, alone and
 //! side by side in a batch. May not enter: text.
 
+#![expect(clippy::unwrap_used, reason = "a test's helpers may fail the test")]
+
 use std::path::{Path, PathBuf};
 
 use rlhfd_protocol::worker::{Arm, Purpose, ScorePosition};

@@ -3,6 +3,8 @@
 //! In: the golden files. Out: equal ids, texts and greedy choices; logits, scores and log-probs within
 //! 1e-4. May not enter: anything that makes golden values.
 
+#![expect(clippy::unwrap_used, reason = "a test's helpers may fail the test")]
+
 use std::path::{Path, PathBuf};
 
 use rlhfd_protocol::worker::{Arm, Finish, Message, Purpose, ScorePosition};
@@ -169,7 +171,8 @@ fn responses_do_not_depend_on_batch_or_arm_and_their_logprobs_are_those_of_logpr
     let mut stopped = 0;
     for (prompt, written) in prompts.iter().zip(&together) {
         let Written::Responses(responses) = written else { panic!("not finite") };
-        let alone = generate_batch(&model, &[prompt.clone()], &generation, &watch).unwrap();
+        let alone =
+            generate_batch(&model, std::slice::from_ref(prompt), &generation, &watch).unwrap();
         let Written::Responses(alone) = &alone[0] else { panic!("not finite") };
         assert_eq!(responses.len(), 5);
         for (sample, (one, other)) in responses.iter().zip(alone).enumerate() {
@@ -348,7 +351,8 @@ fn pairs_split_as_trl_splits_them_and_their_logprobs_are_equal() {
             for (response, wanted) in sides {
                 let ids = [pair.prompt.as_slice(), response].concat();
                 let sequence = Sequence { ids, prompt_tokens: pair.prompt.len() };
-                let alone = response_logprobs(&model, &[sequence.clone()], &watch).unwrap();
+                let alone =
+                    response_logprobs(&model, std::slice::from_ref(&sequence), &watch).unwrap();
                 assert_close(&alone[0], wanted, 1e-4, &entry.model);
                 sequences.push(sequence);
                 golden.push(wanted);
