@@ -231,26 +231,27 @@ impl Publication<'_> {
     /// The files that name a pad token besides config.json: a reward model's name the same one, so
     /// that padded batches of transformers score as single texts do.
     fn padding_settings(&self, draft: &Draft) -> Result<(), TrainError> {
-        let token = |reward: &RewardFolder| reward.pad_token.clone().map(Value::String);
-        let id = |reward: &RewardFolder| Some(json!(reward.pad_id));
-        self.settings_file(draft, "tokenizer_config.json", ("pad_token", &token))?;
-        self.settings_file(draft, "special_tokens_map.json", ("pad_token", &token))?;
-        self.settings_file(draft, "generation_config.json", ("pad_token_id", &id))
+        let reward = self.reward.as_ref();
+        let token = reward.and_then(|reward| reward.pad_token.clone()).map(Value::String);
+        let id = reward.map(|reward| json!(reward.pad_id));
+        self.settings_file(draft, "tokenizer_config.json", ("pad_token", token.clone()))?;
+        self.settings_file(draft, "special_tokens_map.json", ("pad_token", token))?;
+        self.settings_file(draft, "generation_config.json", ("pad_token_id", id))
     }
 
-    /// Copies a JSON file where it exists; a reward model's with `key` set.
+    /// Copies a JSON file where it exists, with `key` set where there is a value for it.
     fn settings_file(
         &self,
         draft: &Draft,
         name: &str,
-        (key, value): (&str, &dyn Fn(&RewardFolder) -> Option<Value>),
+        (key, value): (&str, Option<Value>),
     ) -> Result<(), TrainError> {
         let path = self.base.dir.join(name);
         if !path.is_file() {
             return Ok(());
         }
         let bytes = read(&path)?;
-        let Some(value) = self.reward.as_ref().and_then(value) else {
+        let Some(value) = value else {
             return Ok(draft.write(name, &bytes)?);
         };
         let mut settings: Map<String, Value> =
