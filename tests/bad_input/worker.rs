@@ -78,7 +78,7 @@ fn prompts_that_are_wrong_are_named_by_line() {
         (
             "over the model's context",
             format!("{{\"prompt\": \"{}\"}}\n", "a b ".repeat(4_000)).into(),
-            &["512", "shorten"],
+            &["1024", "shorten"],
         ),
     ];
     for (name, content, says) in cases {
