@@ -21,6 +21,8 @@ pub async fn obey(
     uid: Option<u32>,
 ) -> Result<(Told, Vec<UnitId>), AskError> {
     if command == Command::PromptsPublished {
+        // Prompts may wait for a run that cannot be opened yet.
+        let _ = active(ctx).await;
         return told("the prompts are seen");
     }
     let run = active(ctx).await?;

@@ -17,6 +17,7 @@ use sd_notify::NotifyState;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
 
+use crate::actors;
 use crate::actors::evaluation::EvaluationActor;
 use crate::actors::generation::GenerationActor;
 use crate::actors::iteration::{IterationActor, OrderContext};
@@ -31,7 +32,7 @@ use crate::actors::worker::WorkerContext;
 use crate::adopt::{AdoptError, adopt};
 use crate::exit;
 use crate::gpu::nvml::NvmlProbe;
-use crate::handles::{AppState, IterationHandle, StoreHandle, now_ms, with_causes};
+use crate::handles::{AppState, Command, IterationHandle, StoreHandle, now_ms, with_causes};
 use crate::health::Health;
 use crate::listener::{self, BindError};
 use crate::live::LiveBoard;
@@ -41,6 +42,8 @@ use crate::platform;
 
 /// Between two questions whether the workers are gone.
 const STOP_POLL: Duration = Duration::from_millis(20);
+/// So long the run's opening is waited for before the socket is served.
+const OPEN_WAIT: Duration = Duration::from_secs(2);
 /// After a kill, this long for the processes to be reaped.
 const KILL_WAIT: Duration = Duration::from_secs(3);
 
@@ -110,9 +113,13 @@ async fn live(asked: &Asked) -> Result<(), StartError> {
     let (config, configs) = watch::channel(Arc::new(config));
     let (stopping, shutdown) = watch::channel(false);
     let daemon = Daemon::start(store, &places, configs.clone());
+    let iteration = IterationHandle::new(daemon.iteration.clone());
+    // Who asks first finds the run open; a large model's sum is not waited for.
+    let opened = iteration.order(Command::PromptsPublished, None);
+    let _ = actix_rt::time::timeout(OPEN_WAIT, opened).await;
     let app = AppState {
         store: daemon.store.clone(),
-        iteration: IterationHandle::new(daemon.iteration.clone()),
+        iteration,
         live: daemon.live.clone(),
         config: configs,
         places: Arc::clone(&places),
@@ -194,7 +201,10 @@ impl Daemon {
             models: Arc::new(Models::default()),
         };
         let iteration = IterationActor::start_with(order, scheduler.clone());
-        scheduler.do_send(Meet { supervisor: supervisor.clone(), iteration: iteration.clone() });
+        actors::tell(
+            &scheduler,
+            Meet { supervisor: supervisor.clone(), iteration: iteration.clone() },
+        );
         Self { store, scheduler, iteration, live, _supervisor: supervisor, _stages: stages }
     }
 

@@ -136,7 +136,7 @@ impl Handler<Order> for IterationActor {
         own.spawn(done.into_actor(self).map(|obeyed, actor, own| {
             let answer = obeyed.map(|(told, withdrawn)| {
                 if !withdrawn.is_empty() {
-                    actor.scheduler.do_send(Withdraw(withdrawn));
+                    super::tell(&actor.scheduler, Withdraw(withdrawn));
                 }
                 told
             });

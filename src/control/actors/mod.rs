@@ -24,3 +24,23 @@ pub mod supervisor;
 pub mod teller;
 pub mod training;
 pub mod worker;
+
+use actix::dev::ToEnvelope;
+use actix::{Actor, Addr, Handler, Message};
+
+/// Sends what must not be lost: that a process or a unit ended or is wanted no more. A full mailbox
+/// does not refuse it, for nobody would say it again; there are only so many of them as there are
+/// processes and units in their hands, which are bounded.
+#[expect(
+    clippy::disallowed_methods,
+    reason = "bounded by the workers and their queues, not by the mailbox"
+)]
+pub(crate) fn tell<A, M>(to: &Addr<A>, message: M)
+where
+    A: Actor + Handler<M>,
+    A::Context: ToEnvelope<A, M>,
+    M: Message + Send + 'static,
+    M::Result: Send,
+{
+    to.do_send(message);
+}

@@ -208,7 +208,7 @@ impl SchedulerActor {
         {
             lease.state = LeaseState::Draining;
             if let Some(worker) = &lease.worker {
-                worker.do_send(Drain);
+                super::tell(worker, Drain);
             }
         }
     }
@@ -478,8 +478,10 @@ impl Handler<LeaseEnded> for SchedulerActor {
     fn handle(&mut self, ended: LeaseEnded, ctx: &mut Self::Context) {
         self.leases.remove(&ended.number);
         if let Some(supervisor) = &self.supervisor {
-            supervisor
-                .do_send(super::supervisor::Died { number: ended.number, death: ended.death });
+            super::tell(
+                supervisor,
+                super::supervisor::Died { number: ended.number, death: ended.death },
+            );
         }
         self.nudge();
         self.consider(ctx);
@@ -498,7 +500,7 @@ impl Handler<Withdraw> for SchedulerActor {
         for lease in self.leases.values() {
             for (unit, _) in lease.queue.iter().filter(|(unit, _)| units.contains(unit)) {
                 if let Some(worker) = &lease.worker {
-                    worker.do_send(CancelUnit(*unit));
+                    super::tell(worker, CancelUnit(*unit));
                 }
             }
         }
@@ -521,9 +523,9 @@ impl Handler<Stop> for SchedulerActor {
         for lease in self.leases.values() {
             if let Some(worker) = &lease.worker {
                 if stop.now {
-                    worker.do_send(Abandon);
+                    super::tell(worker, Abandon);
                 } else if first {
-                    worker.do_send(Drain);
+                    super::tell(worker, Drain);
                 }
             }
         }

@@ -66,7 +66,7 @@ impl SupervisorActor {
             Err(why) => {
                 tracing::error!("no worker: {why}");
                 self.tell(Some(why));
-                self.scheduler.do_send(LeaseEnded { number, death: Death::Unknown });
+                super::tell(&self.scheduler, LeaseEnded { number, death: Death::Unknown });
                 return;
             }
         };
@@ -178,7 +178,7 @@ impl Handler<OpenLease> for SupervisorActor {
         self.next += 1;
         let devices = open.devices;
         self.born.insert(number, (devices.clone(), Instant::now(), false));
-        self.scheduler.do_send(LeaseOpening { number, devices: devices.clone() });
+        super::tell(&self.scheduler, LeaseOpening { number, devices: devices.clone() });
         let wait = back_off(self.deaths.get(&devices).copied().unwrap_or(0));
         ctx.run_later(wait, move |supervisor, _| supervisor.spawn(number, devices));
     }

@@ -80,7 +80,7 @@ impl Teller {
     fn not_handed(&self, unit: &UnitRow) {
         // Never lost to a full mailbox: the scheduler would wait for this unit for ever. There are
         // at most QUEUE_DEPTH of these a worker.
-        self.ctx.scheduler.do_send(UnitEnded { number: self.number, unit: unit.id });
+        super::tell(&self.ctx.scheduler, UnitEnded { number: self.number, unit: unit.id });
     }
 
     async fn say(&self, message: &ToWorker, payload: &[u8]) -> Result<(), Deaf> {

@@ -59,6 +59,8 @@ pub struct WorkerActor {
     verdict: Option<(Cause, String)>,
     /// It said itself that it cannot go on: what else is in its hands never began.
     doomed: bool,
+    /// It was asked to leave.
+    leaving: bool,
     /// Its hello was not one that we can work with.
     refused: bool,
     /// The newest saved step that the unit in front was told of.
@@ -133,6 +135,7 @@ impl WorkerActor {
                 hands: VecDeque::new(),
                 verdict: None,
                 doomed: false,
+                leaving: false,
                 refused: false,
                 saved: None,
                 looking: false,
@@ -345,7 +348,8 @@ impl WorkerActor {
             .verdict
             .clone()
             .unwrap_or_else(|| (death.cause(), format!("the worker ended by {death}")));
-        let doomed = self.doomed;
+        // One that left when it was asked to began nothing that it did not finish.
+        let doomed = self.doomed || (self.leaving && death == Death::Exit(0));
         self.hands
             .drain(..)
             .enumerate()
@@ -435,7 +439,7 @@ impl WorkerActor {
                 if let Some(why) = broken {
                     worker.kill(Cause::Protocol, why);
                 }
-                worker.ctx.scheduler.do_send(UnitEnded { number, unit });
+                super::tell(&worker.ctx.scheduler, UnitEnded { number, unit });
             },
         )))
     }
@@ -457,7 +461,7 @@ impl WorkerActor {
             for ending in endings {
                 let unit = ending.unit().id;
                 attempts::conclude(&ctx, ending).await;
-                ctx.scheduler.do_send(UnitEnded { number, unit });
+                super::tell(&ctx.scheduler, UnitEnded { number, unit });
             }
             if let Some(message) = told {
                 attempts::tell(&ctx.stage, "worker_refused", message).await;
@@ -470,7 +474,7 @@ impl WorkerActor {
                 worker.ctx.live.change(|live| {
                     live.workers.remove(&number);
                 });
-                worker.ctx.scheduler.do_send(LeaseEnded { number, death });
+                super::tell(&worker.ctx.scheduler, LeaseEnded { number, death });
                 own.stop();
             },
         )))
@@ -489,7 +493,7 @@ impl Handler<Hand> for WorkerActor {
         let id = unit.id;
         if self.tell.try_send(Tell::Unit(unit)).is_err() {
             // Never more than the queue's depth is handed; were it so, the unit is still open.
-            self.ctx.scheduler.do_send(UnitEnded { number: self.number, unit: id });
+            super::tell(&self.ctx.scheduler, UnitEnded { number: self.number, unit: id });
         }
     }
 }
@@ -538,6 +542,7 @@ impl Handler<Drain> for WorkerActor {
     type Result = ();
 
     fn handle(&mut self, _: Drain, ctx: &mut Self::Context) {
+        self.leaving = true;
         self.show(WorkerState::Ending);
         let deadline = self.ctx.stage.config.borrow().scheduler.stop_timeout_s;
         if self.tell.try_send(Tell::Drain).is_err() {
