@@ -4,6 +4,10 @@
 //! Comes in: files, options, requests and folders that are wrong in one way each. Goes out: exit
 //! codes, statuses and words. May not enter: a case that only checks that something failed.
 
+mod client;
+mod files;
 mod front;
 mod models;
+mod socket;
+mod startup;
 mod worker;

@@ -218,12 +218,26 @@ impl Scene {
 
     /// Starts the daemon and waits until it answers.
     pub fn start(&self) -> Daemon<'_> {
-        let mut daemon = self.start_unasked();
+        self.answering(self.start_unasked())
+    }
+
+    /// As [`Self::start`], with the daemon's command line as last arguments of another.
+    pub fn start_by(&self, mut command: Command) -> Daemon<'_> {
+        let daemon = self.rlhfd(&["run"]);
+        command.arg(daemon.get_program()).args(daemon.get_args());
+        command.env_remove("RLHFD_SOCKET").env_remove("NOTIFY_SOCKET").stdin(Stdio::null());
+        self.answering(self.spawn(command))
+    }
+
+    fn answering<'a>(&'a self, mut daemon: Daemon<'a>) -> Daemon<'a> {
         let ask = || {
             let ended = daemon.child.try_wait().expect("a child");
             assert!(ended.is_none(), "the daemon ended: {ended:?}\n{}", self.log());
             http::open(&self.socket()).ok()?;
-            Some(())
+            // It serves before it has opened the run, or knows why it cannot.
+            let status = self.status();
+            let waits = status["waits_for"].as_array().is_some_and(|waits| !waits.is_empty());
+            (waits || !status["run"].is_null()).then_some(())
         };
         wait::until("the daemon to answer", ask, || self.told());
         daemon
@@ -231,15 +245,14 @@ impl Scene {
 
     /// Starts the daemon without waiting for anything.
     pub fn start_unasked(&self) -> Daemon<'_> {
+        self.spawn(self.rlhfd(&["run"]))
+    }
+
+    fn spawn(&self, mut command: Command) -> Daemon<'_> {
         let log = fs::File::options().create(true).append(true).open(self.path("daemon.log"));
         let log = log.expect("a log");
-        let child = self
-            .rlhfd(&["run"])
-            .stdout(log.try_clone().expect("a log"))
-            .stderr(log)
-            .spawn()
-            .expect("rlhfd");
-        Daemon { child, scene: self }
+        command.stdout(log.try_clone().expect("a log")).stderr(log);
+        Daemon { child: command.spawn().expect("rlhfd"), scene: self }
     }
 
     /// Runs `rlhfctl` on this scene's socket.

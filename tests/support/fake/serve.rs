@@ -203,6 +203,10 @@ impl Worker {
                 }
                 Ok(())
             }
+            Err(Stop::Broken(error)) if disk_failed(&error) => {
+                let (kind, message) = (FailureKind::Disk, format!("{error:#}"));
+                self.send(&FromWorker::UnitFailed { attempt: unit.attempt, kind, message }, &[])
+            }
             Err(Stop::Broken(error)) => Err(error),
         }
     }
@@ -290,14 +294,14 @@ impl Worker {
     pub(super) fn act_out(&mut self, name: &str, act: Act) -> Result<Handling, Stop> {
         match act {
             Act::Exit { code } => std::process::exit(code),
-            Act::Signal { number } => {
+            Act::Signal { number: 6 } => std::process::abort(),
+            Act::Signal { number } => loop {
+                // Rust's own handler of faults passes the first one on; the second one kills.
                 if let Some(signal) = rustix::process::Signal::from_named_raw(number) {
                     rustix::process::kill_process(rustix::process::getpid(), signal)?;
                 }
-                loop {
-                    std::thread::sleep(Duration::from_secs(1));
-                }
-            }
+                std::thread::sleep(Duration::from_millis(5));
+            },
             Act::Stall => loop {
                 std::thread::sleep(Duration::from_secs(1));
             },
@@ -412,4 +416,14 @@ fn beat(out: &Mutex<UnixStream>, shared: &Shared, every: Duration) {
             return;
         }
     }
+}
+
+/// Whether a write failed for want of room, or because the place is read-only or broken.
+fn disk_failed(error: &anyhow::Error) -> bool {
+    use std::io::ErrorKind::{QuotaExceeded, ReadOnlyFilesystem, StorageFull};
+    let of_place = |e: &std::io::Error| {
+        matches!(e.kind(), StorageFull | ReadOnlyFilesystem | QuotaExceeded)
+            || e.raw_os_error() == Some(5)
+    };
+    error.chain().any(|cause| cause.downcast_ref().is_some_and(of_place))
 }

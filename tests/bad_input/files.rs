@@ -1,0 +1,139 @@
+//! Uploads by `rlhfctl`: lines and options that are wrong, each refused as a whole.
+
+use rlhfd_tests::dump;
+use rlhfd_tests::scene::{Scene, Settings, text};
+
+/// One wrong upload.
+struct Case {
+    name: &'static str,
+    content: Vec<u8>,
+    options: &'static [&'static str],
+    says: &'static [&'static str],
+}
+
+fn case(
+    name: &'static str,
+    content: impl Into<Vec<u8>>,
+    options: &'static [&'static str],
+    says: &'static [&'static str],
+) -> Case {
+    Case { name, content: content.into(), options, says }
+}
+
+const SET: &[&str] = &["--set", "a"];
+
+fn prompts() -> Vec<Case> {
+    let good = "{\"prompt\": \"a\"}\n";
+    let long = format!("{{\"prompt\": \"{}\"}}\n", "x".repeat(10 << 20));
+    vec![
+        case("malformed JSON", format!("{good}{{\"prompt\": \n"), SET, &["line 2", "JSON"]),
+        case("a wrong type", format!("{good}{good}{{\"prompt\": 5}}\n"), SET, &["line 3"]),
+        case("an unknown key", "{\"promt\": \"a\"}\n", SET, &["line 1", "prompt"]),
+        case("an array", "[1, 2]\n", SET, &["line 1"]),
+        case("no message", "{\"messages\": []}\n", SET, &["line 1", "messages"]),
+        case(
+            "a message without content",
+            "{\"messages\": [{\"role\": \"user\"}]}\n",
+            SET,
+            &["line 1", "content"],
+        ),
+        case(
+            "an assistant's turn at the end",
+            "{\"messages\": [{\"role\": \"user\", \"content\": \"a\"}, \
+              {\"role\": \"assistant\", \"content\": \"b\"}]}\n",
+            SET,
+            &["line 1", "user"],
+        ),
+        case("an empty file", "", SET, &["no "]),
+        case("only blank lines", "\n\n  \n", SET, &["no "]),
+        case("a line of 10 MB", long, SET, &["line 1", "MiB"]),
+        case("no UTF-8", b"{\"prompt\": \"\xff\xfe\"}\n".to_vec(), SET, &["line 1", "UTF-8"]),
+        case("a deep nesting", format!("{}\n", "[".repeat(100_000)), SET, &["line 1"]),
+        case("a reserve of one", good, &["--set", "a", "--reserve", "1.0"], &["reserve"]),
+        case("a negative reserve", good, &["--set", "a", "--reserve=-0.5"], &["reserve"]),
+        case("a set that is a path", good, &["--set", "../a"], &["../a"]),
+        case("a set without a name", good, &["--set", ""], &["name"]),
+    ]
+}
+
+#[test]
+fn wrong_prompts_are_refused_as_a_whole() {
+    let scene = Scene::fake(&Settings::default());
+    let _daemon = scene.start();
+    scene.add_prompts("good", 0, 3, "0");
+    let before = dump::dump(&scene.database());
+    for case in prompts() {
+        let path = scene.path("bad.jsonl");
+        std::fs::write(&path, &case.content).unwrap();
+        let path = path.to_string_lossy().into_owned();
+        let output = scene.ctl(&[&["prompts", "add", &path], case.options].concat());
+        check(&case, &output);
+        dump::assert_same(&before, &dump::dump(&scene.database()), case.name);
+    }
+    let left = "SELECT count(*) FROM uploads WHERE state = 'open'";
+    assert_eq!(scene.number(left), 0);
+}
+
+fn check(case: &Case, output: &std::process::Output) {
+    let said = text(&output.stderr);
+    assert!(!output.status.success(), "{}: taken\n{}", case.name, text(&output.stdout));
+    assert!(output.status.code().is_some_and(|code| code != 101), "{}: {said}", case.name);
+    for word in case.says {
+        assert!(said.contains(word), "{}: no word of {word:?} in: {said}", case.name);
+    }
+    assert!(said.len() < 8_000, "{}: {} bytes of words", case.name, said.len());
+}
+
+#[test]
+fn wrong_preferences_are_refused_as_a_whole() {
+    let good = "{\"prompt\": \"a\", \"chosen\": \"b\", \"rejected\": \"c\"}\n";
+    let turn = |a: &str, b: &str| {
+        format!(
+            "[{{\"role\": \"user\", \"content\": \"{a}\"}}, \
+              {{\"role\": \"assistant\", \"content\": \"{b}\"}}]"
+        )
+    };
+    let differing =
+        format!("{{\"chosen\": {}, \"rejected\": {}}}\n", turn("one", "x"), turn("two", "y"));
+    let same = "{\"prompt\": \"a\", \"chosen\": \"b\", \"rejected\": \"b\"}\n";
+    let cases = [
+        case("prompts that differ", format!("{good}{differing}"), &[], &["line 2", "prompt"]),
+        case(
+            "no rejected",
+            "{\"prompt\": \"a\", \"chosen\": \"b\"}\n",
+            &[],
+            &["line 1", "rejected"],
+        ),
+        case("chosen is rejected", same, &[], &["line 1"]),
+        case("an empty file", "", &[], &["no "]),
+        case("a number for chosen", good.replace("\"b\"", "7"), &[], &["line 1"]),
+        case("a name that is a path", good, &["--name", "a/b"], &["a/b"]),
+    ];
+    let scene = Scene::fake(&Settings::default());
+    let _daemon = scene.start();
+    let before = dump::dump(&scene.database());
+    for case in cases {
+        let path = scene.path("bad.jsonl");
+        std::fs::write(&path, &case.content).unwrap();
+        let path = path.to_string_lossy().into_owned();
+        let output = scene.ctl(&[&["train", "reward", "--data", &path], case.options].concat());
+        check(&case, &output);
+        dump::assert_same(&before, &dump::dump(&scene.database()), case.name);
+        assert_eq!(scene.number("SELECT count(*) FROM training_jobs"), 0, "{}", case.name);
+    }
+}
+
+#[test]
+fn bad_lines_are_named_by_number_and_can_be_skipped() {
+    let scene = Scene::fake(&Settings::default());
+    let _daemon = scene.start();
+    let lines = "{\"prompt\": \"a\"}\n\n{broken\n{\"prompt\": \"b\"}\n{\"prompt\": 7}\n";
+    let path = scene.write("some.jsonl", lines).to_string_lossy().into_owned();
+    let output = scene.ctl(&["prompts", "add", &path, "--set", "a"]);
+    let said = text(&output.stderr);
+    assert!(said.contains("line 3") && said.contains("line 5"), "{said}");
+    assert!(said.contains("--skip-bad"), "{said}");
+    scene.ctl_ok(&["prompts", "add", &path, "--set", "a", "--skip-bad"]);
+    assert_eq!(scene.number("SELECT count(*) FROM prompts"), 2);
+    assert_eq!(scene.number("SELECT bad FROM uploads WHERE state = 'published'"), 2);
+}

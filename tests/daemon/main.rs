@@ -1,0 +1,12 @@
+//! The daemon with the fake worker: whole runs, crashes, faults, commands and readers.
+//!
+//! Comes in: the built binaries. Goes out: verdicts from SQL and from the socket. May not enter:
+//! libtorch; sleeping in the hope that something has happened.
+
+mod commands;
+mod crashes;
+mod disk;
+mod faults;
+mod readers;
+mod story;
+mod whole_run;

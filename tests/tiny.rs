@@ -1,0 +1,188 @@
+//! Whole iterations with the real worker on a tiny random model, undisturbed and killed.
+//!
+//! Comes in: the golden models. Goes out: the promise that a run that was killed anywhere ends
+//! with the same rows and the same checkpoint hashes, to the last bit. May not enter: a network, a
+//! GPU.
+
+use std::sync::OnceLock;
+
+use rlhfd_tests::dump::{self, Dump};
+use rlhfd_tests::scene::{Scene, Settings, signal};
+use rlhfd_tests::wait;
+use rustix::process::Signal;
+
+/// Enough work that a kill can fall into its middle, little enough for seconds.
+fn settings() -> Settings {
+    Settings::default()
+        .with(
+            "run",
+            "policy = \"models/policy\"\nseed = 7\niterations_max = 2\nprompts_per_iteration = 12",
+        )
+        .with(
+            "scheduler",
+            "unit_tokens_cpu = 600\nheartbeat_ms = 200\nsilence_timeout_s = 60\n\
+             progress_timeout_s = 60\nstop_timeout_s = 10",
+        )
+        .with("generate", "max_new_tokens = 48\nbatch_prompts = 2")
+        .with(
+            "train",
+            "batch_pairs = 1\nmicro_batch_pairs = 1\nepochs = 4\nlearning_rate = 1e-3\n\
+             save_every_steps = 2",
+        )
+        .with(
+            "evaluate",
+            "temperatures = [1.0]\nn = 2\nmax_new_tokens = 48\nbootstrap_samples = 100",
+        )
+}
+
+fn queue(scene: &Scene) {
+    scene.add_prompts("plain", 0, 44, "0.25");
+}
+
+fn undisturbed() -> &'static Dump {
+    static DUMP: OnceLock<Dump> = OnceLock::new();
+    DUMP.get_or_init(|| {
+        let scene = Scene::real(&settings()).expect("the engine is built");
+        let daemon = scene.start();
+        queue(&scene);
+        scene.wait_iterations(2);
+        println!("{}", scene.ctl_ok(&["iterations"]));
+        let dump = dump::dump(&scene.database());
+        daemon.terminate();
+        dump
+    })
+}
+
+#[test]
+fn an_iteration_learns_something_on_a_tiny_model() {
+    let Some(scene) = Scene::real(&settings()) else { return };
+    let _daemon = scene.start();
+    queue(&scene);
+    scene.wait_iterations(2);
+    let moved =
+        "SELECT count(DISTINCT sha256) FROM checkpoints WHERE kind IN ('initial', 'policy')";
+    assert_eq!(scene.number(moved), 3);
+    let falls = "SELECT loss_last < 0.6931 FROM iteration_history WHERE iteration = 2";
+    assert_eq!(scene.number(falls), 1, "the loss never fell below ln 2");
+    let first = "SELECT abs(loss - 0.693147) < 0.001 FROM training_steps t
+                 JOIN units u ON u.id = t.unit_id WHERE u.iteration = 1 AND t.step = 1";
+    assert_eq!(scene.number(first), 1, "policy and reference are one at the first step");
+    dump::assert_same(undisturbed(), &dump::dump(&scene.database()), "the same run twice");
+}
+
+/// What is killed.
+#[derive(Clone, Copy)]
+enum Victim {
+    Daemon,
+    Worker,
+}
+
+/// Freezes the worker that has an open attempt at such a unit, and gives its process id.
+fn frozen(scene: &Scene, units: &str) -> i32 {
+    let open = format!(
+        "SELECT coalesce((SELECT l.pid FROM attempts a JOIN units u ON u.id = a.unit_id
+         JOIN leases l ON l.id = a.lease_id
+         WHERE a.ended_ms IS NULL AND l.pid IS NOT NULL AND ({units}) LIMIT 1), 0)"
+    );
+    let ask = || {
+        let pid = i32::try_from(scene.number(&open)).ok().filter(|pid| *pid > 0)?;
+        signal(pid, Signal::STOP);
+        // What it had sent is taken in by now, or the attempt is open still and stays so.
+        let _ = scene.status();
+        let _ = scene.status();
+        if i64::from(pid) == scene.number(&open) {
+            return Some(pid);
+        }
+        signal(pid, Signal::CONT);
+        None
+    };
+    wait::until(&format!("a worker at {units}"), ask, || scene.told())
+}
+
+fn killed(scene: &Scene, units: &str, victim: Victim) {
+    let mut daemon = scene.start();
+    queue(scene);
+    let worker = frozen(scene, units);
+    match victim {
+        Victim::Worker => signal(worker, Signal::KILL),
+        Victim::Daemon => {
+            daemon.kill();
+            daemon = scene.start();
+        }
+    }
+    scene.wait_iterations(2);
+    assert_eq!(scene.number("SELECT count(*) FROM attempts WHERE counted = 1"), 0);
+    assert!(scene.number("SELECT count(*) FROM attempts WHERE outcome = 'died'") >= 1);
+    drop(daemon);
+}
+
+fn check(units: &str, victim: Victim) {
+    let Some(scene) = Scene::real(&settings()) else { return };
+    killed(&scene, units, victim);
+    dump::assert_same(undisturbed(), &dump::dump(&scene.database()), units);
+}
+
+const GENERATE: &str = "u.work = 'generate' AND u.stage = 'generate'";
+const LABEL: &str = "u.work = 'score' AND u.stage = 'label'";
+const EVALUATE: &str = "u.work IN ('generate', 'score', 'logprobs') AND u.stage = 'evaluate'";
+/// Some saves are made, and the last step is still to come.
+const TRAIN: &str = "u.work = 'train_dpo' AND u.iteration = 1 AND u.last_step >= 2";
+
+#[test]
+fn the_daemon_dies_in_generate() {
+    check(GENERATE, Victim::Daemon);
+}
+
+#[test]
+fn the_worker_dies_in_generate() {
+    check(GENERATE, Victim::Worker);
+}
+
+#[test]
+fn the_daemon_dies_in_label() {
+    check(LABEL, Victim::Daemon);
+}
+
+#[test]
+fn the_worker_dies_in_label() {
+    check(LABEL, Victim::Worker);
+}
+
+#[test]
+fn the_daemon_dies_in_evaluate() {
+    check(EVALUATE, Victim::Daemon);
+}
+
+#[test]
+fn the_worker_dies_in_evaluate() {
+    check(EVALUATE, Victim::Worker);
+}
+
+const FIRST_STEP: &str = "SELECT max(a.first_step) FROM attempts a JOIN units u ON u.id = a.unit_id
+    WHERE u.work = 'train_dpo' AND u.iteration = 1 AND a.number > 1";
+
+#[test]
+fn the_daemon_dies_in_train_and_its_next_attempt_goes_on() {
+    let Some(scene) = Scene::real(&settings()) else { return };
+    killed(&scene, TRAIN, Victim::Daemon);
+    assert!(scene.number(FIRST_STEP) > 1);
+    dump::assert_same(undisturbed(), &dump::dump(&scene.database()), "daemon, train");
+}
+
+#[test]
+fn the_worker_dies_in_train_and_its_next_attempt_goes_on() {
+    let Some(scene) = Scene::real(&settings()) else { return };
+    killed(&scene, TRAIN, Victim::Worker);
+    assert!(scene.number(FIRST_STEP) > 1);
+    dump::assert_same(undisturbed(), &dump::dump(&scene.database()), "worker, train");
+}
+
+#[test]
+fn without_resuming_a_training_begins_at_the_first_step() {
+    let Some(mut scene) = Scene::real(&settings()) else { return };
+    // Nothing is resumed: the two tests above would fail like this.
+    scene.environment.push(("RLHFD_TEST_NO_RESUME".into(), "1".into()));
+    killed(&scene, TRAIN, Victim::Worker);
+    assert_eq!(scene.number(FIRST_STEP), 1);
+    dump::assert_same(undisturbed(), &dump::dump(&scene.database()), "trained anew");
+}
