@@ -3,25 +3,30 @@
 //! In: ready units (asked of the store), leases that open, end and fall short of work, devices. Out:
 //! units to workers, leases to the supervisor. May not enter: decisions (`schedule::plan`), rows.
 
+mod devices;
+mod messages;
+
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
 
 use actix::prelude::*;
-use rlhfd_config::{CheckedConfig, UseDevices};
-use rlhfd_domain::device::{DeviceKind, DeviceSeen, Mib};
 use rlhfd_domain::{UnitId, WorkKind};
 use rlhfd_store::UnitRow;
 
 use super::iteration::{IterationActor, Nudge};
 use super::stage::StageContext;
 use super::supervisor::{OpenLease, SupervisorActor};
-use super::worker::{Abandon, CancelUnit, Drain, Hand, WorkerActor};
+use super::worker::{Drain, Hand, WorkerActor};
 use crate::gpu::{self, DeviceFact, GpuProbe};
-use crate::handles::{now_ms, with_causes};
+use crate::handles::with_causes;
 use crate::live::LiveBoard;
 use crate::schedule::{self, DeviceState, LeaseState, Placement, Priority, ReadyUnit};
-use crate::workers::death::Death;
+
+pub use devices::uses_cuda;
+pub use messages::{
+    Consider, LeaseEnded, LeaseOpened, LeaseOpening, Meet, Stop, UnitEnded, Withdraw,
+};
 
 /// Ready units looked at in one plan.
 const READY_MAX: u32 = 64;
@@ -212,74 +217,6 @@ impl SchedulerActor {
             }
         }
     }
-
-    fn look_at_devices(&mut self, own: &mut Context<Self>) {
-        let probe = Arc::clone(&self.probe);
-        let looked = actix_rt::task::spawn_blocking(move || probe.look());
-        own.spawn(looked.into_actor(self).map(|looked, scheduler, own| {
-            if let Ok(inventory) = looked {
-                scheduler.take_inventory(&inventory, own);
-            }
-        }));
-    }
-
-    fn take_inventory(&mut self, inventory: &gpu::Inventory, own: &mut Context<Self>) {
-        let wanted = match &self.ctx.config.borrow().devices.use_devices {
-            UseDevices::Auto => Vec::new(),
-            UseDevices::Named(names) => names.clone(),
-        };
-        let devices = match gpu::choose(&wanted, inventory) {
-            Ok(devices) => devices,
-            Err(missing) => {
-                let sentence = format!(
-                    "[devices] use names {}, which is not there; put it back, or change the \
-                     configuration",
-                    missing.join(", ")
-                );
-                self.live.change(|live| {
-                    live.faults.insert("devices".into(), sentence);
-                    live.devices.clear();
-                });
-                self.devices.clear();
-                return;
-            }
-        };
-        let changed = uuids(&devices) != uuids(&self.devices);
-        self.devices = devices;
-        let shown = self.devices.clone();
-        self.live.change(|live| {
-            live.faults.remove("devices");
-            live.devices = shown;
-        });
-        if changed {
-            self.record();
-            self.consider(own);
-        }
-    }
-
-    fn record(&self) {
-        let seen: Vec<DeviceSeen> = self
-            .devices
-            .iter()
-            .map(|device| DeviceSeen {
-                uuid: device.uuid.clone(),
-                kind: if device.is_cuda() { DeviceKind::Cuda } else { DeviceKind::Cpu },
-                name: device.name.clone(),
-                memory: device.memory_mib.map(Mib),
-            })
-            .collect();
-        let ctx = self.ctx.clone();
-        actix_rt::spawn(async move {
-            let recorded = ctx.write_patiently(move |s| s.record_devices(&seen, now_ms())).await;
-            if let Err(error) = recorded {
-                tracing::warn!("devices are not recorded: {error}");
-            }
-        });
-    }
-}
-
-fn uuids(devices: &[DeviceFact]) -> Vec<(&str, bool)> {
-    devices.iter().map(|device| (device.uuid.as_str(), device.fault.is_none())).collect()
 }
 
 /// Ready units that need a worker, with the sums of their models. None while the run is paused.
@@ -353,191 +290,5 @@ impl Actor for SchedulerActor {
                 }
             }
         });
-    }
-}
-
-/// The others that it speaks to; they are made after it.
-#[derive(Message)]
-#[rtype(result = "()")]
-pub struct Meet {
-    /// Who starts processes.
-    pub supervisor: Addr<SupervisorActor>,
-    /// Who is told that something ended.
-    pub iteration: Addr<IterationActor>,
-}
-
-impl Handler<Meet> for SchedulerActor {
-    type Result = ();
-
-    fn handle(&mut self, meet: Meet, _: &mut Self::Context) {
-        self.supervisor = Some(meet.supervisor);
-        self.iteration = Some(meet.iteration);
-    }
-}
-
-/// Look whether something can be placed.
-#[derive(Message)]
-#[rtype(result = "()")]
-pub struct Consider;
-
-impl Handler<Consider> for SchedulerActor {
-    type Result = ();
-
-    fn handle(&mut self, _: Consider, ctx: &mut Self::Context) {
-        self.consider(ctx);
-    }
-}
-
-/// A process was started (or will be, after a back-off): its devices are held.
-#[derive(Message)]
-#[rtype(result = "()")]
-pub struct LeaseOpening {
-    /// Its number within this daemon.
-    pub number: u64,
-    /// UUIDs.
-    pub devices: Vec<String>,
-}
-
-impl Handler<LeaseOpening> for SchedulerActor {
-    type Result = ();
-
-    fn handle(&mut self, opening: LeaseOpening, _: &mut Self::Context) {
-        let lease = Lease {
-            devices: opening.devices,
-            worker: None,
-            state: LeaseState::Opening,
-            queue: VecDeque::new(),
-            loaded: Vec::new(),
-        };
-        self.leases.insert(opening.number, lease);
-    }
-}
-
-/// A worker said hello.
-#[derive(Message)]
-#[rtype(result = "()")]
-pub struct LeaseOpened {
-    /// Its number.
-    pub number: u64,
-    /// Where units go.
-    pub worker: Addr<WorkerActor>,
-}
-
-impl Handler<LeaseOpened> for SchedulerActor {
-    type Result = ();
-
-    fn handle(&mut self, opened: LeaseOpened, ctx: &mut Self::Context) {
-        if let Some(supervisor) = &self.supervisor {
-            let _ = supervisor.try_send(super::supervisor::Greeted { number: opened.number });
-        }
-        if let Some(lease) = self.leases.get_mut(&opened.number) {
-            lease.worker = Some(opened.worker);
-            if lease.state == LeaseState::Opening {
-                lease.state = LeaseState::Open;
-            }
-        }
-        self.consider(ctx);
-    }
-}
-
-/// A unit is out of a worker's hands, in whatever way.
-#[derive(Message)]
-#[rtype(result = "()")]
-pub struct UnitEnded {
-    /// The worker's number.
-    pub number: u64,
-    /// The unit.
-    pub unit: UnitId,
-}
-
-impl Handler<UnitEnded> for SchedulerActor {
-    type Result = ();
-
-    fn handle(&mut self, ended: UnitEnded, ctx: &mut Self::Context) {
-        if let Some(lease) = self.leases.get_mut(&ended.number) {
-            lease.queue.retain(|(id, _)| *id != ended.unit);
-        }
-        self.nudge();
-        self.consider(ctx);
-    }
-}
-
-/// A process is gone.
-#[derive(Message)]
-#[rtype(result = "()")]
-pub struct LeaseEnded {
-    /// Its number.
-    pub number: u64,
-    /// How it ended.
-    pub death: Death,
-}
-
-impl Handler<LeaseEnded> for SchedulerActor {
-    type Result = ();
-
-    fn handle(&mut self, ended: LeaseEnded, ctx: &mut Self::Context) {
-        self.leases.remove(&ended.number);
-        if let Some(supervisor) = &self.supervisor {
-            super::tell(
-                supervisor,
-                super::supervisor::Died { number: ended.number, death: ended.death },
-            );
-        }
-        self.nudge();
-        self.consider(ctx);
-    }
-}
-
-/// These units are not wanted any more: whoever has one stops it.
-#[derive(Message)]
-#[rtype(result = "()")]
-pub struct Withdraw(pub Vec<UnitId>);
-
-impl Handler<Withdraw> for SchedulerActor {
-    type Result = ();
-
-    fn handle(&mut self, Withdraw(units): Withdraw, _: &mut Self::Context) {
-        for lease in self.leases.values() {
-            for (unit, _) in lease.queue.iter().filter(|(unit, _)| units.contains(unit)) {
-                if let Some(worker) = &lease.worker {
-                    super::tell(worker, CancelUnit(*unit));
-                }
-            }
-        }
-    }
-}
-
-/// The daemon stops: nothing is handed out any more, every worker drains.
-#[derive(Message)]
-#[rtype(result = "usize")]
-pub struct Stop {
-    /// Do not wait for anything.
-    pub now: bool,
-}
-
-impl Handler<Stop> for SchedulerActor {
-    type Result = usize;
-
-    fn handle(&mut self, stop: Stop, _: &mut Self::Context) -> usize {
-        let first = !std::mem::replace(&mut self.stopping, true);
-        for lease in self.leases.values() {
-            if let Some(worker) = &lease.worker {
-                if stop.now {
-                    super::tell(worker, Abandon);
-                } else if first {
-                    super::tell(worker, Drain);
-                }
-            }
-        }
-        self.leases.values().filter(|lease| lease.worker.is_some()).count()
-    }
-}
-
-/// The kind of devices in use, for the sizes of units.
-#[must_use]
-pub fn uses_cuda(live: &LiveBoard, config: &CheckedConfig) -> bool {
-    match &config.devices.use_devices {
-        UseDevices::Named(names) => names.iter().any(|name| name != gpu::CPU),
-        UseDevices::Auto => live.now().devices.iter().any(DeviceFact::is_cuda),
     }
 }

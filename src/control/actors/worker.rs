@@ -4,6 +4,9 @@
 //! stages, deaths to the store, both to the scheduler. A frame is handled to its end (with its
 //! transaction) before the next is read. May not enter: which unit comes next, what a unit means.
 
+mod frames;
+mod orders;
+
 use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -11,14 +14,13 @@ use std::time::{Duration, Instant};
 use actix::prelude::*;
 use rlhfd_domain::{AttemptId, Cause};
 use rlhfd_protocol::WORKER_PROTOCOL;
-use rlhfd_protocol::frame::{self, Frame};
-use rlhfd_protocol::worker::{FailureKind, FromWorker, ToWorker};
+use rlhfd_protocol::worker::{FromWorker, ToWorker};
 use rlhfd_store::UnitRow;
 use tokio::sync::{mpsc, watch};
 use tracing::Span;
 
 use super::attempts::{self, Ending};
-use super::scheduler::{LeaseEnded, LeaseOpened, SchedulerActor, UnitEnded};
+use super::scheduler::{LeaseEnded, SchedulerActor, UnitEnded};
 use super::stage::{Answer, ItemKeys, StageContext, Stages};
 use super::teller::{Tell, Teller};
 use crate::live::{LiveBoard, LiveUnit, WorkerState};
@@ -26,9 +28,7 @@ use crate::workers::death::Death;
 use crate::workers::link::{Link, LinkEvent};
 use crate::workers::watch::{Limits, Verdict, Watch};
 
-/// What is held of a unit's answers at most; with a frame read, one sent and one waiting the
-/// daemon stays below 8 MiB a worker.
-const ANSWERS_BYTES_MAX: usize = 5 << 20;
+pub use orders::{Abandon, CancelUnit, Drain, Hand, Handed};
 
 /// What belongs to every worker of this daemon.
 #[derive(Clone)]
@@ -185,82 +185,6 @@ impl WorkerActor {
         self.hands.front_mut().filter(|hand| hand.attempt.get() == attempt.cast_signed())
     }
 
-    /// A frame that ends no unit. Says what is wrong with it.
-    fn take(&mut self, frame: Frame<FromWorker>) -> Result<(), String> {
-        let now = Instant::now();
-        let in_hand = !self.hands.is_empty();
-        match frame.message {
-            FromWorker::Loaded { .. } => {
-                self.watch.loaded(in_hand, now);
-                self.show(if in_hand { WorkerState::Running } else { WorkerState::Idle });
-                Ok(())
-            }
-            FromWorker::Heartbeat { attempt, progress, resident_mib, done } => {
-                self.watch.progressed(progress, now);
-                self.ctx.live.worker(self.number, |worker| {
-                    worker.resident_mib = resident_mib;
-                    if let (Some(unit), Some(done), Some(_)) = (&mut worker.unit, done, attempt) {
-                        unit.tokens = done.tokens;
-                    }
-                });
-                Ok(())
-            }
-            FromWorker::Result { attempt, index, result } => {
-                let Some(hand) = self.front(attempt) else {
-                    return Err(format!("an answer to attempt {attempt}, which does not run"));
-                };
-                if index >= hand.items {
-                    return Err(format!("an answer to item {index} of {}", hand.items));
-                }
-                hand.bytes += frame.payload.len() + answer_bytes(&result);
-                if hand.bytes > ANSWERS_BYTES_MAX {
-                    return Err(format!("more than {ANSWERS_BYTES_MAX} bytes of answers"));
-                }
-                hand.answers.push(Answer { index, result, payload: frame.payload });
-                self.ctx.live.worker(self.number, |worker| {
-                    if let Some(unit) = &mut worker.unit {
-                        unit.items_done = unit.items_done.max(index + 1);
-                    }
-                });
-                Ok(())
-            }
-            FromWorker::Step { attempt, step, steps, loss } => {
-                if self.front(attempt).is_none() {
-                    return Err(format!("a step of attempt {attempt}, which does not run"));
-                }
-                self.ctx.live.worker(self.number, |worker| {
-                    if let Some(unit) = &mut worker.unit {
-                        unit.step = Some((step, steps, loss));
-                    }
-                });
-                Ok(())
-            }
-            FromWorker::Hello { .. } => Err("a second hello".into()),
-            FromWorker::UnitDone { .. } | FromWorker::UnitFailed { .. } => Ok(()),
-        }
-    }
-
-    fn hello(&mut self, frame: &FromWorker, own: &Context<Self>) -> Result<(), String> {
-        let FromWorker::Hello { protocol, version, libtorch, device, .. } = frame else {
-            return Err("something before its hello".into());
-        };
-        if *protocol != WORKER_PROTOCOL {
-            return Err(format!(
-                "it speaks protocol {protocol} and the daemon {WORKER_PROTOCOL}; install both of one version"
-            ));
-        }
-        tracing::info!(pid = self.pid, version, libtorch, device, "a worker is ready");
-        self.show(WorkerState::Idle);
-        let worker = format!("{version} libtorch {libtorch} {device}");
-        let opened = LeaseOpened { number: self.number, worker: own.address() };
-        if self.tell.try_send(Tell::Name(worker)).is_err()
-            || self.ctx.scheduler.try_send(opened).is_err()
-        {
-            return Err("the daemon is too busy to take it".into());
-        }
-        Ok(())
-    }
-
     fn show(&self, state: WorkerState) {
         self.ctx.live.worker(self.number, |worker| {
             if worker.state != WorkerState::Ending {
@@ -298,50 +222,6 @@ impl WorkerActor {
         if self.hands.is_empty() { self.watch.idle(now) } else { self.watch.begun(now) }
     }
 
-    /// Takes the unit of `attempt` out of hand: it must be the one in front.
-    fn let_go(&mut self, attempt: u64) -> Result<InHand, String> {
-        if self.front(attempt).is_none() {
-            return Err(format!("the end of attempt {attempt}, which does not run"));
-        }
-        let hand = self.hands.pop_front().ok_or("nothing is in hand")?;
-        self.show_front();
-        Ok(hand)
-    }
-
-    /// The future of a frame that ends a unit; others end at once.
-    fn ending(&mut self, frame: &FromWorker) -> Result<Option<Ending>, String> {
-        match frame {
-            FromWorker::UnitDone { attempt, summary } => {
-                let hand = self.let_go(*attempt)?;
-                Ok(Some(Ending::Done {
-                    unit: hand.unit,
-                    attempt: hand.attempt,
-                    keys: hand.keys,
-                    answers: hand.answers,
-                    summary: summary.clone(),
-                }))
-            }
-            FromWorker::UnitFailed { attempt, kind, message } => {
-                let hand = self.let_go(*attempt)?;
-                self.doomed |= *kind == FailureKind::Crashed;
-                let (unit, attempt, message) = (hand.unit, hand.attempt, message.clone());
-                Ok(Some(match kind {
-                    FailureKind::OutOfMemory => {
-                        Ending::died(unit, attempt, Cause::OutOfMemory, message)
-                    }
-                    FailureKind::Crashed => Ending::died(unit, attempt, Cause::Crashed, message),
-                    FailureKind::NonFinite => {
-                        Ending::died(unit, attempt, Cause::NonFinite, message)
-                    }
-                    FailureKind::Input => Ending::Refused { unit, attempt, message },
-                    FailureKind::Disk => Ending::Disk { unit, attempt, message },
-                    FailureKind::Cancelled => Ending::Returned { unit, attempt },
-                }))
-            }
-            _ => Ok(None),
-        }
-    }
-
     /// What becomes of all that is in hand when the process is gone.
     fn orphans(&mut self, death: Death) -> Vec<Ending> {
         let (cause, why) = self
@@ -362,18 +242,6 @@ impl WorkerActor {
             })
             .collect()
     }
-}
-
-fn answer_bytes(result: &rlhfd_protocol::worker::ItemResult) -> usize {
-    use rlhfd_protocol::worker::ItemResult;
-    std::mem::size_of::<Answer>()
-        + match result {
-            ItemResult::Response { text, .. } => text.len(),
-            ItemResult::Refused { message, .. } => message.len(),
-            ItemResult::Rendered { .. }
-            | ItemResult::Score { .. }
-            | ItemResult::Logprobs { .. } => 0,
-        }
 }
 
 impl Actor for WorkerActor {
@@ -478,115 +346,5 @@ impl WorkerActor {
                 own.stop();
             },
         )))
-    }
-}
-
-/// A unit for this worker.
-#[derive(Message)]
-#[rtype(result = "()")]
-pub struct Hand(pub Arc<UnitRow>);
-
-impl Handler<Hand> for WorkerActor {
-    type Result = ();
-
-    fn handle(&mut self, Hand(unit): Hand, _: &mut Self::Context) {
-        let id = unit.id;
-        if self.tell.try_send(Tell::Unit(unit)).is_err() {
-            // Never more than the queue's depth is handed; were it so, the unit is still open.
-            super::tell(&self.ctx.scheduler, UnitEnded { number: self.number, unit: id });
-        }
-    }
-}
-
-/// The teller is about to send a unit.
-#[derive(Message)]
-#[rtype(result = "()")]
-pub struct Handed {
-    /// The unit.
-    pub unit: Arc<UnitRow>,
-    /// Its attempt.
-    pub attempt: AttemptId,
-    /// What its items stand for.
-    pub keys: ItemKeys,
-    /// How many.
-    pub items: u32,
-    /// Whether models are loaded first.
-    pub loads: bool,
-}
-
-impl Handler<Handed> for WorkerActor {
-    type Result = ();
-
-    fn handle(&mut self, handed: Handed, _: &mut Self::Context) {
-        let Handed { unit, attempt, keys, items, loads } = handed;
-        self.hands.push_back(InHand { unit, attempt, keys, items, answers: Vec::new(), bytes: 0 });
-        if self.hands.len() == 1 {
-            self.show_front();
-            if loads {
-                self.watch.loading(Instant::now());
-                self.show(WorkerState::Loading);
-            }
-        } else {
-            let next = self.hands.get(1).map(|hand| hand.unit.key.clone());
-            self.ctx.live.worker(self.number, |worker| worker.next = next);
-        }
-    }
-}
-
-/// Finish what is in hand, then leave. A training saves its state and gives its unit back.
-#[derive(Message)]
-#[rtype(result = "()")]
-pub struct Drain;
-
-impl Handler<Drain> for WorkerActor {
-    type Result = ();
-
-    fn handle(&mut self, _: Drain, ctx: &mut Self::Context) {
-        self.leaving = true;
-        self.show(WorkerState::Ending);
-        let deadline = self.ctx.stage.config.borrow().scheduler.stop_timeout_s;
-        if self.tell.try_send(Tell::Drain).is_err() {
-            self.kill(Cause::Restart, "it does not listen".into());
-        }
-        let training = self.hands.iter().all(|hand| hand.unit.work.trains());
-        if training {
-            ctx.run_later(Duration::from_secs(deadline), |worker, _| {
-                worker.kill(Cause::Restart, "it did not leave in time".into());
-            });
-        }
-    }
-}
-
-/// Leave now: the daemon stops and will not wait any longer.
-#[derive(Message)]
-#[rtype(result = "()")]
-pub struct Abandon;
-
-impl Handler<Abandon> for WorkerActor {
-    type Result = ();
-
-    fn handle(&mut self, _: Abandon, _: &mut Self::Context) {
-        self.kill(Cause::Restart, "the daemon stops".into());
-    }
-}
-
-/// Stop this unit at the next micro-batch: nobody wants it any more.
-#[derive(Message)]
-#[rtype(result = "()")]
-pub struct CancelUnit(pub rlhfd_domain::UnitId);
-
-impl Handler<CancelUnit> for WorkerActor {
-    type Result = ();
-
-    fn handle(&mut self, CancelUnit(unit): CancelUnit, _: &mut Self::Context) {
-        let attempts = self.hands.iter().filter(|hand| hand.unit.id == unit);
-        for hand in attempts {
-            let attempt = hand.attempt.get().cast_unsigned();
-            if let Ok(bytes) = frame::encode(&ToWorker::Cancel { attempt }, &[]) {
-                // Where the worker does not listen now, the unit ends by itself and its rows are
-                // refused by the store.
-                let _ = self.link.out.try_send(bytes);
-            }
-        }
     }
 }

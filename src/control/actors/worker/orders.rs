@@ -1,0 +1,129 @@
+//! What a worker's actor is told: units to hand over, units to drop, to leave.
+//!
+//! In: messages of the scheduler and of the teller. Out: words to the teller and the link. May not
+//! enter: frames that come.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use actix::prelude::*;
+use rlhfd_domain::{AttemptId, Cause};
+use rlhfd_protocol::frame;
+use rlhfd_protocol::worker::ToWorker;
+use rlhfd_store::UnitRow;
+
+use super::{InHand, WorkerActor};
+use crate::actors::scheduler::UnitEnded;
+use crate::actors::stage::ItemKeys;
+use crate::actors::teller::Tell;
+use crate::live::WorkerState;
+
+/// A unit for this worker.
+#[derive(Message)]
+#[rtype(result = "()")]
+pub struct Hand(pub Arc<UnitRow>);
+
+impl Handler<Hand> for WorkerActor {
+    type Result = ();
+
+    fn handle(&mut self, Hand(unit): Hand, _: &mut Self::Context) {
+        let id = unit.id;
+        if self.tell.try_send(Tell::Unit(unit)).is_err() {
+            // Never more than the queue's depth is handed; were it so, the unit is still open.
+            crate::actors::tell(&self.ctx.scheduler, UnitEnded { number: self.number, unit: id });
+        }
+    }
+}
+
+/// The teller is about to send a unit.
+#[derive(Message)]
+#[rtype(result = "()")]
+pub struct Handed {
+    /// The unit.
+    pub unit: Arc<UnitRow>,
+    /// Its attempt.
+    pub attempt: AttemptId,
+    /// What its items stand for.
+    pub keys: ItemKeys,
+    /// How many.
+    pub items: u32,
+    /// Whether models are loaded first.
+    pub loads: bool,
+}
+
+impl Handler<Handed> for WorkerActor {
+    type Result = ();
+
+    fn handle(&mut self, handed: Handed, _: &mut Self::Context) {
+        let Handed { unit, attempt, keys, items, loads } = handed;
+        self.hands.push_back(InHand { unit, attempt, keys, items, answers: Vec::new(), bytes: 0 });
+        if self.hands.len() == 1 {
+            self.show_front();
+            if loads {
+                self.watch.loading(Instant::now());
+                self.show(WorkerState::Loading);
+            }
+        } else {
+            let next = self.hands.get(1).map(|hand| hand.unit.key.clone());
+            self.ctx.live.worker(self.number, |worker| worker.next = next);
+        }
+    }
+}
+
+/// Finish what is in hand, then leave. A training saves its state and gives its unit back.
+#[derive(Message)]
+#[rtype(result = "()")]
+pub struct Drain;
+
+impl Handler<Drain> for WorkerActor {
+    type Result = ();
+
+    fn handle(&mut self, _: Drain, ctx: &mut Self::Context) {
+        self.leaving = true;
+        self.show(WorkerState::Ending);
+        let deadline = self.ctx.stage.config.borrow().scheduler.stop_timeout_s;
+        if self.tell.try_send(Tell::Drain).is_err() {
+            self.kill(Cause::Restart, "it does not listen".into());
+        }
+        let training = self.hands.iter().all(|hand| hand.unit.work.trains());
+        if training {
+            ctx.run_later(Duration::from_secs(deadline), |worker, _| {
+                worker.kill(Cause::Restart, "it did not leave in time".into());
+            });
+        }
+    }
+}
+
+/// Leave now: the daemon stops and will not wait any longer.
+#[derive(Message)]
+#[rtype(result = "()")]
+pub struct Abandon;
+
+impl Handler<Abandon> for WorkerActor {
+    type Result = ();
+
+    fn handle(&mut self, _: Abandon, _: &mut Self::Context) {
+        self.kill(Cause::Restart, "the daemon stops".into());
+    }
+}
+
+/// Stop this unit at the next micro-batch: nobody wants it any more.
+#[derive(Message)]
+#[rtype(result = "()")]
+pub struct CancelUnit(pub rlhfd_domain::UnitId);
+
+impl Handler<CancelUnit> for WorkerActor {
+    type Result = ();
+
+    fn handle(&mut self, CancelUnit(unit): CancelUnit, _: &mut Self::Context) {
+        let attempts = self.hands.iter().filter(|hand| hand.unit.id == unit);
+        for hand in attempts {
+            let attempt = hand.attempt.get().cast_unsigned();
+            if let Ok(bytes) = frame::encode(&ToWorker::Cancel { attempt }, &[]) {
+                // Where the worker does not listen now, the unit ends by itself and its rows are
+                // refused by the store.
+                let _ = self.link.out.try_send(bytes);
+            }
+        }
+    }
+}

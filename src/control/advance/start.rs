@@ -1,0 +1,251 @@
+//! Between two iterations: whether the next one may start, and what is missing where it may not.
+//!
+//! In: the configuration, the run, the prompts that are queued, time. Out: a started iteration, a
+//! planned probe, or a sentence. May not enter: iterations under way.
+
+use std::sync::Arc;
+
+use rlhfd_config::{CheckedConfig, ScorerModel, WhenShort};
+use rlhfd_domain::{ScorerId, Stage, UnitId, WorkKind};
+use rlhfd_store::{ModelIdentity, NewIteration, NewUnit, Run, StoreError};
+
+use super::words::grouped;
+use super::{Advanced, identity};
+use crate::actors::iteration::OrderContext;
+use crate::actors::scheduler::uses_cuda;
+use crate::handles::{AskError, now_ms};
+use crate::stages::plan::{self, Answered, Given, Sizes};
+use crate::stages::sums;
+
+/// No iteration is under way: whether one may start, and what is missing.
+pub(super) async fn between_iterations(
+    ctx: &OrderContext,
+    config: &Arc<CheckedConfig>,
+    run: &Run,
+) -> Result<Advanced, AskError> {
+    let id = run.id;
+    let (_, done) = ctx.stage.store.read(move |r| r.iterations_so_far(id)).await?;
+    if config.run.iterations_max > 0 && u64::from(done) >= config.run.iterations_max {
+        return Ok(Advanced::waits(format!(
+            "the run has ended after {done} iterations; raise [run] iterations_max to go on"
+        )));
+    }
+    let scorer = match scorer(ctx, config, run).await? {
+        Ok(scorer) => scorer,
+        Err(sentence) => return Ok(Advanced::waits(sentence)),
+    };
+    match probe(ctx, config, run, &scorer).await? {
+        Probe::Good => {}
+        Probe::Planned => return Ok(Advanced::changed()),
+        Probe::Running => {
+            let sentence = "the models are being probed before their first use";
+            return Ok(Advanced::waits(sentence));
+        }
+    }
+    let fresh = ctx.stage.store.read(move |r| r.fresh_prompts(id)).await?;
+    match short_of(ctx, config, run, fresh).await? {
+        Some(sentence) => Ok(Advanced::waits(sentence)),
+        None => start(ctx, config, run, scorer.id).await,
+    }
+}
+
+struct Scorer {
+    id: ScorerId,
+    sha256: String,
+}
+
+/// The configuration's scorer, if its model is there.
+async fn scorer(
+    ctx: &OrderContext,
+    config: &CheckedConfig,
+    run: &Run,
+) -> Result<Result<Scorer, String>, AskError> {
+    let Some(scorer) = config.label.scorers.first() else {
+        return Ok(Err("the configuration names no scorer; add [[label.scorers]]".into()));
+    };
+    let model = match &scorer.model {
+        ScorerModel::Folder(place) => match identity(ctx, &place.path).await? {
+            Ok(identity) => identity,
+            Err(sentence) => return Ok(Err(sentence)),
+        },
+        ScorerModel::RewardJob(name) => match job_model(ctx, run, name).await? {
+            Ok(identity) => identity,
+            Err(sentence) => return Ok(Err(sentence)),
+        },
+    };
+    let (name, sha256) = (scorer.name.clone(), model.sha256.clone());
+    let id = ctx
+        .stage
+        .store
+        .write(move |s| s.scorer(&name, "reward", &model.path, &model.sha256))
+        .await?;
+    Ok(Ok(Scorer { id, sha256 }))
+}
+
+async fn job_model(
+    ctx: &OrderContext,
+    run: &Run,
+    name: &str,
+) -> Result<Result<ModelIdentity, String>, AskError> {
+    let (id, wanted) = (run.id, name.to_owned());
+    let found = ctx
+        .stage
+        .store
+        .read(move |r| {
+            let job = r.job_by_name(id, "reward", &wanted)?;
+            let checkpoint = match job.as_ref().and_then(|job| job.checkpoint) {
+                Some(checkpoint) => Some(r.checkpoint(checkpoint)?),
+                None => None,
+            };
+            Ok((job, checkpoint))
+        })
+        .await?;
+    Ok(match found {
+        (_, Some(checkpoint)) if checkpoint.sound => {
+            Ok(ModelIdentity { path: checkpoint.path, sha256: checkpoint.sha256 })
+        }
+        (_, Some(checkpoint)) => Err(format!(
+            "the reward model {} is not sound; restore its folder {}, or train another one",
+            checkpoint.name, checkpoint.path
+        )),
+        (Some(job), None) => Err(format!(
+            "the training job reward/{name} is {}, and its reward model scores this run{}",
+            job.status.label(),
+            job.reason.map(|reason| format!(" ({reason})")).unwrap_or_default()
+        )),
+        (None, None) => Err(format!(
+            "the reward model reward/{name} is not trained yet: \
+             `rlhfctl train reward --data FILE --name {name}`"
+        )),
+    })
+}
+
+enum Probe {
+    Good,
+    Planned,
+    Running,
+}
+
+/// Whether these models were probed under these settings; else the probe is planned.
+async fn probe(
+    ctx: &OrderContext,
+    config: &CheckedConfig,
+    run: &Run,
+    scorer: &Scorer,
+) -> Result<Probe, AskError> {
+    let (id, initial, reference) = (run.id, run.initial, run.reference);
+    let (initial, reference) = ctx
+        .stage
+        .store
+        .read(move |r| Ok((r.checkpoint(initial)?.sha256, r.checkpoint(reference)?.sha256)))
+        .await?;
+    let position = config.label.scorers.first().map(|scorer| scorer.score_position);
+    let text = format!("{initial} {reference} {} {position:?}", scorer.sha256);
+    let key = sums::text_sum(&text)[..8].to_owned();
+    if run.probed_key.as_deref() == Some(&key) {
+        return Ok(Probe::Good);
+    }
+    let unit_key = format!("probe/{key}");
+    let wanted = unit_key.clone();
+    let known = ctx.stage.store.read(move |r| r.unit_by_key(id, &wanted)).await?;
+    let unit = match known {
+        Some(unit) if matches!(unit.state.as_str(), "open" | "running") => {
+            return Ok(Probe::Running);
+        }
+        // Probed long ago, and something else since: once more, under a key of its own.
+        Some(_) => format!("{unit_key}-{}", now_ms()),
+        None => unit_key,
+    };
+    let unit = NewUnit {
+        stage: Stage::Prompts,
+        work: WorkKind::Probe,
+        lane: String::new(),
+        key: unit,
+        plan: None,
+        policy: Some(run.initial),
+        scorer: Some(scorer.id),
+        detail: Some(format!("{{\"probed_key\":\"{key}\"}}")),
+    };
+    let _: Vec<UnitId> = ctx.stage.store.write(move |s| s.add_units(id, &[unit], now_ms())).await?;
+    Ok(Probe::Planned)
+}
+
+/// What prompts are waited for; none where an iteration may start.
+async fn short_of(
+    ctx: &OrderContext,
+    config: &CheckedConfig,
+    run: &Run,
+    fresh: u64,
+) -> Result<Option<String>, AskError> {
+    let wanted = config.run.prompts_per_iteration;
+    if fresh >= wanted || (run.start_asked_ms.is_some() && fresh > 0) {
+        return Ok(None);
+    }
+    let mut sentence = format!(
+        "{} of {} prompts are queued; `rlhfctl prompts add` more, or `rlhfctl start`",
+        grouped(fresh),
+        grouped(wanted)
+    );
+    if fresh > 0 && config.run.when_short == WhenShort::TakeRest {
+        let id = run.id;
+        let since = ctx.stage.store.read(move |r| r.waiting_since(id)).await?;
+        let waited_ms = since.map_or(0, |since| now_ms().saturating_sub(since));
+        let max_ms = i64::try_from(config.run.wait_max_s).unwrap_or(i64::MAX / 1000) * 1000;
+        if waited_ms >= max_ms {
+            return Ok(None);
+        }
+        let left = (max_ms - waited_ms) / 1000;
+        sentence.push_str(&format!("; in {left} s the iteration takes what there is"));
+    }
+    Ok(Some(sentence))
+}
+
+/// Freezes configuration, draw and plan together.
+async fn start(
+    ctx: &OrderContext,
+    config: &Arc<CheckedConfig>,
+    run: &Run,
+    scorer: ScorerId,
+) -> Result<Advanced, AskError> {
+    let text = config.to_frozen_toml();
+    let new = NewIteration {
+        run: run.id,
+        config_sha256: sums::text_sum(&text),
+        config: text,
+        prompts_max: config.run.prompts_per_iteration,
+        evaluate_prompts_max: config.evaluate.prompts_max,
+    };
+    let sizes = Sizes::of(config, uses_cuda(&ctx.live, config));
+    let (id, lane) = (run.id, plan::initial_lane(config));
+    let initial = ctx
+        .stage
+        .store
+        .read(move |r| {
+            let done = |work| r.lane_done(id, &lane, work);
+            Ok(Answered { generated: done(WorkKind::Generate)?, scored: done(WorkKind::Score)? })
+        })
+        .await?;
+    let given = Given { scorer, initial: run.initial, answered: initial, sizes };
+    let config = Arc::clone(config);
+    let started = ctx
+        .stage
+        .store
+        .write(move |s| {
+            s.start_iteration(&new, now_ms(), |drawn| {
+                // A checked configuration always gives a plan; no units at all would be refused.
+                plan::iteration(&config, drawn, &given).unwrap_or_default()
+            })
+        })
+        .await;
+    match started {
+        Ok(iteration) => {
+            let number = iteration.iteration;
+            tracing::info!(iteration = number, prompts = iteration.prompts, "an iteration starts");
+            Ok(Advanced::changed())
+        }
+        Err(AskError::Store(error @ StoreError::Conflict { .. })) => {
+            Ok(Advanced::waits(error.to_string()))
+        }
+        Err(other) => Err(other),
+    }
+}
