@@ -8,8 +8,8 @@ use std::sync::Arc;
 
 use actix::Addr;
 use rlhfd_domain::{AttemptId, LeaseId, Stage};
-use rlhfd_protocol::frame;
-use rlhfd_protocol::worker::{ModelRef, Summary, ToWorker};
+use rlhfd_protocol::frame::{self, FrameError};
+use rlhfd_protocol::worker::{Item, ModelRef, Summary, ToWorker, Work};
 use rlhfd_store::{StoreError, UnitRow};
 use tokio::sync::mpsc;
 
@@ -86,8 +86,7 @@ impl Teller {
     async fn say(&self, message: &ToWorker, payload: &[u8]) -> Result<(), Deaf> {
         match frame::encode(message, payload) {
             Ok(bytes) => self.out.send(bytes).await.map_err(|_| Deaf),
-            // Items are bounded far below a frame's ceiling at the edge; were one not, the unit
-            // would stand and be ended by its deadline.
+            // Hello, load, unload and drain are far below a frame's ceiling.
             Err(error) => {
                 tracing::error!("a frame cannot be sent: {error}");
                 Err(Deaf)
@@ -163,7 +162,18 @@ impl Teller {
             items: u32::try_from(items.len()).unwrap_or(u32::MAX),
             loads: load.as_ref().is_some_and(|models| !models.is_empty()),
         };
-        let count = handed.items;
+        let number = attempt.get().cast_unsigned();
+        let frames = match encoded(number, work, items) {
+            Ok(frames) => frames,
+            // One item is over a frame's ceiling: halving the unit finds it, and sets it aside.
+            Err(error) => {
+                let message = error.to_string();
+                let ending = Ending::Refused { unit: Arc::clone(&unit), attempt, message };
+                attempts::conclude(&self.ctx, ending).await;
+                self.not_handed(&unit);
+                return Ok(());
+            }
+        };
         if self.worker.send(handed).await.is_err() {
             // Its actor is gone, and with it the process: this unit never began.
             attempts::conclude(&self.ctx, Ending::Returned { unit: Arc::clone(&unit), attempt })
@@ -177,11 +187,8 @@ impl Teller {
                 if models.is_empty() { ToWorker::Unload } else { ToWorker::Load { models } };
             self.say(&message, &[]).await?;
         }
-        let number = attempt.get().cast_unsigned();
-        let message = ToWorker::RunUnit { attempt: number, work: Box::new(work), items: count };
-        self.say(&message, &[]).await?;
-        for (index, (item, payload)) in (0..).zip(items) {
-            self.say(&ToWorker::Item { attempt: number, index, item }, &payload).await?;
+        for frame in frames {
+            self.out.send(frame).await.map_err(|_| Deaf)?;
         }
         Ok(())
     }
@@ -209,6 +216,22 @@ impl Teller {
     }
 }
 
+/// A unit's frames, before anyone is told that it comes.
+fn encoded(
+    attempt: u64,
+    work: Work,
+    items: Vec<(Item, Vec<u8>)>,
+) -> Result<Vec<Vec<u8>>, FrameError> {
+    let count = u32::try_from(items.len()).unwrap_or(u32::MAX);
+    let unit = ToWorker::RunUnit { attempt, work: Box::new(work), items: count };
+    let mut frames = Vec::with_capacity(items.len() + 1);
+    frames.push(frame::encode(&unit, &[])?);
+    for (index, (item, payload)) in (0..).zip(items) {
+        frames.push(frame::encode(&ToWorker::Item { attempt, index, item }, &payload)?);
+    }
+    Ok(frames)
+}
+
 /// Whether the unit was taken or cancelled since it was planned.
 fn is_stale(error: &StageError) -> bool {
     matches!(error, StageError::Ask(AskError::Store(StoreError::Illegal(_))))
@@ -216,4 +239,25 @@ fn is_stale(error: &StageError) -> bool {
 
 fn has_nothing_to_do(unit: &UnitRow, prepared: &Prepared) -> bool {
     unit.plan.is_some() && prepared.items.is_empty()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn item(bytes: usize) -> (Item, Vec<u8>) {
+        (Item::PromptIds { occurrence: 0 }, vec![0; bytes])
+    }
+
+    #[test]
+    fn a_unit_is_one_frame_and_one_an_item_and_none_where_an_item_is_too_large() {
+        let work = || Work::Logprobs {
+            model: ModelRef { path: "/m".into(), sha256: "ab".into() },
+            batch_items: 1,
+        };
+        let frames = encoded(1, work(), vec![item(4), item(8)]).unwrap();
+        assert_eq!(frames.len(), 3);
+        let large = encoded(1, work(), vec![item(4), item(frame::FRAME_BYTES_MAX)]);
+        assert!(matches!(large, Err(FrameError::TooLarge { .. })));
+    }
 }

@@ -77,6 +77,8 @@ struct InHand {
     items: u32,
     answers: Vec<Answer>,
     bytes: usize,
+    /// Its models are not loaded yet.
+    loads: bool,
 }
 
 /// What the supervisor knows of a new process.
@@ -219,7 +221,14 @@ impl WorkerActor {
         });
         self.show(state);
         let now = Instant::now();
-        if self.hands.is_empty() { self.watch.idle(now) } else { self.watch.begun(now) }
+        match self.hands.front() {
+            None => self.watch.idle(now),
+            Some(hand) if hand.loads => {
+                self.watch.loading(now);
+                self.show(WorkerState::Loading);
+            }
+            Some(_) => self.watch.begun(now),
+        }
     }
 
     /// What becomes of all that is in hand when the process is gone.

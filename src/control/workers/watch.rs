@@ -94,7 +94,7 @@ impl Watch {
 
     /// A unit begins.
     pub fn begun(&mut self, now: Instant) {
-        if matches!(self.doing, Doing::Idle | Doing::Computing) {
+        if self.doing != Doing::Starting {
             self.become_(Doing::Computing, now);
         }
     }

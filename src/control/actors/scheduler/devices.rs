@@ -29,18 +29,14 @@ impl SchedulerActor {
             UseDevices::Auto => Vec::new(),
             UseDevices::Named(names) => names.clone(),
         };
-        let devices = match gpu::choose(&wanted, inventory) {
+        let devices = match chosen(&wanted, inventory) {
             Ok(devices) => devices,
-            Err(missing) => {
-                let sentence = format!(
-                    "[devices] use names {}, which is not there; put it back, or change the \
-                     configuration",
-                    missing.join(", ")
-                );
+            Err(sentence) => {
                 self.live.change(|live| {
                     live.faults.insert("devices".into(), sentence);
                     live.devices.clear();
                 });
+                // Leases on what is not there end by themselves, or by their deadlines.
                 self.devices.clear();
                 return;
             }
@@ -79,6 +75,24 @@ impl SchedulerActor {
     }
 }
 
+/// The devices of the configuration; else why there are none. A driver that does not answer is a
+/// fault: the CPU never takes over for GPUs in silence.
+fn chosen(wanted: &[String], inventory: &gpu::Inventory) -> Result<Vec<DeviceFact>, String> {
+    let wants_cpu_alone = wanted == [gpu::CPU];
+    if let (gpu::Inventory::DriverFault(fault), false) = (inventory, wants_cpu_alone) {
+        return Err(format!(
+            "the GPU driver does not answer ({fault}); mend it (see `nvidia-smi`), or set [devices] \
+             use = [\"cpu\"]"
+        ));
+    }
+    gpu::choose(wanted, inventory).map_err(|missing| {
+        format!(
+            "[devices] use names {}, which is not there; put it back, or change the configuration",
+            missing.join(", ")
+        )
+    })
+}
+
 fn uuids(devices: &[DeviceFact]) -> Vec<(&str, bool)> {
     devices.iter().map(|device| (device.uuid.as_str(), device.fault.is_none())).collect()
 }
@@ -89,5 +103,20 @@ pub fn uses_cuda(live: &LiveBoard, config: &CheckedConfig) -> bool {
     match &config.devices.use_devices {
         UseDevices::Named(names) => names.iter().any(|name| name != gpu::CPU),
         UseDevices::Auto => live.now().devices.iter().any(DeviceFact::is_cuda),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_cpu_takes_over_only_where_there_is_no_driver_or_it_is_asked_for() {
+        let fault = gpu::Inventory::DriverFault("driver mismatch".into());
+        let said = chosen(&[], &fault).unwrap_err();
+        assert!(said.contains("driver mismatch") && said.contains("cpu"), "{said}");
+        assert_eq!(chosen(&["cpu".into()], &fault).unwrap(), [DeviceFact::cpu()]);
+        assert_eq!(chosen(&[], &gpu::Inventory::NoDriver).unwrap(), [DeviceFact::cpu()]);
+        assert!(chosen(&["3".into()], &gpu::Inventory::NoDriver).unwrap_err().contains('3'));
     }
 }

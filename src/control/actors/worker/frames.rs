@@ -30,6 +30,10 @@ impl WorkerActor {
         let in_hand = !self.hands.is_empty();
         match frame.message {
             FromWorker::Loaded { .. } => {
+                // Loads come in the units' order: it is the first that still waits for one.
+                if let Some(hand) = self.hands.iter_mut().find(|hand| hand.loads) {
+                    hand.loads = false;
+                }
                 self.watch.loaded(in_hand, now);
                 self.show(if in_hand { WorkerState::Running } else { WorkerState::Idle });
                 Ok(())

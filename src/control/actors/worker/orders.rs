@@ -4,7 +4,7 @@
 //! enter: frames that come.
 
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use actix::prelude::*;
 use rlhfd_domain::{AttemptId, Cause};
@@ -56,13 +56,17 @@ impl Handler<Handed> for WorkerActor {
 
     fn handle(&mut self, handed: Handed, _: &mut Self::Context) {
         let Handed { unit, attempt, keys, items, loads } = handed;
-        self.hands.push_back(InHand { unit, attempt, keys, items, answers: Vec::new(), bytes: 0 });
+        self.hands.push_back(InHand {
+            unit,
+            attempt,
+            keys,
+            items,
+            answers: Vec::new(),
+            bytes: 0,
+            loads,
+        });
         if self.hands.len() == 1 {
             self.show_front();
-            if loads {
-                self.watch.loading(Instant::now());
-                self.show(WorkerState::Loading);
-            }
         } else {
             let next = self.hands.get(1).map(|hand| hand.unit.key.clone());
             self.ctx.live.worker(self.number, |worker| worker.next = next);
