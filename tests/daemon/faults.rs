@@ -216,3 +216,22 @@ fn a_worker_of_another_version_is_refused_with_a_word() {
     scene.wait_number("an event about the versions", said, 1);
     assert_eq!(scene.number("SELECT count(*) FROM responses"), 0);
 }
+
+#[test]
+fn prompts_that_all_tie_train_nothing_and_say_so() {
+    let arm = |name| format!("name = \"{name}\"\ntemperature = 0.0\nn = 1");
+    // Two greedy arms write the same.
+    let settings = Settings::default()
+        .with("run", ONE)
+        .with("[generate.arms]", &format!("{}\n\n[[generate.arms]]\n{}", arm("a"), arm("b")));
+    let scene = Scene::fake(&settings);
+    let _daemon = scene.start();
+    scene.add_prompts("plain", 0, 12, "0");
+    scene.wait_iterations(1);
+    assert_eq!(scene.status()["run"]["head"], "initial");
+    let told = "SELECT count(*) FROM events WHERE level = 'warn' AND message LIKE '%preference%'";
+    assert!(scene.number(told) >= 1, "{:?}", scene.ctl_ok(&["events"]));
+    assert_eq!(scene.number("SELECT ties FROM iteration_history WHERE policy_out IS policy_in"), 12);
+    assert_eq!(scene.number("SELECT count(*) FROM unpaired WHERE kind = 'tie'"), 12);
+    assert_eq!(scene.number("SELECT count(*) FROM training_steps"), 0);
+}

@@ -7,6 +7,7 @@ mod commands;
 mod crashes;
 mod disk;
 mod faults;
+mod folders;
 mod readers;
 mod story;
 mod whole_run;

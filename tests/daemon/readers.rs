@@ -5,6 +5,7 @@ use std::os::unix::fs::PermissionsExt;
 use std::os::unix::process::CommandExt;
 use std::process::Command;
 
+use rlhfd_tests::http;
 use rlhfd_tests::scene::{Scene, Settings, text};
 
 use crate::story;
@@ -105,4 +106,30 @@ fn a_question_without_end_is_stopped() {
     let output = scene.ctl(&["sql", endless]);
     assert!(!output.status.success());
     assert!(text(&output.stderr).contains("200 ms"), "{}", text(&output.stderr));
+}
+
+#[test]
+fn the_readers_door_answers_questions_and_takes_no_orders() {
+    let mut settings = Settings::default();
+    settings = settings.with("control", "readers_socket = \"readers\"");
+    let scene = Scene::fake(&settings);
+    let _daemon = scene.start();
+    let door = scene.path("readers");
+    let status = http::get(&door, "/v1/status");
+    assert_eq!(status["run"]["name"], "main");
+    let sql = "{\"sql\": \"SELECT name FROM runs\"}";
+    assert_eq!(http::request(&door, "POST", "/v1/sql", Some(sql)).status, 200);
+    for (path, body) in [
+        ("/v1/pause", "{}"),
+        ("/v1/start", "{}"),
+        ("/v1/cancel", "{}"),
+        ("/v1/prompt-sets/a/prompts", "{\"prompt\": \"a\"}\n"),
+    ] {
+        let answer = http::request(&door, "POST", path, Some(body));
+        assert!((400..500).contains(&answer.status), "{path}: {}", answer.body);
+    }
+    assert_eq!(scene.status()["run"]["paused_by"], serde_json::Value::Null);
+    assert_eq!(scene.number("SELECT count(*) FROM prompts"), 0);
+    let mode = fs::metadata(scene.socket()).unwrap().permissions().mode() & 0o777;
+    assert_eq!(mode, 0o660, "{mode:o}");
 }
