@@ -216,18 +216,24 @@ impl<'a> Batch<'a> {
         let new_cache =
             |rows: i64, columns: i64| KvCache::new(&model.config, rows, columns, kind, device);
         let mut cache = new_cache(rows.len() as i64, columns);
-        let mut scratch = new_cache(1, longest);
         let mut last_hidden = Vec::with_capacity(prompts.len());
         let mut first_row = 0;
-        for (index, prompt) in prompts.iter().enumerate() {
-            let tokens = prompt.ids.len() as i64;
-            let ids = ids_tensor(&prompt.ids, model).unsqueeze(0);
-            let hidden = model.prefill(&ids, &mut scratch);
-            last_hidden.push(hidden.select(1, tokens - 1));
-            let copies = rows.iter().filter(|row| row.prompt == index).count() as i64;
-            cache.place(&scratch, tokens, Place { row: first_row, copies, column_end: longest });
-            first_row += copies;
-            watch.tick(tokens as u64)?;
+        for group in chunks(prompts) {
+            let lengths: Vec<i64> = group.iter().map(|prompt| prompt.ids.len() as i64).collect();
+            let ids: Vec<u32> = group.iter().flat_map(|prompt| prompt.ids.clone()).collect();
+            let mut scratch = new_cache(1, ids.len() as i64);
+            let ids = ids_tensor(&ids, model).unsqueeze(0);
+            let hidden = model.prefill(&ids, &lengths, &mut scratch);
+            let mut first = 0;
+            for tokens in lengths {
+                let index = last_hidden.len();
+                last_hidden.push(hidden.select(1, first + tokens - 1));
+                let copies = rows.iter().filter(|row| row.prompt == index).count() as i64;
+                let place = Place { row: first_row, copies, column_end: longest };
+                cache.place((&scratch, first), tokens, place);
+                (first_row, first) = (first_row + copies, first + tokens);
+            }
+            watch.tick(first as u64)?;
         }
         let starts: Vec<i64> =
             rows.iter().map(|row| longest - prompts[row.prompt].ids.len() as i64).collect();
@@ -278,6 +284,26 @@ impl<'a> Batch<'a> {
         }
         self.starts.swap_remove(index);
     }
+}
+
+/// Prompts that are computed together: enough tokens for full matrix products, few enough that
+/// their states stay small.
+const PREFILL_TOKENS: usize = 1024;
+
+/// Consecutive prompts of about [`PREFILL_TOKENS`] tokens, at least one.
+fn chunks(prompts: &[PromptTask]) -> impl Iterator<Item = &[PromptTask]> {
+    let mut rest = prompts;
+    std::iter::from_fn(move || {
+        let mut tokens = 0;
+        let fits = |prompt: &&PromptTask| {
+            tokens += prompt.ids.len();
+            tokens <= PREFILL_TOKENS
+        };
+        let count = rest.iter().take_while(fits).count().max(1).min(rest.len());
+        let (chunk, after) = rest.split_at(count);
+        rest = after;
+        (!chunk.is_empty()).then_some(chunk)
+    })
 }
 
 /// `[n]`, i64, on the model's device.
@@ -343,5 +369,19 @@ impl HostRows {
             let first = self.tensor.data_ptr().cast::<f32>().add(index * self.columns);
             std::slice::from_raw_parts(first, self.columns)
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn prompts_are_computed_in_chunks_that_hold_each_once() {
+        let task = |tokens: usize| PromptTask { ids: vec![1; tokens], occurrence: 0 };
+        let prompts = [task(500), task(500), task(500), task(3000), task(1)];
+        let cut: Vec<usize> = chunks(&prompts).map(<[PromptTask]>::len).collect();
+        assert_eq!(cut, [2, 1, 1, 1]);
+        assert_eq!(chunks(&[]).count(), 0);
     }
 }

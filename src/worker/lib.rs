@@ -15,6 +15,7 @@ pub mod guard;
 pub mod logprob;
 pub mod model;
 pub mod philox;
+pub mod prefix;
 pub mod probe;
 pub mod process;
 pub mod render;

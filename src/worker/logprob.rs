@@ -1,13 +1,14 @@
 //! Log-probs of given responses, at temperature 1 and untruncated.
 //!
 //! In: a policy, whole sequences of ids with the length of their prompt. Out: one f32 a response
-//! token. Sequences are packed without padding; logits are made only at the positions that predict a
+//! token. Sequences are packed without padding, responses to one prompt share its computation; logits are made only at the positions that predict a
 //! response token, some at a time. May not enter: training (it needs gradients), text.
 
 use tch::{Kind, Tensor};
 
 use crate::errors::WorkerError;
 use crate::model::Transformer;
+use crate::prefix::Forest;
 use crate::watch::Watch;
 
 /// A prompt and its response.
@@ -32,21 +33,19 @@ pub fn response_logprobs(
     watch: &Watch,
 ) -> Result<Vec<Vec<f32>>, WorkerError> {
     let _guard = tch::no_grad_guard();
-    let ids: Vec<i64> =
-        sequences.iter().flat_map(|s| s.ids.iter().map(|id| i64::from(*id))).collect();
-    let lengths: Vec<i64> = sequences.iter().map(|s| s.ids.len() as i64).collect();
+    let borrowed: Vec<&[u32]> = sequences.iter().map(|s| s.ids.as_slice()).collect();
+    let forest = Forest::of(&borrowed);
     let (mut positions, mut targets) = (Vec::new(), Vec::new());
-    let mut first = 0;
-    for sequence in sequences {
+    for (number, sequence) in sequences.iter().enumerate() {
         for index in sequence.prompt_tokens..sequence.ids.len() {
-            positions.push((first + index - 1) as i64);
+            positions.push(forest.column(number, index - 1));
             targets.push(i64::from(sequence.ids[index]));
         }
-        first += sequence.ids.len();
     }
     let device = model.device();
     let tensor = |values: &[i64]| Tensor::from_slice(values).to_device(device);
-    let hidden = model.hidden_packed(&tensor(&ids).unsqueeze(0), &lengths).squeeze_dim(0);
+    let ids = tensor(&forest.ids).unsqueeze(0);
+    let hidden = model.hidden_trees(&ids, &forest.trees).squeeze_dim(0);
     let chosen = hidden.index_select(0, &tensor(&positions));
     let (targets, count) = (tensor(&targets), positions.len() as i64);
     let mut parts = Vec::new();
@@ -59,7 +58,7 @@ pub fn response_logprobs(
         parts.push(chosen_logits - logits.logsumexp([1], false));
         start += rows;
     }
-    watch.tick(ids.len() as u64)?;
+    watch.tick(forest.ids.len() as u64)?;
     let flat = host_floats(&Tensor::cat(&parts, 0));
     let mut rest = flat.as_slice();
     Ok(sequences

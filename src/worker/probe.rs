@@ -125,7 +125,7 @@ fn probe_policy(
     Ok(findings)
 }
 
-/// A missing BOS, and text that does not survive its own tokens.
+/// A missing BOS; a doubled one was refused where the ids were made.
 fn text_findings(renderer: &Renderer, ids: &[u32]) -> Result<Vec<String>, TextError> {
     let tokenizer = &renderer.tokenizer;
     let mut findings = Vec::new();
@@ -138,9 +138,10 @@ fn text_findings(renderer: &Renderer, ids: &[u32]) -> Result<Vec<String>, TextEr
             );
         }
     }
+    // Some sound tokenizers lose a leading space here, so this is no reason to refuse a model.
     let text = tokenizer.decode_whole(ids)?;
     if tokenizer.encode(&text)? != ids {
-        findings.push("its tokens do not survive decoding and encoding again".to_owned());
+        tracing::warn!("{text:?} gives other tokens than those that it was decoded from");
     }
     Ok(findings)
 }

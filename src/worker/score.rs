@@ -1,8 +1,8 @@
 //! Scores whole conversations with a Bradley-Terry reward model.
 //!
 //! In: a reward model, sequences of ids, the rule for the scored position. Out: one number a sequence.
-//! Sequences are packed without padding, so that no score depends on its neighbours; the pad id is
-//! looked at for one thing only, the position rule of transformers. May not enter: text, training.
+//! Sequences are packed without padding, so that no score depends on its neighbours, and answers to one
+//! prompt share its computation; the pad id is looked at for one thing only, the position rule of transformers. May not enter: text, training.
 
 use rlhfd_protocol::worker::ScorePosition;
 use tch::Tensor;
@@ -10,6 +10,7 @@ use tch::Tensor;
 use crate::errors::WorkerError;
 use crate::logprob::host_floats;
 use crate::model::Transformer;
+use crate::prefix::Forest;
 use crate::watch::Watch;
 
 /// The position that is scored.
@@ -38,18 +39,18 @@ pub fn score_batch(
     watch: &Watch,
 ) -> Result<Vec<f32>, WorkerError> {
     let _guard = tch::no_grad_guard();
-    let ids: Vec<i64> = sequences.iter().flatten().map(|id| i64::from(*id)).collect();
-    let lengths: Vec<i64> = sequences.iter().map(|sequence| sequence.len() as i64).collect();
-    let mut first = 0;
-    let mut positions = Vec::with_capacity(sequences.len());
-    for sequence in sequences {
-        positions.push((first + scored_position(sequence, model.config.pad_id, rule)) as i64);
-        first += sequence.len();
-    }
+    let borrowed: Vec<&[u32]> = sequences.iter().map(Vec::as_slice).collect();
+    let forest = Forest::of(&borrowed);
+    let positions: Vec<i64> = sequences
+        .iter()
+        .enumerate()
+        .map(|(index, ids)| forest.column(index, scored_position(ids, model.config.pad_id, rule)))
+        .collect();
     let tensor = |values: &[i64]| Tensor::from_slice(values).to_device(model.device());
-    let hidden = model.hidden_packed(&tensor(&ids).unsqueeze(0), &lengths).squeeze_dim(0);
+    let ids = tensor(&forest.ids).unsqueeze(0);
+    let hidden = model.hidden_trees(&ids, &forest.trees).squeeze_dim(0);
     let scores = model.scores(&hidden.index_select(0, &tensor(&positions)));
-    watch.tick(ids.len() as u64)?;
+    watch.tick(forest.ids.len() as u64)?;
     Ok(host_floats(&scores))
 }
 

@@ -84,14 +84,14 @@ impl KvCache {
         }
     }
 
-    /// Copies the first `tokens` columns of row 0 of `from` into the rows of `to`, so that they end
-    /// just before its column.
-    pub fn place(&mut self, from: &Self, tokens: i64, to: Place) {
+    /// Copies `tokens` columns of row 0 of `from`, from its column `first` on, into the rows of `to`,
+    /// so that they end just before its column.
+    pub fn place(&mut self, (from, first): (&Self, i64), tokens: i64, to: Place) {
         for (layer, source) in self.layers.iter_mut().zip(&from.layers) {
             let start = to.column_end - tokens;
             let copy = |cache: &Tensor, source: &Tensor| {
                 let mut target = cache.narrow(0, to.row, to.copies).narrow(2, start, tokens);
-                target.copy_(&source.narrow(0, 0, 1).narrow(2, 0, tokens));
+                target.copy_(&source.narrow(0, 0, 1).narrow(2, first, tokens));
             };
             copy(&layer.key, &source.key);
             copy(&layer.value, &source.value);

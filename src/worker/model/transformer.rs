@@ -214,24 +214,32 @@ impl Transformer {
         self.final_norm(&x)
     }
 
-    /// The same, writing keys and values to `cache` from column 0 on.
-    pub fn prefill(&self, ids: &Tensor, cache: &mut KvCache) -> Tensor {
-        let rope = self.rope(ids.size()[1]);
-        let mut x = self.embed(ids);
-        for (block, layer) in self.blocks.iter().zip(cache.layers()) {
-            x = block.prefill(&x, &rope, layer);
-        }
-        self.final_norm(&x)
-    }
-
     /// Several sequences without padding: ids `[1, Σ lengths]`, one sequence after the other →
     /// `[1, Σ lengths, width]`. The same values as [`Self::hidden`] gives them one by one.
     pub fn hidden_packed(&self, ids: &Tensor, lengths: &[i64]) -> Tensor {
         let trees: Vec<Tree> = lengths.iter().map(|length| Tree::plain(*length)).collect();
-        let rope = self.rope.packed(&trees);
+        self.hidden_trees(ids, &trees)
+    }
+
+    /// The same for sequences that share their beginnings: ids `[1, Σ tokens]`, one tree after the
+    /// other.
+    pub fn hidden_trees(&self, ids: &Tensor, trees: &[Tree]) -> Tensor {
+        let rope = self.rope.packed(trees);
         let mut x = self.embed(ids);
         for block in &self.blocks {
             x = block.forward(&x, &rope);
+        }
+        self.final_norm(&x)
+    }
+
+    /// [`Self::hidden_packed`], writing keys and values to the columns of `cache`, one sequence after
+    /// the other.
+    pub fn prefill(&self, ids: &Tensor, lengths: &[i64], cache: &mut KvCache) -> Tensor {
+        let trees: Vec<Tree> = lengths.iter().map(|length| Tree::plain(*length)).collect();
+        let rope = self.rope.packed(&trees);
+        let mut x = self.embed(ids);
+        for (block, layer) in self.blocks.iter().zip(cache.layers()) {
+            x = block.prefill(&x, &rope, layer);
         }
         self.final_norm(&x)
     }

@@ -1,0 +1,91 @@
+//! The probe: sound models pass, and each thing that would silently spoil a run is found.
+//!
+//! In: the golden models, spoilt in one way each. Out: findings. May not enter: the daemon.
+
+#![expect(clippy::unwrap_used, reason = "a test's helpers may fail the test")]
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use rlhfd_protocol::worker::{ModelRef, ScorePosition};
+use rlhfd_worker::device;
+use rlhfd_worker::probe;
+use rlhfd_worker::watch::Watch;
+use tempfile::TempDir;
+
+fn golden(model: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/golden/models").join(model)
+}
+
+fn spoilt(model: &str, spoil: impl FnOnce(&Path)) -> TempDir {
+    let dir = tempfile::tempdir().unwrap();
+    for entry in fs::read_dir(golden(model)).unwrap() {
+        let path = entry.unwrap().path();
+        fs::copy(&path, dir.path().join(path.file_name().unwrap())).unwrap();
+    }
+    spoil(dir.path());
+    dir
+}
+
+fn named(path: &Path) -> ModelRef {
+    ModelRef { path: path.to_owned(), sha256: String::new() }
+}
+
+fn findings(policies: &[&Path], scorers: &[&Path]) -> Vec<String> {
+    let policies: Vec<ModelRef> = policies.iter().map(|path| named(path)).collect();
+    let scorers: Vec<(ModelRef, ScorePosition)> =
+        scorers.iter().map(|path| (named(path), ScorePosition::Transformers)).collect();
+    let compute = device::open("cpu", Some(1)).unwrap();
+    probe::run(&policies, &scorers, 8, (compute, &Watch::default())).unwrap()
+}
+
+fn edit_template(dir: &Path, from: &str, to: &str) {
+    let path = dir.join("chat_template.jinja");
+    let text = fs::read_to_string(&path).unwrap();
+    assert!(text.contains(from), "{text}");
+    fs::write(path, text.replace(from, to)).unwrap();
+}
+
+#[test]
+fn sound_models_pass() {
+    let found = findings(
+        &[&golden("tiny-tied"), &golden("tiny-untied")],
+        &[&golden("tiny-reward"), &golden("tiny-reward-stop")],
+    );
+    assert_eq!(found, Vec::<String>::new());
+}
+
+#[test]
+fn an_answer_that_no_stop_id_ends_is_found() {
+    let dir = spoilt("tiny-tied", |dir| edit_template(dir, "'<|im_end|>'", "'.'"));
+    let found = findings(&[dir.path()], &[]);
+    assert!(found.len() == 1 && found[0].contains("without a stop id"), "{found:?}");
+}
+
+/// The folder of a model whose template stands in tokenizer_config.json, with that template edited.
+fn with_bos_written(times: usize) -> TempDir {
+    spoilt("tiny-untied", |dir| {
+        let path = dir.join("tokenizer_config.json");
+        let text = fs::read_to_string(&path).unwrap();
+        assert!(text.contains("{{ bos_token }}"));
+        let bos = "{{ bos_token }}".repeat(times);
+        fs::write(path, text.replace("{{ bos_token }}", &bos)).unwrap();
+    })
+}
+
+#[test]
+fn a_missing_and_a_doubled_bos_are_found() {
+    let found = findings(&[with_bos_written(0).path()], &[]);
+    assert!(found.len() == 1 && found[0].contains("its template writes none"), "{found:?}");
+    let found = findings(&[with_bos_written(2).path()], &[]);
+    assert!(found.len() == 1 && found[0].contains("two BOS"), "{found:?}");
+}
+
+#[test]
+fn a_model_of_the_wrong_kind_or_none_at_all_is_a_finding_and_no_failure() {
+    let found = findings(&[&golden("tiny-reward"), Path::new("/nowhere")], &[&golden("tiny-tied")]);
+    assert_eq!(found.len(), 3, "{found:?}");
+    assert!(
+        found[0].contains("a policy is wanted") && found[2].contains("a reward model is wanted")
+    );
+}
