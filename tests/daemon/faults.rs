@@ -218,9 +218,9 @@ fn a_worker_of_another_version_is_refused_with_a_word() {
 }
 
 #[test]
-fn prompts_that_all_tie_train_nothing_and_say_so() {
+fn an_iteration_without_any_preference_trains_nothing_and_says_so() {
     let arm = |name| format!("name = \"{name}\"\ntemperature = 0.0\nn = 1");
-    // Two greedy arms write the same.
+    // Two greedy arms write the same, and equal answers are one.
     let settings = Settings::default()
         .with("run", ONE)
         .with("[generate.arms]", &format!("{}\n\n[[generate.arms]]\n{}", arm("a"), arm("b")));
@@ -231,7 +231,10 @@ fn prompts_that_all_tie_train_nothing_and_say_so() {
     assert_eq!(scene.status()["run"]["head"], "initial");
     let told = "SELECT count(*) FROM events WHERE level = 'warn' AND message LIKE '%preference%'";
     assert!(scene.number(told) >= 1, "{:?}", scene.ctl_ok(&["events"]));
-    assert_eq!(scene.number("SELECT ties FROM iteration_history WHERE policy_out IS policy_in"), 12);
-    assert_eq!(scene.number("SELECT count(*) FROM unpaired WHERE kind = 'tie'"), 12);
+    let row =
+        "SELECT status || ' ' || coalesce(policy_out, 'none') || ' ' || coalesce(without_pair, 'none')
+               FROM iteration_history";
+    assert_eq!(dump::text(&scene.database(), row).unwrap(), "done none 12");
+    assert_eq!(scene.number("SELECT count(*) FROM unpaired WHERE reason = 'one_response'"), 12);
     assert_eq!(scene.number("SELECT count(*) FROM training_steps"), 0);
 }
