@@ -71,15 +71,12 @@ def greedy(ours, report, model, tokenizer):
              write_lines(ours.path("prompts.jsonl"), [{"prompt": prompt} for prompt in prompts]),
              "--n", 1, "--max-new-tokens", GREEDY_TOKENS, "--temperature", 0, "--out", out)
     got = sorted(read_lines(out), key=lambda line: line["prompt_index"])
+    asked = [tokenizer.apply_chat_template([{"role": "user", "content": prompt}], add_generation_prompt=True)
+             ["input_ids"] for prompt in prompts]
     same = excused = 0
     worst = 0.0
-    for prompt, line in zip(prompts, got, strict=True):
+    for ids, line, wanted in zip(asked, got, greedy_of(model, asked), strict=True):
         response = line["responses"][0]
-        ids = tokenizer.apply_chat_template(
-            [{"role": "user", "content": prompt}], add_generation_prompt=True)["input_ids"]
-        wanted = model.generate(
-            torch.tensor([ids]), attention_mask=torch.ones(1, len(ids)).long(), do_sample=False,
-            max_new_tokens=GREEDY_TOKENS)[0, len(ids):].tolist()
         if response["token_ids"] == wanted:
             same += 1
             summed = own_logprob(model, ids, wanted)
@@ -89,6 +86,18 @@ def greedy(ours, report, model, tokenizer):
     report.check("greedy tokens", same + excused == len(prompts),
                  f"{same} of {len(prompts)} identical, {excused} part after a near tie")
     report.check("log-prob of a response", worst <= LOGITS_WITHIN, f"largest difference a token {worst:.2e}")
+
+
+def greedy_of(model, prompts):
+    """transformers' greedy answers to all prompts in one batch, padded at the left."""
+    longest = max(map(len, prompts))
+    pad, stops = model.generation_config.pad_token_id, {model.generation_config.eos_token_id}
+    rows = torch.tensor([[pad] * (longest - len(ids)) + ids for ids in prompts])
+    mask = torch.tensor([[0] * (longest - len(ids)) + [1] * len(ids) for ids in prompts])
+    out = model.generate(rows, attention_mask=mask, do_sample=False, max_new_tokens=GREEDY_TOKENS)
+    for row in out[:, longest:].tolist():
+        end = next((i + 1 for i, token in enumerate(row) if token in stops), len(row))
+        yield row[:end]
 
 
 def not_clear(model, ids, wanted, got):
