@@ -238,3 +238,21 @@ fn an_iteration_without_any_preference_trains_nothing_and_says_so() {
     assert_eq!(scene.number("SELECT count(*) FROM unpaired WHERE reason = 'one_response'"), 12);
     assert_eq!(scene.number("SELECT count(*) FROM training_steps"), 0);
 }
+
+#[test]
+fn kills_from_outside_have_a_ceiling_too() {
+    let settings = Settings::default().with("run", ONE).set("run", "prompts_per_iteration", "2");
+    let scene = Scene::fake(&settings);
+    scene.plan(
+        r#"{"faults": [{"name": "killer", "work": "generate", "containing": "say 1\n",
+            "times": 0, "act": {"kind": "signal", "number": 9}}]}"#,
+    );
+    let _daemon = scene.start();
+    scene.add_prompts("plain", 0, 2, "0");
+    scene.wait_iterations(1);
+    story::check_laws(&scene);
+    assert_eq!(scene.number("SELECT count(*) FROM attempts WHERE counted = 1"), 0);
+    let reason = "SELECT reason FROM units WHERE state = 'set_aside'";
+    assert!(dump::text(&scene.database(), reason).unwrap().contains("outside"));
+    assert_eq!(scene.number("SELECT set_aside FROM iteration_history"), 1);
+}
