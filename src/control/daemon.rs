@@ -77,7 +77,12 @@ impl StartError {
         match self {
             Self::Place(error) => error.exit_code(),
             Self::Bind(error) => error.exit_code(),
-            Self::Config(_) | Self::Store(_) | Self::Adopt(_) => exit::CONFIG,
+            Self::Store(error) | Self::Adopt(AdoptError::Store(error)) => match error {
+                // The place may be well again later; the service manager tries.
+                StoreError::Disk { .. } | StoreError::Busy { .. } => exit::BUSY,
+                _ => exit::CONFIG,
+            },
+            Self::Config(_) | Self::Adopt(AdoptError::Io { .. }) => exit::CONFIG,
             Self::Io(_) => exit::SOFTWARE,
         }
     }

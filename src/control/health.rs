@@ -9,6 +9,7 @@ use std::fs::{self, File};
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use rlhfd_config::CheckedConfig;
@@ -24,6 +25,8 @@ const TRIAL_BYTES: usize = 256 * 1024;
 pub struct Health {
     state: Arc<PathBuf>,
     fault: Arc<watch::Sender<Option<String>>>,
+    /// MiB that what failed needs beyond the floor.
+    needed_mib: Arc<AtomicU64>,
     live: LiveBoard,
 }
 
@@ -31,7 +34,12 @@ impl Health {
     /// A place that is taken to be well.
     #[must_use]
     pub fn new(state: PathBuf, live: LiveBoard) -> Self {
-        Self { state: Arc::new(state), fault: Arc::new(watch::Sender::new(None)), live }
+        Self {
+            state: Arc::new(state),
+            fault: Arc::new(watch::Sender::new(None)),
+            needed_mib: Arc::default(),
+            live,
+        }
     }
 
     /// Whether something may be begun.
@@ -44,6 +52,12 @@ impl Health {
     #[must_use]
     pub fn watch(&self) -> watch::Receiver<Option<String>> {
         self.fault.subscribe()
+    }
+
+    /// Tells that something of this size did not fit: the fault stands until it would.
+    pub fn tell_for(&self, fault: &str, bytes: u64) {
+        self.needed_mib.fetch_max(bytes >> 20, Ordering::Relaxed);
+        self.tell(fault);
     }
 
     /// Tells a fault. The first of several stands.
@@ -82,9 +96,9 @@ impl Health {
             let probe = Duration::from_millis(store.disk_probe_ms);
             let state = Arc::clone(&self.state);
             let ill = !self.is_well();
-            let looked =
-                actix_rt::task::spawn_blocking(move || look(&state, store.disk_free_min_mib, ill))
-                    .await;
+            let needed = self.needed_mib.load(Ordering::Relaxed);
+            let floor = store.disk_free_min_mib.saturating_add(needed);
+            let looked = actix_rt::task::spawn_blocking(move || look(&state, floor, ill)).await;
             match looked {
                 Ok(Ok(())) if ill => self.recovered(),
                 Ok(Ok(())) => {}
@@ -98,6 +112,7 @@ impl Health {
 
     fn recovered(&self) {
         tracing::info!("the state folder can be written again");
+        self.needed_mib.store(0, Ordering::Relaxed);
         self.fault.send_replace(None);
         self.live.change(|live| {
             live.faults.remove("state");
@@ -112,7 +127,7 @@ pub fn look(state: &Path, free_min_mib: u64, trial: bool) -> Result<(), String> 
     let free = free_mib(state).map_err(|e| e.to_string())?;
     if free < free_min_mib {
         return Err(format!(
-            "{free} MiB are free, and [store] disk_free_min_mib is {free_min_mib}"
+            "{free} MiB are free, and {free_min_mib} are needed; see [store] disk_free_min_mib"
         ));
     }
     if trial { try_write(state).map_err(|e| e.to_string()) } else { Ok(()) }

@@ -9,6 +9,7 @@ use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
 
+use rlhfd_domain::ScorerId;
 use rlhfd_store::ModelIdentity;
 
 use crate::places::Places;
@@ -17,9 +18,12 @@ use crate::stages::sums::{self, SumError};
 /// What tells that a folder is as it was: names, sizes, times and inodes of its files.
 type Look = Vec<(String, u64, i64, u64)>;
 
-/// Known sums.
+/// Known sums, and the rows of known scorers.
 #[derive(Debug, Default)]
-pub struct Models(Mutex<HashMap<PathBuf, (Look, String)>>);
+pub struct Models {
+    sums: Mutex<HashMap<PathBuf, (Look, String)>>,
+    scorers: Mutex<HashMap<(String, String, String), ScorerId>>,
+}
 
 impl Models {
     /// The identity of a model folder. It blocks, and for large folders long.
@@ -38,7 +42,19 @@ impl Models {
     }
 
     fn known(&self) -> std::sync::MutexGuard<'_, HashMap<PathBuf, (Look, String)>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.sums.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The row of a scorer, once it was told: an idle daemon asks each second and writes nothing.
+    pub fn scorer(&self, name: &str, model: &ModelIdentity) -> Option<ScorerId> {
+        let key = (name.to_owned(), model.path.clone(), model.sha256.clone());
+        self.scorers.lock().unwrap_or_else(PoisonError::into_inner).get(&key).copied()
+    }
+
+    /// Keeps the row of a scorer.
+    pub fn keep_scorer(&self, name: &str, model: &ModelIdentity, id: ScorerId) {
+        let key = (name.to_owned(), model.path.clone(), model.sha256.clone());
+        self.scorers.lock().unwrap_or_else(PoisonError::into_inner).insert(key, id);
     }
 }
 

@@ -57,7 +57,8 @@ pub enum LogFormat {
 
 /// Starts the log on stderr; `RLHFD_LOG` filters it (default `info`).
 pub fn start_log(format: LogFormat) {
-    let filter = EnvFilter::try_from_env("RLHFD_LOG").unwrap_or_else(|_| EnvFilter::new("info"));
+    let filter = EnvFilter::try_from_env("RLHFD_LOG")
+        .unwrap_or_else(|_| EnvFilter::new("info,actix_server=warn"));
     let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
     // Both fail only where a log stands already, as in tests.
     let _ = match format {

@@ -114,7 +114,7 @@ pub async fn conclude(ctx: &WorkerContext, ending: Ending) -> Option<String> {
             None
         }
         Ending::Disk { unit, attempt, message } => {
-            stage.health.tell(&message);
+            stage.health.tell_for(&message, needed(stage, &unit).await);
             let id = unit.id;
             settle(stage, &unit, move |s| s.unit_disk_failed(id, attempt, &message, now_ms()))
                 .await;
@@ -127,6 +127,36 @@ pub async fn conclude(ctx: &WorkerContext, ending: Ending) -> Option<String> {
             None
         }
     }
+}
+
+/// What a training writes is about as large as what it starts from.
+async fn needed(stage: &StageContext, unit: &UnitRow) -> u64 {
+    if !unit.work.trains() {
+        return 0;
+    }
+    let id = unit.run;
+    let head = stage
+        .store
+        .read(move |r| {
+            let head = r.run(id)?.head;
+            r.checkpoint(head)
+        })
+        .await;
+    let Ok(head) = head else { return 0 };
+    let folder = stage.places.resolve(&head.path);
+    actix_rt::task::spawn_blocking(move || weights_bytes(&folder)).await.unwrap_or(0)
+}
+
+/// Bytes of a model folder's weights; 0 where they cannot be looked at.
+fn weights_bytes(folder: &Path) -> u64 {
+    let Ok(entries) = std::fs::read_dir(folder) else { return 0 };
+    entries
+        .filter_map(|entry| {
+            let path = entry.ok()?.path();
+            let weights = path.extension().is_some_and(|end| end == "safetensors");
+            weights.then(|| std::fs::metadata(&path).map_or(0, |facts| facts.len()))
+        })
+        .sum()
 }
 
 /// What a stage's error means for the attempt. Gives a word where the worker is to blame.

@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use rlhfd_config::{CheckedConfig, ScorerModel, WhenShort};
 use rlhfd_domain::{ScorerId, Stage, UnitId, WorkKind};
-use rlhfd_store::{ModelIdentity, NewIteration, NewUnit, Run, StoreError};
+use rlhfd_store::{ModelIdentity, NewIteration, NewUnit, Run, Store, StoreError};
 
 use super::words::grouped;
 use super::{Advanced, identity};
@@ -74,11 +74,16 @@ async fn scorer(
         },
     };
     let (name, sha256) = (scorer.name.clone(), model.sha256.clone());
-    let id = ctx
-        .stage
-        .store
-        .write(move |s| s.scorer(&name, "reward", &model.path, &model.sha256))
-        .await?;
+    let id = match ctx.models.scorer(&name, &model) {
+        Some(id) => id,
+        None => {
+            let (row, wanted) = (name.clone(), model.clone());
+            let write = move |s: &mut Store| s.scorer(&row, "reward", &wanted.path, &wanted.sha256);
+            let id = ctx.stage.store.write(write).await?;
+            ctx.models.keep_scorer(&name, &model, id);
+            id
+        }
+    };
     Ok(Ok(Scorer { id, sha256 }))
 }
 
@@ -221,8 +226,9 @@ async fn start(
         .stage
         .store
         .read(move |r| {
-            let done = |work| r.lane_done(id, &lane, work);
-            Ok(Answered { generated: done(WorkKind::Generate)?, scored: done(WorkKind::Score)? })
+            let generated = r.lane_done(id, &lane, WorkKind::Generate, None)?;
+            let scored = r.lane_done(id, &lane, WorkKind::Score, Some(scorer))?;
+            Ok(Answered { generated, scored })
         })
         .await?;
     let given = Given { scorer, initial: run.initial, answered: initial, sizes };
