@@ -128,10 +128,10 @@ def logprobs(ours, report, model, tokenizer):
     report.check("log-probs of pairs", worst <= LOGITS_WITHIN, f"largest difference a token {worst:.2e}")
 
 
-def scores(ours, report, folder, name):
+def scores(ours, report, folder, name, count=40):
     """Ours by file mode against AutoModelForSequenceClassification, on whole conversations."""
     conversations = json.loads((GOLDEN / "conversations.json").read_text(encoding="utf-8"))
-    data = [m for m in conversations if m[-1]["role"] == "assistant"][:40]
+    data = [m for m in conversations if m[-1]["role"] == "assistant"][:count]
     out = ours.path("scores.jsonl")
     ours.run("score", "--model", folder, "--data",
              write_lines(ours.path("messages.jsonl"), [{"messages": m} for m in data]), "--out", out)

@@ -9,7 +9,7 @@ from transformers import AutoModelForCausalLM, AutoModelForSequenceClassificatio
 
 import golden_train
 from against_transformers import scores
-from parity_common import GOLDEN, ROOT, read_lines, write_lines
+from parity_common import GOLDEN, read_lines, write_lines
 
 LOSS_WITHIN = 1e-4
 NORM_WITHIN = 1e-3
@@ -18,7 +18,7 @@ TIED = GOLDEN / "models" / "tiny-tied"
 REWARD = GOLDEN / "models" / "tiny-reward"
 
 
-def compare(ours, report):
+def compare(ours, report, demo_state):
     from trl import DPOConfig, DPOTrainer, RewardConfig, RewardTrainer
     data = golden_train.pairs()
 
@@ -38,7 +38,7 @@ def compare(ours, report):
     scorer = curve(ours, report, "reward model", ["reward", "--model", REWARD], golden_train.REWARD, data, reward)
     answers(report, "the DPO checkpoint", folder)
     scores(ours, report, scorer, "the reward model's checkpoint")
-    demo(ours, report)
+    demo(ours, report, demo_state)
 
 
 def curve(ours, report, name, verb, settings, data, by_trl):
@@ -92,9 +92,9 @@ def answers(report, name, folder):
     report.check(f"{name} answers in transformers", len(out) > 0, repr(text))
 
 
-def demo(ours, report):
+def demo(ours, report, state):
     """The demo's own checkpoints, where it was run."""
-    found = sorted((ROOT / "demo").glob("state/**/manifest.json"))
+    found = sorted(state.glob("runs/*/checkpoints/*/manifest.json"))
     folders = [path.parent for path in found if (path.parent / "config.json").exists()]
     policies = [f for f in folders if not is_scorer(f)]
     scorers = [f for f in folders if is_scorer(f)]
@@ -102,7 +102,7 @@ def demo(ours, report):
         report.skip("the demo's checkpoints", "there are none; run `make demo` first")
         return
     answers(report, f"the demo's {policies[-1].name}", policies[-1])
-    scores(ours, report, scorers[-1], f"the demo's {scorers[-1].name}")
+    scores(ours, report, scorers[-1], f"the demo's {scorers[-1].name}", count=12)
 
 
 def is_scorer(folder):

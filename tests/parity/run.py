@@ -1,6 +1,6 @@
 """Our worker against transformers and TRL, on SmolLM2-135M-Instruct and on tiny random models.
 
-usage: .parity/bin/python tests/parity/run.py [--profile release|debug] [text|training]
+usage: .parity/bin/python tests/parity/run.py [--profile release|debug] [--demo-state DIR] [text|training]
 
 `make parity` brings what this needs and calls it. Exit 1 if any comparison fails.
 """
@@ -9,6 +9,7 @@ import argparse
 import os
 import shutil
 import warnings
+from pathlib import Path
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
@@ -21,6 +22,7 @@ def main():
     parser.add_argument("part", nargs="?", choices=["text", "training"])
     parser.add_argument("--profile", default="release")
     parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
+    parser.add_argument("--demo-state", type=Path, default=ROOT / "demo" / "state")
     arguments = parser.parse_args()
 
     # What the libraries say of their own future names has no part in the table.
@@ -43,7 +45,7 @@ def main():
     if arguments.part in (None, "text"):
         against_transformers.compare(ours, report)
     if arguments.part in (None, "training"):
-        against_trl.compare(ours, report)
+        against_trl.compare(ours, report, arguments.demo_state)
     if report.failed:
         raise SystemExit(f"parity: {report.failed} comparisons failed")
     shutil.rmtree(scratch, ignore_errors=True)
