@@ -325,8 +325,12 @@ fn choose(
     for row in rows.iter().filter(|row| !row.sampling.is_greedy()) {
         let temperature = row.sampling.temperature;
         if tempered.iter().all(|(known, _)| *known != temperature) {
-            let scaled = logits / temperature;
-            tempered.push((temperature, HostRows::new(&scaled.softmax(-1, Kind::Float))));
+            let probabilities = if temperature == 1.0 {
+                logprobs.tensor.exp()
+            } else {
+                (logits / temperature).softmax(-1, Kind::Float)
+            };
+            tempered.push((temperature, HostRows::new(&probabilities)));
         }
     }
     rows.iter()

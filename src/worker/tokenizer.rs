@@ -11,7 +11,7 @@ use serde_json::{Map, Value};
 
 use crate::errors::TextError;
 use crate::model::ModelFolder;
-use crate::model::config::ids_of;
+use crate::model::keys::ids_of;
 
 /// The special tokens that transformers hands to a template.
 const SPECIAL_NAMES: [&str; 7] =

@@ -1,7 +1,7 @@
 //! The engine: one configurable decoder over libtorch, loaded from a Hugging Face folder.
 //!
-//! In: a model folder. Out: hidden states, logits and scores of token ids. Reading order: `config`
-//! and `families` say what a model is, `folder` and `safetensors` find its tensors, `rotary`,
+//! In: a model folder. Out: hidden states, logits and scores of token ids. Reading order: `config`,
+//! `keys` and `families` say what a model is, `folder` and `safetensors` find its tensors, `rotary`,
 //! `layers`, `attention`, `block` and `transformer` compute, `kv_cache` remembers, `reward_head`
 //! scores. May not enter: text, sampling, losses, the protocol.
 
@@ -10,6 +10,7 @@ pub mod block;
 pub mod config;
 pub mod families;
 pub mod folder;
+pub mod keys;
 pub mod kv_cache;
 pub mod layers;
 pub mod reward_head;

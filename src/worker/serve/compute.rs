@@ -41,6 +41,8 @@ pub(super) fn run(
             return;
         }
     }
+    // The tokeniser's thread is gone: nothing could ever be computed again.
+    engine.send(Answer::Exit(1));
 }
 
 struct Engine<'a> {
