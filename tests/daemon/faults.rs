@@ -256,3 +256,21 @@ fn kills_from_outside_have_a_ceiling_too() {
     assert!(dump::text(&scene.database(), reason).unwrap().contains("outside"));
     assert_eq!(scene.number("SELECT set_aside FROM iteration_history"), 1);
 }
+
+#[test]
+fn a_worker_that_never_says_a_word_is_tried_more_and_more_seldom() {
+    let scene = Scene::fake(&Settings::default());
+    scene.worker_script("exit 7");
+    let _daemon = scene.start();
+    story::queue(&scene);
+    let told = || scene.status()["waits_for"].to_string().contains("exit 7").then_some(());
+    wait::until("status to say why no worker runs", told, || scene.told());
+    let tries = "SELECT count(*) FROM events WHERE message LIKE '%did not serve%'";
+    scene.wait_number("a third try", tries, 3);
+    // The pauses grow: one second, then two.
+    let apart = "SELECT max(at_ms) - min(at_ms) FROM events WHERE message LIKE '%did not serve%'";
+    assert!(scene.number(apart) >= 2_000, "{}", scene.ctl_ok(&["events"]));
+    assert_eq!(scene.number("SELECT count(*) FROM attempts"), 0);
+    scene.worker_script(&scene.fake_worker_line());
+    story::ends_the_same(&scene, "a worker that was mended");
+}

@@ -97,12 +97,7 @@ impl Scene {
         let scene = Self::empty(settings);
         models::policy(&scene.path("models"), "policy");
         models::reward(&scene.path("models"), "reward");
-        let (plan, fake) = (scene.path("plan.json"), program("fake-worker"));
-        scene.worker_script(&format!(
-            "FAKE_WORKER_PLAN='{}' exec '{}' \"$@\"",
-            plan.display(),
-            fake.display()
-        ));
+        scene.worker_script(&scene.fake_worker_line());
         scene.plan("{}");
         scene
     }
@@ -122,6 +117,12 @@ impl Scene {
         models::copy(&golden.join("tiny-reward"), &scene.path("models/reward"));
         scene.worker_script(&scene.real_worker_line());
         Some(scene)
+    }
+
+    /// How the fake worker is started.
+    pub fn fake_worker_line(&self) -> String {
+        let (plan, fake) = (self.path("plan.json"), program("fake-worker"));
+        format!("FAKE_WORKER_PLAN='{}' exec '{}' \"$@\"", plan.display(), fake.display())
     }
 
     /// How the real worker is started.
