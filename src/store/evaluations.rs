@@ -192,15 +192,23 @@ impl Reader {
     }
 
     /// For how many of the first evaluation prompts a lane has done this work already, so that the
-    /// initial policy's answers are made, and scored, once per run.
-    pub fn lane_done(&self, run: RunId, lane: &str, work: WorkKind) -> Result<u64> {
+    /// initial policy's answers are made once per run, and scored once by each scorer: under an
+    /// unchanged name another model may stand.
+    pub fn lane_done(
+        &self,
+        run: RunId,
+        lane: &str,
+        work: WorkKind,
+        scorer: Option<ScorerId>,
+    ) -> Result<u64> {
         let mut statement = self.conn.prepare_cached(
             "SELECT from_item, to_item FROM units
              WHERE run_id = ?1 AND lane = ?2 AND lane <> '' AND work = ?3
-               AND state IN ('done', 'set_aside')
+               AND (?4 IS NULL OR scorer_id = ?4) AND state IN ('done', 'set_aside')
              ORDER BY from_item",
         )?;
-        let mut rows = statement.query(params![run.get(), lane, work.label()])?;
+        let scorer = scorer.map(ScorerId::get);
+        let mut rows = statement.query(params![run.get(), lane, work.label(), scorer])?;
         let mut done = 0;
         while let Some(row) = rows.next()? {
             let (from, to): (i64, i64) = (row.get(0)?, row.get(1)?);

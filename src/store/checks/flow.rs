@@ -40,7 +40,8 @@ impl Flow {
             evaluate_prompts_max: evaluate,
         };
         let scorer = self.scorer;
-        let done = self.bench.store.lane_done(self.run, INITIAL, WorkKind::Score).unwrap();
+        let done =
+            self.bench.store.lane_done(self.run, INITIAL, WorkKind::Score, Some(scorer)).unwrap();
         let plan = |drawn: &crate::Drawn| plan_units(drawn, scorer, done);
         self.bench.store.start_iteration(&new, NOW, plan).unwrap().iteration
     }

@@ -4,7 +4,7 @@
 use rlhfd_domain::checkpoint::CheckpointKind;
 use rlhfd_domain::train::History;
 
-use super::flow::{Flow, checkpoint, response, step, to_the_end};
+use super::flow::{Flow, INITIAL, checkpoint, response, step, to_the_end};
 use super::*;
 use crate::{Generated, NewCheckpoint, NewIteration, NewResponse, StoreError};
 
@@ -252,6 +252,21 @@ fn a_checkpoint_that_is_not_sound_hands_the_head_to_its_parent() {
     store.mark_sound(one, NOW).unwrap();
     store.move_head(flow.run, one, "asked", NOW).unwrap();
     assert_eq!(store.run(flow.run).unwrap().head, one);
+}
+
+#[test]
+fn another_model_under_a_scorers_name_scores_the_initial_policy_anew() {
+    let mut flow = Flow::new(40);
+    flow.bench.add("held", 0.9, &texts(100, 110));
+    let t = flow.start(10, 2);
+    to_the_end(&mut flow, t);
+    let name = flow.bench.store.scorer_by_id(flow.scorer).unwrap().name;
+    let other = flow.bench.store.scorer(&name, "reward", "elsewhere", &"f".repeat(64)).unwrap();
+    let done = |work, scorer| flow.bench.store.lane_done(flow.run, INITIAL, work, scorer).unwrap();
+    let answered = done(WorkKind::Generate, None);
+    assert!(answered > 0);
+    assert_eq!(done(WorkKind::Score, Some(flow.scorer)), answered);
+    assert_eq!(done(WorkKind::Score, Some(other)), 0);
 }
 
 #[test]
