@@ -144,6 +144,9 @@ fn another_seed_under_the_same_name_is_refused() {
     wait::until("status to name the seed and the way out", told, || scene.told());
     assert_eq!(scene.number("SELECT count(*) FROM runs"), rows);
     daemon.kill();
+    let check = scene.rlhfd(&["check"]).output().unwrap();
+    let said = text(&check.stdout);
+    assert!(!check.status.success() && said.contains("the seed 7"), "{said}");
     // A new name is the way out, and both runs are listed.
     let named = Settings::default().set("run", "seed", "8").set("run", "name", "\"second\"");
     scene.configure(&named);

@@ -8,6 +8,7 @@
 mod folder;
 mod memory;
 mod report;
+mod run;
 mod system;
 mod weights;
 
@@ -20,6 +21,7 @@ use crate::exit;
 use crate::gpu::nvml::NvmlProbe;
 use crate::places::{Asked, Places};
 use folder::{Facts, Use};
+pub(crate) use memory::prompts_together;
 use report::Report;
 
 /// Checks everything, prints the report, and says by the exit code whether a run may begin.
@@ -54,6 +56,9 @@ fn examine(asked: &Asked) -> Report {
     }
     if let Some(places) = &places {
         system::database(&places.state, &mut report);
+        if let Some(config) = &config {
+            run::identity(config, &places.state, &mut report);
+        }
         system::socket(&places.socket, &mut report);
     }
     report

@@ -1,0 +1,48 @@
+//! The run that the configuration names, held against the one that the database knows.
+//!
+//! In: a configuration and the state folder. Out: findings. Reads only. May not enter: whether
+//! configuration or database are sound by themselves (`system`).
+
+use std::path::Path;
+
+use rlhfd_config::CheckedConfig;
+use rlhfd_store::{Reader, Run};
+
+use super::report::Report;
+use crate::stages::sums::model_sum;
+
+/// Tells where a known run was begun with another seed, policy or reference. A database that cannot
+/// be read was told of already.
+pub(super) fn identity(config: &CheckedConfig, state: &Path, report: &mut Report) {
+    let Ok(reader) = Reader::open(state) else { return };
+    let Ok(Some(run)) = reader.run_by_name(&config.run.name) else { return };
+    let differing = differing(config, &reader, &run);
+    for difference in &differing {
+        let mend = "give the run a new name in [run], or what it began with back";
+        report.bad("run", format!("{} was begun with {difference}: {mend}", run.name));
+    }
+    if differing.is_empty() {
+        report.well("run", format!("{} goes on as it was begun", run.name));
+    }
+}
+
+fn differing(config: &CheckedConfig, reader: &Reader, run: &Run) -> Vec<String> {
+    let mut found = Vec::new();
+    if run.seed != config.run.seed {
+        found.push(format!("the seed {}, and the configuration has {}", run.seed, config.run.seed));
+    }
+    let models = [
+        ("policy", run.initial, config.run.policy.path.as_path()),
+        ("reference", run.reference, config.reference_path()),
+    ];
+    for (what, row, folder) in models {
+        // A folder that cannot be read was told of already.
+        let (Ok(row), Ok(sum)) = (reader.checkpoint(row), model_sum(folder)) else { continue };
+        if row.sha256 != sum {
+            let folder = folder.display();
+            found.push(format!("another {what} ({}) than what {folder} holds", row.path));
+        }
+    }
+    found.dedup();
+    found
+}
