@@ -220,7 +220,11 @@ async fn start(
         prompts_max: config.run.prompts_per_iteration,
         evaluate_prompts_max: config.evaluate.prompts_max,
     };
-    let sizes = Sizes::of(config, uses_cuda(&ctx.live, config));
+    let cuda = uses_cuda(&ctx.live, config);
+    let mut sizes = Sizes::of(config, cuda);
+    if config.generate.batch_prompts == 0 {
+        sizes.generate_batch = fitting(ctx, config, run, sizes.generate_batch, cuda).await?;
+    }
     let (id, lane) = (run.id, plan::initial_lane(config));
     let initial = ctx
         .stage
@@ -254,4 +258,43 @@ async fn start(
         }
         Err(other) => Err(other),
     }
+}
+
+/// The batch of generate by the memory plan, for the smallest device in use. All of a device's memory
+/// counts, not what is free now: the same machine gives the same plan each time.
+async fn fitting(
+    ctx: &OrderContext,
+    config: &Arc<CheckedConfig>,
+    run: &Run,
+    most: u64,
+    cuda: bool,
+) -> Result<u64, AskError> {
+    let head = run.head;
+    let head = ctx.stage.store.read(move |r| r.checkpoint(head)).await?;
+    let folder = ctx.stage.places.resolve(&head.path);
+    let devices = ctx.live.now().devices;
+    let smallest = devices.iter().filter_map(|device| device.memory_mib).min();
+    let room = match smallest {
+        Some(memory) => memory.saturating_sub(config.devices.reserve_mib),
+        None => match memory_total_mib() {
+            Some(memory) => memory,
+            None => return Ok(most),
+        },
+    };
+    let n = u64::from(config.generate.responses_per_prompt());
+    let tokens =
+        u64::from(config.prompts.prompt_tokens_max) + u64::from(config.generate.max_new_tokens);
+    let bytes = if cuda { 2 } else { 4 };
+    actix_rt::task::spawn_blocking(move || {
+        crate::check::prompts_together(&folder, (n, tokens), bytes, room, most)
+    })
+    .await
+    .map_err(|_| AskError::Gone)
+}
+
+/// The host's memory.
+fn memory_total_mib() -> Option<u64> {
+    let text = std::fs::read_to_string("/proc/meminfo").ok()?;
+    let line = text.lines().find_map(|line| line.strip_prefix("MemTotal:"))?;
+    line.trim().strip_suffix("kB")?.trim().parse::<u64>().ok().map(|kib| kib / 1024)
 }

@@ -7,7 +7,7 @@
 use rlhfd_config::{CheckedConfig, TrainSettings};
 
 use super::ModelFacts;
-use super::folder::Facts;
+use super::folder::{Facts, Use, look};
 use super::report::Report;
 use super::system::Room;
 
@@ -108,6 +108,25 @@ pub(super) fn generating(model: &Facts, n: u64, tokens: u64, bytes: u64) -> Need
     let logits = model.vocabulary * n * (bytes + 4);
     let weights = mib(model.weights.parameters * bytes);
     Needs { weights, optimiser: 0, activations: mib(cache + logits) }
+}
+
+/// How many prompts may be written together in `free_mib`: `most`, or its half, quarter, … that fits;
+/// one in any case, for nothing smaller can be tried. It blocks: it reads the weights' headers.
+pub(crate) fn prompts_together(
+    policy: &std::path::Path,
+    (n, tokens): (u64, u64),
+    bytes: u64,
+    free_mib: u64,
+    most: u64,
+) -> u64 {
+    let Some(model) = look(policy, "policy", Use::Policy, &mut Report::default()) else {
+        return most;
+    };
+    let mut together = most.max(1);
+    while together > 1 && generating(&model, n * together, tokens, bytes).total() > free_mib {
+        together /= 2;
+    }
+    together
 }
 
 /// One sequence forward.

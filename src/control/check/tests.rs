@@ -180,3 +180,18 @@ fn a_gpu_is_planned_with_less_its_reserve() {
     let rooms = system::devices(Some(&config), &probe, &mut Report::default());
     assert_eq!((rooms[0].free_mib, rooms[0].is_cuda), (81_920 - 1_024, true));
 }
+
+#[test]
+fn the_batch_is_halved_until_it_fits_and_never_below_a_prompt() {
+    let root = tempfile::tempdir().unwrap();
+    let policy = root.path().join("policy");
+    model(&policy, CONFIG, "model.norm.weight");
+    // A token's keys and values: 2 · 2 layers · 1 head · 4 numbers · 4 bytes = 64 bytes. 8 responses
+    // of 65536 tokens are 32 MiB a prompt.
+    let together = |free| prompts_together(&policy, (8, 65_536), 4, free, 16);
+    assert_eq!(together(100_000), 16);
+    // 500 MiB for the process, and 10 % more than what is counted: 4 prompts take 642, 8 take 783.
+    assert_eq!(together(700), 4);
+    assert_eq!(together(10), 1);
+    assert_eq!(prompts_together(&root.path().join("nowhere"), (8, 1), 4, 10, 16), 16);
+}
