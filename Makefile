@@ -25,7 +25,7 @@ demo: build ## two online iterations on SmolLM2-135M-Instruct, from nothing to t
 test: setup ## all tests
 	$(PYTHON) -m unittest discover -s tests/scripts
 	$(CARGO) build --workspace --locked
-	$(CARGO) test --workspace --locked
+	RLHFD_REQUIRE_TORCH=1 $(CARGO) test --workspace --locked
 
 check: ## the tests that need no libtorch
 	$(PYTHON) -m unittest discover -s tests/scripts

@@ -1,6 +1,6 @@
 //! A disk that is really full: a file system of some megabytes of its own, filled by the test.
 //!
-//! Needs root, to mount in a name space of the daemon's own; says so where it cannot.
+//! Needs the right to mount in a name space of the daemon's own; says so where it has none.
 
 use std::fs;
 use std::io::Write;
@@ -14,8 +14,10 @@ use crate::story;
 
 /// Starts the daemon with a state folder of this size.
 fn start_on<'a>(scene: &'a Scene, size: &str) -> Option<Daemon<'a>> {
-    if !rustix::process::geteuid().is_root() {
-        eprintln!("skipped: only root can mount a file system");
+    let trial =
+        Command::new("unshare").args(["-m", "mount", "-t", "tmpfs", "tmpfs", "/mnt"]).output();
+    if !trial.is_ok_and(|trial| trial.status.success()) {
+        eprintln!("skipped: a file system of its own cannot be mounted here");
         return None;
     }
     fs::create_dir_all(scene.state()).unwrap();
