@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 use actix::Addr;
 use rlhfd_domain::{AttemptId, LeaseId, Stage};
-use rlhfd_protocol::frame::{self, FrameError};
+use rlhfd_protocol::frame;
 use rlhfd_protocol::worker::{Item, ModelRef, Summary, ToWorker, Work};
 use rlhfd_store::{StoreError, UnitRow};
 use tokio::sync::mpsc;
@@ -18,6 +18,9 @@ use super::scheduler::UnitEnded;
 use super::stage::{Prepare, Prepared, StageError};
 use super::worker::{Handed, WorkerActor, WorkerContext};
 use crate::handles::{AskError, now_ms, with_causes};
+
+/// What is held of a unit's input at most.
+const INPUT_BYTES_MAX: usize = 5 << 20;
 
 /// Something to tell.
 pub enum Tell {
@@ -165,9 +168,8 @@ impl Teller {
         let number = attempt.get().cast_unsigned();
         let frames = match encoded(number, work, items) {
             Ok(frames) => frames,
-            // One item is over a frame's ceiling: halving the unit finds it, and sets it aside.
-            Err(error) => {
-                let message = error.to_string();
+            // Halving the unit makes it fit, or finds the one item that never will.
+            Err(message) => {
                 let ending = Ending::Refused { unit: Arc::clone(&unit), attempt, message };
                 attempts::conclude(&self.ctx, ending).await;
                 self.not_handed(&unit);
@@ -217,17 +219,23 @@ impl Teller {
 }
 
 /// A unit's frames, before anyone is told that it comes.
-fn encoded(
-    attempt: u64,
-    work: Work,
-    items: Vec<(Item, Vec<u8>)>,
-) -> Result<Vec<Vec<u8>>, FrameError> {
+///
+/// Errors: an item over a frame's ceiling, or more bytes than are held for a worker; a sentence.
+fn encoded(attempt: u64, work: Work, items: Vec<(Item, Vec<u8>)>) -> Result<Vec<Vec<u8>>, String> {
     let count = u32::try_from(items.len()).unwrap_or(u32::MAX);
     let unit = ToWorker::RunUnit { attempt, work: Box::new(work), items: count };
     let mut frames = Vec::with_capacity(items.len() + 1);
-    frames.push(frame::encode(&unit, &[])?);
+    frames.push(frame::encode(&unit, &[]).map_err(|error| error.to_string())?);
+    let mut bytes = 0;
     for (index, (item, payload)) in (0..).zip(items) {
-        frames.push(frame::encode(&ToWorker::Item { attempt, index, item }, &payload)?);
+        let frame = frame::encode(&ToWorker::Item { attempt, index, item }, &payload)
+            .map_err(|error| format!("item {index}: {error}"))?;
+        bytes += frame.len();
+        // A single item is below a frame's ceiling, and that below this one.
+        if bytes > INPUT_BYTES_MAX {
+            return Err(format!("its {count} items have more than {INPUT_BYTES_MAX} bytes"));
+        }
+        frames.push(frame);
     }
     Ok(frames)
 }
@@ -258,6 +266,8 @@ mod tests {
         let frames = encoded(1, work(), vec![item(4), item(8)]).unwrap();
         assert_eq!(frames.len(), 3);
         let large = encoded(1, work(), vec![item(4), item(frame::FRAME_BYTES_MAX)]);
-        assert!(matches!(large, Err(FrameError::TooLarge { .. })));
+        assert!(large.unwrap_err().starts_with("item 1: "));
+        let many = (0..6).map(|_| item(frame::FRAME_BYTES_MAX - 1024)).collect();
+        assert!(encoded(1, work(), many).unwrap_err().contains("6 items"));
     }
 }

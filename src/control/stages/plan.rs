@@ -15,7 +15,7 @@ const ANSWER_BYTES_MAX: u64 = 4 << 20;
 /// An answered token: its id, its log-prob and its text.
 const BYTES_PER_TOKEN: u64 = 13;
 /// Prompts of a render unit at most.
-const RENDER_ITEMS_MAX: u64 = 512;
+const RENDER_ITEMS_MAX: u64 = 128;
 
 /// How many prompts are computed together, and how much makes a unit.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
