@@ -149,10 +149,49 @@ pub fn peak_mib() -> u64 {
 }
 
 fn status_mib(key: &str) -> u64 {
-    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
-    let line = status.lines().find_map(|line| line.strip_prefix(key));
-    let kib = line.and_then(|rest| rest.split_whitespace().next()?.parse::<u64>().ok());
-    kib.unwrap_or(0) / 1024
+    kernel_mib("/proc/self/status", key).unwrap_or(0)
+}
+
+/// A figure that the kernel states in kB, in MiB.
+fn kernel_mib(path: &str, key: &str) -> Option<u64> {
+    let text = std::fs::read_to_string(path).ok()?;
+    let line = text.lines().find_map(|line| line.strip_prefix(key))?;
+    Some(line.split_whitespace().next()?.parse::<u64>().ok()? / 1024)
+}
+
+/// Whether `bytes` more can be had of the host's memory. Asked before large blocks are taken: the
+/// kernel grants more than there is, and kills the process when it is used.
+///
+/// Errors: the words of the shortage.
+pub fn check_host_memory(what: &str, bytes: u64) -> Result<(), String> {
+    let needed = bytes >> 20;
+    match kernel_mib("/proc/meminfo", "MemAvailable:") {
+        Some(free) if needed > free => {
+            Err(format!("{what} need {needed} MiB, and {free} MiB are free"))
+        }
+        _ => Ok(()),
+    }
+}
+
+/// The same compute in a type that the user asks for.
+///
+/// Errors: `Precision` for bf16 on a CPU without instructions for it, where it would be slower and
+/// coarser than f32.
+pub fn with_precision(compute: Compute, asked: Precision) -> Result<Compute, DeviceError> {
+    let on_cpu = compute.device == Device::Cpu;
+    if on_cpu && asked == Precision::Bfloat16 && !cpu_has_bf16() {
+        return Err(DeviceError::Precision);
+    }
+    Ok(Compute { precision: asked, ..compute })
+}
+
+fn cpu_has_bf16() -> bool {
+    let info = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
+    // x86 and aarch64 have different words for the line and for the instructions.
+    let flags = info.lines().find(|line| line.starts_with("flags") || line.starts_with("Features"));
+    flags.is_some_and(|flags| {
+        flags.split_whitespace().any(|flag| ["amx_bf16", "avx512_bf16", "bf16"].contains(&flag))
+    })
 }
 
 #[cfg(test)]
@@ -168,6 +207,20 @@ mod tests {
             assert!(error.contains("--device cpu"), "{error}");
             assert_eq!(open("auto", None).unwrap().device, Device::Cpu);
         }
+    }
+
+    #[test]
+    fn memory_that_is_not_there_is_told_before_it_is_taken() {
+        assert_eq!(check_host_memory("a few bytes", 4096), Ok(()));
+        let error = check_host_memory("keys", u64::MAX).unwrap_err();
+        assert!(error.contains("keys need") && error.contains("are free"), "{error}");
+    }
+
+    #[test]
+    fn bf16_on_a_cpu_is_had_exactly_where_its_instructions_are() {
+        let compute = Compute { device: Device::Cpu, precision: Precision::Float32 };
+        assert!(with_precision(compute, Precision::Float32).is_ok());
+        assert_eq!(with_precision(compute, Precision::Bfloat16).is_ok(), cpu_has_bf16());
     }
 
     #[test]

@@ -234,6 +234,12 @@ pub enum DeviceError {
         /// What was given.
         name: String,
     },
+    /// bf16 where the CPU has no instructions for it.
+    #[error(
+        "this CPU has neither AMX nor AVX512-BF16, so bf16 would be slower than f32\n\
+         try: --precision f32"
+    )]
+    Precision,
     /// CUDA is asked for and cannot be had.
     #[error("{name} cannot be used: {problem}\ntry: {mend}")]
     Cuda {

@@ -14,6 +14,7 @@
 use rlhfd_protocol::worker::{Arm, Finish, Purpose};
 use tch::{Kind, Tensor};
 
+use crate::device::check_host_memory;
 use crate::errors::WorkerError;
 use crate::model::kv_cache::Place;
 use crate::model::{KvCache, Transformer};
@@ -213,9 +214,15 @@ impl<'a> Batch<'a> {
         let longest = prompts.iter().map(|prompt| prompt.ids.len()).max().unwrap_or(0) as i64;
         // The last id of a response is never fed back.
         let columns = longest + i64::from(generation.max_new_tokens.max(1)) - 1;
+        let count = rows.len() as i64;
+        if device == tch::Device::Cpu {
+            let bytes = KvCache::bytes(&model.config, count, columns, kind);
+            let what = format!("keys and values of {count} sequences of {columns} positions");
+            check_host_memory(&what, bytes).map_err(WorkerError::OutOfMemory)?;
+        }
         let new_cache =
             |rows: i64, columns: i64| KvCache::new(&model.config, rows, columns, kind, device);
-        let mut cache = new_cache(rows.len() as i64, columns);
+        let mut cache = new_cache(count, columns);
         let mut last_hidden = Vec::with_capacity(prompts.len());
         let mut first_row = 0;
         for group in chunks(prompts) {

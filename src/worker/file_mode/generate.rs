@@ -67,9 +67,12 @@ struct ResponseLine {
     logprob: f64,
 }
 
-/// Rows of a batch, over all prompts: enough that a step's matrix products fill a CPU, few enough
-/// that keys and values stay small.
+/// Rows of a batch, over all prompts: enough that a step's matrix products fill a CPU.
 const BATCH_ROWS: usize = 64;
+
+/// Positions of a row up to which a batch has all its rows; longer rows are fewer, so that keys and
+/// values stay within 65,536 positions (3 GB for SmolLM2-135M in f32).
+const BATCH_COLUMNS: usize = 1024;
 
 /// Runs the command.
 ///
@@ -104,7 +107,11 @@ pub fn run(args: &GenerateArgs) -> Result<(), WorkerError> {
     let watch = Watch::default();
     let mut progress = Progress::new("generate", tasks.len());
     let mut index = 0;
-    for batch in batches(&tasks, |_| args.n as usize, BATCH_ROWS.max(args.n as usize)) {
+    let positions = |task: &PromptTask| {
+        let columns = task.ids.len() + args.max_new_tokens as usize;
+        args.n as usize * columns.max(BATCH_COLUMNS)
+    };
+    for batch in batches(&tasks, positions, BATCH_ROWS * BATCH_COLUMNS) {
         let written = generate_batch(&opened.model, batch, &generation, &watch)?;
         for result in written {
             output.line(&prompt_line(args, &lines, index, result, &opened)?)?;

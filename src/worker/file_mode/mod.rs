@@ -12,7 +12,7 @@ mod train;
 
 use std::path::{Path, PathBuf};
 
-use clap::Args;
+use clap::{Args, ValueEnum};
 
 pub use generate::GenerateArgs;
 pub use logprobs::LogprobsArgs;
@@ -21,7 +21,7 @@ pub use train::TrainVerb;
 
 use crate::device::{self, Compute};
 use crate::errors::{InputError, WorkerError};
-use crate::model::{LoadOptions, ModelFolder, Trainable, Transformer};
+use crate::model::{LoadOptions, ModelFolder, Precision, Trainable, Transformer};
 use crate::render::Renderer;
 
 pub use generate::run as generate;
@@ -35,6 +35,9 @@ pub struct CommonArgs {
     /// Where to compute: auto, cpu, or cuda:N
     #[arg(long, default_value = "auto", value_name = "DEVICE")]
     pub device: String,
+    /// What to compute in: f32 on CPU and bf16 on GPU by default
+    #[arg(long, value_enum, value_name = "TYPE")]
+    pub precision: Option<PrecisionChoice>,
     /// Seed of all random numbers
     #[arg(long, default_value_t = 0, value_name = "N")]
     pub seed: u64,
@@ -51,8 +54,22 @@ impl CommonArgs {
         if self.threads == Some(0) {
             return Err(setting("--threads", 0, "it must be at least 1", "leave it away").into());
         }
-        Ok(device::open(&self.device, self.threads)?)
+        let compute = device::open(&self.device, self.threads)?;
+        Ok(match self.precision {
+            Some(PrecisionChoice::F32) => device::with_precision(compute, Precision::Float32)?,
+            Some(PrecisionChoice::Bf16) => device::with_precision(compute, Precision::Bfloat16)?,
+            None => compute,
+        })
     }
+}
+
+/// The choice of [`Precision`] on the command line.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum PrecisionChoice {
+    /// 32 bits
+    F32,
+    /// 16 bits with the range of f32; on CPU only where it has AMX or AVX512-BF16
+    Bf16,
 }
 
 /// A model loaded for inference, with its tokenizer and template.

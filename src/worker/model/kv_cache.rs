@@ -50,6 +50,14 @@ pub struct Place {
 }
 
 impl KvCache {
+    /// Bytes that [`Self::new`] will take.
+    #[must_use]
+    pub fn bytes(config: &ModelConfig, rows: i64, columns: i64, kind: Kind) -> u64 {
+        let position = (2 * config.layers * config.kv_heads * config.head_dim) as u64;
+        let positions = rows.unsigned_abs().saturating_mul(columns.unsigned_abs());
+        positions.saturating_mul(position).saturating_mul(kind.elt_size_in_bytes() as u64)
+    }
+
     /// Zeroed memory for `rows` rows of `columns` columns. Zeroed because a masked column is still
     /// multiplied, by a weight of 0, and 0 times whatever lay in the memory may be NaN.
     #[must_use]
