@@ -186,3 +186,41 @@ fn without_resuming_a_training_begins_at_the_first_step() {
     assert_eq!(scene.number(FIRST_STEP), 1);
     dump::assert_same(undisturbed(), &dump::dump(&scene.database()), "trained anew");
 }
+
+#[test]
+fn a_reward_model_is_trained_killed_and_used_by_the_loop() {
+    let settings = settings()
+        .with("[label.scorers]", "name = \"reward\"\njob = \"reward/main\"")
+        .with(
+            "reward",
+            "batch_pairs = 1\nmicro_batch_pairs = 1\nepochs = 4\nlearning_rate = 1e-3\n\
+             save_every_steps = 2",
+        )
+        .with(
+            "evaluate",
+            "temperatures = [0.0, 1.0]\nn = 2\nmax_new_tokens = 16\nbootstrap_samples = 100",
+        )
+        .set("run", "iterations_max", "1");
+    let Some(scene) = Scene::real(&settings) else { return };
+    let _daemon = scene.start();
+    queue(&scene);
+    let pair = |n: usize| {
+        format!("{{\"prompt\": \"say {n}\", \"chosen\": \"e e {n}\", \"rejected\": \"z {n}\"}}\n")
+    };
+    let data = scene.write("pairs.jsonl", &(0..12).map(pair).collect::<String>());
+    scene.ctl_ok(&["train", "reward", "--data", &data.to_string_lossy()]);
+    let training = "u.work = 'train_reward' AND u.last_step >= 2";
+    signal(frozen(&scene, training), Signal::KILL);
+    scene.wait_iterations(1);
+    let first = "SELECT max(a.first_step) FROM attempts a JOIN units u ON u.id = a.unit_id
+                 WHERE u.work = 'train_reward'";
+    assert!(scene.number(first) > 1);
+    let steps = "SELECT count(*) FROM training_steps t JOIN units u ON u.id = t.unit_id
+                 WHERE u.work = 'train_reward'";
+    assert_eq!(scene.number(steps), 48);
+    // Greedy writes one answer, and only answers at temperature 1 tell of the KL.
+    let evaluated = "SELECT group_concat(temperature || ':' || (responses / prompts) || ':' ||
+        (kl_k3 IS NOT NULL), ' ') FROM (SELECT * FROM evaluations WHERE iteration = 1
+        AND policy_id <> baseline_id ORDER BY temperature)";
+    assert_eq!(dump::text(&scene.database(), evaluated).unwrap(), "0.0:1:0 1.0:2:1");
+}
