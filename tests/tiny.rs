@@ -4,6 +4,7 @@
 //! with the same rows and the same checkpoint hashes, to the last bit. May not enter: a network, a
 //! GPU.
 
+use std::fs;
 use std::sync::OnceLock;
 
 use rlhfd_tests::dump::{self, Dump};
@@ -68,6 +69,15 @@ fn an_iteration_learns_something_on_a_tiny_model() {
                  JOIN units u ON u.id = t.unit_id WHERE u.iteration = 1 AND t.step = 1";
     assert_eq!(scene.number(first), 1, "policy and reference are one at the first step");
     dump::assert_same(undisturbed(), &dump::dump(&scene.database()), "the same run twice");
+    let place = scene.path("").to_string_lossy().trim_end_matches('/').to_owned();
+    for folder in ["checkpoints/iteration-0002", "iterations/0002"] {
+        for entry in fs::read_dir(scene.state().join("runs/main").join(folder)).unwrap() {
+            let path = entry.unwrap().path();
+            let bytes = fs::read(&path).unwrap();
+            let found = bytes.windows(place.len()).any(|window| window == place.as_bytes());
+            assert!(!found, "{} names a place", path.display());
+        }
+    }
 }
 
 /// What is killed.
