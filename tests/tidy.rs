@@ -311,7 +311,7 @@ fn released() -> bool {
             rest.trim_start_matches(['[', 'v']).starts_with(|c: char| c.is_ascii_digit())
         })
     };
-    text.lines().any(version)
+    text.lines().any(|line| version(line) && !line.contains("not released"))
 }
 
 #[test]
