@@ -4,7 +4,7 @@
 
 use crate::UnknownWord;
 
-/// Which preferences an iteration trains on. Offline preferences come with either.
+/// Which preferences an iteration trains on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum History {
     /// D₁ ∪ … ∪ Dₜ, as the paper does.
