@@ -12,6 +12,7 @@ pub mod file_mode;
 pub mod generate;
 pub mod gpu_check;
 pub mod guard;
+pub mod initial;
 pub mod logprob;
 pub mod model;
 pub mod philox;

@@ -9,7 +9,7 @@ use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 use rlhfd_worker::errors::with_causes;
-use rlhfd_worker::file_mode::{self, GenerateArgs, LogprobsArgs, ScoreArgs, TrainVerb};
+use rlhfd_worker::file_mode::{self, GenerateArgs, InitArgs, LogprobsArgs, ScoreArgs, TrainVerb};
 use rlhfd_worker::gpu_check::{self, GpuCheckArgs, Verdict};
 use rlhfd_worker::guard::{guarded, quiet_panics, size_limits_are_errors};
 use rlhfd_worker::{process, serve};
@@ -24,6 +24,8 @@ struct Cli {
 
 #[derive(Debug, Subcommand)]
 enum Verb {
+    /// Make a random model folder from a config.json and a tokenizer
+    Init(InitArgs),
     /// Write responses to prompts
     Generate(GenerateArgs),
     /// Score conversations with a reward model
@@ -49,6 +51,7 @@ fn main() -> ExitCode {
     let cli = Cli::parse();
     let result = guarded(|| -> Result<ExitCode, Failure> {
         match &cli.verb {
+            Verb::Init(args) => file_mode::init(args)?,
             Verb::Generate(args) => file_mode::generate(args)?,
             Verb::Score(args) => file_mode::score(args)?,
             Verb::Logprobs(args) => file_mode::logprobs(args)?,

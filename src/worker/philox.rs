@@ -1,7 +1,8 @@
 //! Philox4x32-10: random numbers as a function of a key and a counter, with no state between them.
 //!
 //! In: who draws ([`StreamKey`]) and for which token position. Out: a uniform number in [0, 1). The
-//! same response gets the same numbers whatever worker writes it, in whatever order or batch.
+//! same response gets the same numbers whatever worker writes it, in whatever order or batch. Also
+//! normal numbers for new weights, by a key of their own.
 //! Source: Salmon et al. 2011, "Parallel random numbers: as easy as 1, 2, 3", doi 10.1145/2063384.2063405.
 //! May not enter: libtorch, clocks.
 
@@ -31,6 +32,34 @@ pub fn philox4x32(mut counter: [u32; 4], mut key: [u32; 2]) -> [u32; 4] {
         ];
     }
     counter
+}
+
+/// `count` normal numbers with mean 0 and this deviation: a function of the key and of what they are
+/// for, which sets them apart from all others of the same key.
+#[must_use]
+pub fn normals(key: [u32; 2], purpose: u32, count: usize, deviation: f64) -> Vec<f32> {
+    let mut values = Vec::with_capacity(count.saturating_add(4));
+    let mut counter = 0_u64;
+    while values.len() < count {
+        let [low, high] = [(counter & 0xffff_ffff) as u32, (counter >> 32) as u32];
+        let words = philox4x32([low, high, 0, purpose], key);
+        for pair in words.chunks_exact(2) {
+            #[expect(clippy::cast_possible_truncation, reason = "a drawn weight needs no more")]
+            values.extend(box_muller(pair[0], pair[1]).map(|z| (z * deviation) as f32));
+        }
+        counter += 1;
+    }
+    values.truncate(count);
+    values
+}
+
+/// Box and Muller's two normals from two words.
+fn box_muller(a: u32, b: u32) -> [f64; 2] {
+    // In (0, 1], so that the logarithm is finite.
+    let u = (f64::from(a) + 1.0) / 4_294_967_296.0;
+    let angle = 2.0 * std::f64::consts::PI * f64::from(b) / 4_294_967_296.0;
+    let radius = (-2.0 * u.ln()).sqrt();
+    [radius * angle.cos(), radius * angle.sin()]
 }
 
 /// Whose random numbers these are.

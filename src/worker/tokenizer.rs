@@ -10,8 +10,8 @@ use std::path::{Path, PathBuf};
 use serde_json::{Map, Value};
 
 use crate::errors::TextError;
-use crate::model::ModelFolder;
 use crate::model::keys::ids_of;
+use crate::model::{ModelConfig, ModelFolder};
 
 /// The special tokens that transformers hands to a template.
 const SPECIAL_NAMES: [&str; 7] =
@@ -58,7 +58,13 @@ impl Tokenizer {
     /// Errors: `Tokenizer` names the file; `Misfit` where it has ids that the model has no row for,
     /// or not the ids that the model stops at.
     pub fn open(folder: &ModelFolder) -> Result<Self, TextError> {
-        let dir = folder.dir.as_path();
+        Self::open_for(&folder.dir, &folder.config)
+    }
+
+    /// Opens the tokenizer in `dir` for a model of this configuration, which may lie elsewhere.
+    ///
+    /// Errors: as [`Self::open`].
+    pub fn open_for(dir: &Path, config: &ModelConfig) -> Result<Self, TextError> {
         let path = dir.join("tokenizer.json");
         let inner = open_inner(&path)?;
         let settings = optional_json(&dir.join("tokenizer_config.json"))?.unwrap_or_default();
@@ -67,12 +73,12 @@ impl Tokenizer {
         let special = special_tokens(&settings, &older);
         let id_of = |name: &str| inner.token_to_id(special.get(name)?.as_str()?);
         let (bos_id, eos_id) = (id_of("bos_token"), id_of("eos_token"));
-        let pad_id = id_of("pad_token").or(folder.config.pad_id);
+        let pad_id = id_of("pad_token").or(config.pad_id);
         let mut stop_ids = generation
             .get("eos_token_id")
             .and_then(ids_of)
             .filter(|ids| !ids.is_empty())
-            .unwrap_or_else(|| folder.config.eos_ids.clone());
+            .unwrap_or_else(|| config.eos_ids.clone());
         if stop_ids.is_empty() {
             stop_ids.extend(eos_id);
         }
@@ -90,7 +96,7 @@ impl Tokenizer {
             special,
             inner,
         };
-        tokenizer.check_fit(folder.config.vocabulary)?;
+        tokenizer.check_fit(config.vocabulary)?;
         Ok(tokenizer)
     }
 

@@ -4,6 +4,7 @@
 //! Progress goes to stderr. May not enter: the protocol's frames.
 
 mod generate;
+mod init;
 mod logprobs;
 mod output;
 mod progress;
@@ -15,6 +16,7 @@ use std::path::{Path, PathBuf};
 use clap::{Args, ValueEnum};
 
 pub use generate::GenerateArgs;
+pub use init::InitArgs;
 pub use logprobs::LogprobsArgs;
 pub use score::ScoreArgs;
 pub use train::TrainVerb;
@@ -25,6 +27,7 @@ use crate::model::{LoadOptions, ModelFolder, Precision, Trainable, Transformer};
 use crate::render::Renderer;
 
 pub use generate::run as generate;
+pub use init::run as init;
 pub use logprobs::run as logprobs;
 pub use score::run as score;
 pub use train::run as train;

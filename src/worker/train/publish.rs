@@ -28,7 +28,7 @@ pub const MASTERS: &str = "master/weights.safetensors";
 pub const STEPS: &str = "steps.jsonl";
 
 /// Files that go over as they are, where they exist.
-const COPIED: [&str; 7] = [
+pub const COPIED: [&str; 7] = [
     "tokenizer.json",
     "added_tokens.json",
     "vocab.json",

@@ -8,7 +8,7 @@
 use tch::Tensor;
 
 use super::pack::TokenPair;
-use crate::philox::philox4x32;
+use crate::philox::normals;
 use crate::tokenizer::Tokenizer;
 
 /// Sets the head's numbers apart from all others of the same seed.
@@ -18,28 +18,7 @@ const HEAD: u32 = 0x4845_4144;
 /// `initializer_range`), a function of the seed alone.
 pub fn seeded(width: usize, deviation: f64, seed: u64) -> Tensor {
     let key = [(seed & 0xffff_ffff) as u32, (seed >> 32) as u32];
-    let mut values = Vec::with_capacity(width + 4);
-    let mut counter = 0_u32;
-    while values.len() < width {
-        let words = philox4x32([counter, 0, 0, HEAD], key);
-        for pair in words.chunks_exact(2) {
-            values.extend(normals(pair[0], pair[1]).map(|z| z * deviation));
-        }
-        counter += 1;
-    }
-    values.truncate(width);
-    #[expect(clippy::cast_possible_truncation, reason = "a drawn weight needs no more than f32")]
-    let values: Vec<f32> = values.into_iter().map(|value| value as f32).collect();
-    Tensor::from_slice(&values).view([1, -1])
-}
-
-/// Box and Muller's two normals from two words.
-fn normals(a: u32, b: u32) -> [f64; 2] {
-    // In (0, 1], so that the logarithm is finite.
-    let u = (f64::from(a) + 1.0) / 4_294_967_296.0;
-    let angle = 2.0 * std::f64::consts::PI * f64::from(b) / 4_294_967_296.0;
-    let radius = (-2.0 * u.ln()).sqrt();
-    [radius * angle.cos(), radius * angle.sin()]
+    Tensor::from_slice(&normals(key, HEAD, width, deviation)).view([1, -1])
 }
 
 /// A pad id that ends no text: the tokenizer's where it is no stop id, else the unk id, else a
