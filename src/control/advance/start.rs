@@ -223,7 +223,7 @@ async fn start(
     let cuda = uses_cuda(&ctx.live, config);
     let mut sizes = Sizes::of(config, cuda);
     if config.generate.batch_prompts == 0 {
-        sizes.generate_batch = fitting(ctx, config, run, sizes.generate_batch, cuda).await?;
+        sizes.generate_rows = fitting(ctx, config, run, sizes.generate_rows, cuda).await?;
     }
     let (id, lane) = (run.id, plan::initial_lane(config));
     let initial = ctx
@@ -260,7 +260,7 @@ async fn start(
     }
 }
 
-/// The batch of generate by the memory plan, for the smallest device in use. All of a device's memory
+/// The rows of generate by the memory plan, for the smallest device in use. All of a device's memory
 /// counts, not what is free now: the same machine gives the same plan each time.
 async fn fitting(
     ctx: &OrderContext,
@@ -281,12 +281,11 @@ async fn fitting(
             None => return Ok(most),
         },
     };
-    let n = u64::from(config.generate.responses_per_prompt());
     let tokens =
         u64::from(config.prompts.prompt_tokens_max) + u64::from(config.generate.max_new_tokens);
     let bytes = if cuda { 2 } else { 4 };
     actix_rt::task::spawn_blocking(move || {
-        crate::check::prompts_together(&folder, (n, tokens), bytes, room, most)
+        crate::check::rows_together(&folder, tokens, bytes, room, most)
     })
     .await
     .map_err(|_| AskError::Gone)

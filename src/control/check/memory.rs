@@ -110,11 +110,11 @@ pub(super) fn generating(model: &Facts, n: u64, tokens: u64, bytes: u64) -> Need
     Needs { weights, optimiser: 0, activations: mib(cache + logits) }
 }
 
-/// How many prompts may be written together in `free_mib`: `most`, or its half, quarter, … that fits;
-/// one in any case, for nothing smaller can be tried. It blocks: it reads the weights' headers.
-pub(crate) fn prompts_together(
+/// How many responses of `tokens` ids may be written together in `free_mib`: `most`, or its half,
+/// quarter, … that fits; one in any case. It blocks: it reads the weights' headers.
+pub(crate) fn rows_together(
     policy: &std::path::Path,
-    (n, tokens): (u64, u64),
+    tokens: u64,
     bytes: u64,
     free_mib: u64,
     most: u64,
@@ -123,7 +123,7 @@ pub(crate) fn prompts_together(
         return most;
     };
     let mut together = most.max(1);
-    while together > 1 && generating(&model, n * together, tokens, bytes).total() > free_mib {
+    while together > 1 && generating(&model, together, tokens, bytes).total() > free_mib {
         together /= 2;
     }
     together

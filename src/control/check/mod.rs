@@ -21,7 +21,7 @@ use crate::exit;
 use crate::gpu::nvml::NvmlProbe;
 use crate::places::{Asked, Places};
 use folder::{Facts, Use};
-pub(crate) use memory::prompts_together;
+pub(crate) use memory::rows_together;
 use report::Report;
 
 /// Checks everything, prints the report, and says by the exit code whether a run may begin.

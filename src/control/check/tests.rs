@@ -182,16 +182,16 @@ fn a_gpu_is_planned_with_less_its_reserve() {
 }
 
 #[test]
-fn the_batch_is_halved_until_it_fits_and_never_below_a_prompt() {
+fn the_batch_is_halved_until_it_fits_and_never_below_a_response() {
     let root = tempfile::tempdir().unwrap();
     let policy = root.path().join("policy");
     model(&policy, CONFIG, "model.norm.weight");
-    // A token's keys and values: 2 · 2 layers · 1 head · 4 numbers · 4 bytes = 64 bytes. 8 responses
-    // of 65536 tokens are 32 MiB a prompt.
-    let together = |free| prompts_together(&policy, (8, 65_536), 4, free, 16);
+    // A token's keys and values: 2 · 2 layers · 1 head · 4 numbers · 4 bytes = 64 bytes. A response
+    // of 524288 tokens takes 32 MiB.
+    let together = |free| rows_together(&policy, 524_288, 4, free, 16);
     assert_eq!(together(100_000), 16);
-    // 500 MiB for the process, and 10 % more than what is counted: 4 prompts take 642, 8 take 783.
+    // 500 MiB for the process, and 10 % more than what is counted: 4 rows take 642, 8 take 783.
     assert_eq!(together(700), 4);
     assert_eq!(together(10), 1);
-    assert_eq!(prompts_together(&root.path().join("nowhere"), (8, 1), 4, 10, 16), 16);
+    assert_eq!(rows_together(&root.path().join("nowhere"), 1, 4, 10, 16), 16);
 }

@@ -16,14 +16,19 @@ const ANSWER_BYTES_MAX: u64 = 4 << 20;
 const BYTES_PER_TOKEN: u64 = 13;
 /// Prompts of a render unit at most.
 const RENDER_ITEMS_MAX: u64 = 128;
+/// Responses written together. A step of generation reads all weights once, however many rows it has:
+/// on two cores 64 rows take little longer than 8.
+const ROWS_CPU: u64 = 64;
+/// The same on a GPU.
+const ROWS_GPU: u64 = 256;
 
 /// How many prompts are computed together, and how much makes a unit.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Sizes {
     /// Tokens that a unit aims at.
     pub unit_tokens: u64,
-    /// Prompts of a batch of generate.
-    pub generate_batch: u64,
+    /// Responses of a batch of generate, over all its prompts.
+    pub generate_rows: u64,
     /// Prompts of a batch of score.
     pub score_batch: u64,
     /// Prompts of a batch of logprobs.
@@ -47,10 +52,20 @@ impl Sizes {
             } else {
                 config.scheduler.unit_tokens_cpu
             },
-            generate_batch: auto(u64::from(config.generate.batch_prompts), 4, 16),
+            generate_rows: auto(
+                u64::from(config.generate.batch_prompts) * per_prompt,
+                ROWS_CPU,
+                ROWS_GPU,
+            ),
             score_batch: auto(scored, 1, 8),
             logprobs_batch: auto(0, 2, 8),
         }
+    }
+
+    /// Prompts of a batch of generate, where each gets so many responses.
+    #[must_use]
+    pub fn prompts_together(&self, responses_per_prompt: u64) -> u64 {
+        (self.generate_rows / responses_per_prompt.max(1)).max(1)
     }
 }
 
@@ -131,7 +146,7 @@ impl Planner<'_> {
             prefix: format!("{t}/generate"),
             policy: Some(drawn.policy_in),
             scorer: None,
-            batch: self.given.sizes.generate_batch,
+            batch: self.given.sizes.prompts_together(n),
             tokens_per_item: n * new_tokens,
         };
         self.ranged(&generate, 0, drawn.prompts)?;
@@ -205,7 +220,7 @@ impl Planner<'_> {
             prefix: format!("{prefix}/generate"),
             policy,
             scorer: None,
-            batch: self.given.sizes.generate_batch,
+            batch: self.given.sizes.prompts_together(self.evaluation_responses()),
             tokens_per_item: self.evaluation_tokens(),
         };
         self.ranged(&generate, answered.generated.min(to), to)?;
@@ -219,10 +234,14 @@ impl Planner<'_> {
         self.aligned(&score, &generate, answered.scored.min(to), to)
     }
 
+    /// Responses that each prompt of evaluation gets.
+    fn evaluation_responses(&self) -> u64 {
+        let arms = super::generate::arms(self.config, Stage::Evaluate);
+        arms.iter().map(|arm| u64::from(arm.n)).sum()
+    }
+
     fn evaluation_tokens(&self) -> u64 {
-        let evaluate = &self.config.evaluate;
-        let arms = evaluate.temperatures.len() as u64;
-        arms * u64::from(evaluate.n) * u64::from(evaluate.max_new_tokens)
+        self.evaluation_responses() * u64::from(self.config.evaluate.max_new_tokens)
     }
 
     fn render(
