@@ -5,6 +5,8 @@
 //! May not enter: a random source with state; the generator counts, so that the same input gives the
 //! same interval everywhere.
 
+use crate::counter::uniform;
+
 /// One answer of each policy to one prompt with one sample number at one temperature.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct PairedScore {
@@ -58,7 +60,7 @@ pub fn compare(scores: &[PairedScore], samples: u32, seed: u64) -> Option<Compar
     for sample in 0..u64::from(samples) {
         let mut drawn = Sums::default();
         for draw in 0..prompts.len() as u64 {
-            let index = uniform(seed, sample, draw, prompts.len() as u64);
+            let index = uniform(&[seed, sample, draw], prompts.len() as u64);
             if let Some(p) = usize::try_from(index).ok().and_then(|i| prompts.get(i)) {
                 drawn = drawn.plus(p);
             }
@@ -163,21 +165,6 @@ fn estimate(value: f64, mut drawn: Vec<f64>) -> Estimate {
     let high =
         drawn.len().checked_sub(cut + 1).and_then(|i| drawn.get(i).copied()).unwrap_or(value);
     Estimate { value, low, high }
-}
-
-/// A number below `bound` from counters alone: SplitMix64's mixing over (seed, sample, draw).
-/// Source: Steele, Lea, Flood, "Fast splittable pseudorandom number generators", 2014.
-fn uniform(seed: u64, sample: u64, draw: u64, bound: u64) -> u64 {
-    let word = mix(mix(mix(seed) ^ sample) ^ draw);
-    // The high half of the product: without the bias of a remainder that anyone could measure.
-    u64::try_from((u128::from(word) * u128::from(bound)) >> 64).unwrap_or(0)
-}
-
-fn mix(value: u64) -> u64 {
-    let mut z = value.wrapping_add(0x9E37_79B9_7F4A_7C15);
-    z = (z ^ (z >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
-    z = (z ^ (z >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
-    z ^ (z >> 31)
 }
 
 #[expect(clippy::cast_precision_loss, reason = "counts of rows are far below 2^53")]

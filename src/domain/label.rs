@@ -1,6 +1,12 @@
-//! Labels: a finite score, or the reason why there is none.
+//! Labels: a finite score, or the reason why there is none; and how the scores of several scorers
+//! become one.
 //!
-//! In: what a scorer returned. Out: `Score`. May not enter: which model gave it.
+//! In: what scorers returned. Out: `Score`, and by `combine` and `penalty` the combined score that
+//! pairing goes by. May not enter: which model gave a score.
+
+pub mod combine;
+pub mod correlation;
+pub mod penalty;
 
 /// A finite score of a reward model, unit-free. Only differences within one scorer mean anything.
 #[derive(Debug, Clone, Copy, PartialEq, PartialOrd)]

@@ -8,6 +8,7 @@
 pub mod cause;
 pub mod checkpoint;
 pub mod conservation;
+pub mod counter;
 pub mod device;
 pub mod evaluation;
 pub mod ids;
