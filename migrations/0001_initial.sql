@@ -306,6 +306,37 @@ CREATE TABLE labels (
 ) STRICT;
 CREATE UNIQUE INDEX labels_by_key ON labels(response_id, scorer_id, coalesce(versus_id, 0));
 
+-- What shaped an iteration's combined scores, written with its pairs: a row a scorer, and one of the
+-- sum. combined = Σ weight × normalised score − length_penalty × length.
+CREATE TABLE scorer_totals (
+    run_id         INTEGER NOT NULL,
+    iteration      INTEGER NOT NULL,
+    scorer_id      INTEGER NOT NULL REFERENCES scorers(id),
+    weight         REAL    CHECK (weight > 0), -- null: a canary, which pairing never uses
+    normalise      TEXT    NOT NULL CHECK (normalise IN ('none', 'standard')),
+    labelled       INTEGER NOT NULL,           -- labelled + set_aside = the iteration's responses
+    set_aside      INTEGER NOT NULL,
+    score_mean     REAL,                       -- null: nothing was labelled
+    score_deviation REAL,
+    PRIMARY KEY (run_id, iteration, scorer_id),
+    FOREIGN KEY (run_id, iteration) REFERENCES iterations(run_id, iteration)
+) STRICT, WITHOUT ROWID;
+
+CREATE TABLE label_fits (
+    run_id         INTEGER NOT NULL,
+    iteration      INTEGER NOT NULL,
+    responses      INTEGER NOT NULL,           -- with a combined score
+    unscored       INTEGER NOT NULL,           -- a scorer with a weight set them aside: no candidates
+    score_mean     REAL,                       -- of the combined scores
+    length_unit    TEXT    NOT NULL CHECK (length_unit IN ('characters', 'tokens')),
+    length_penalty REAL    NOT NULL CHECK (length_penalty >= 0), -- score per unit of length
+    fitted         INTEGER NOT NULL CHECK (fitted IN (0, 1)),
+    correlation_before REAL,                   -- Spearman's, of score and length, without the penalty
+    correlation_after REAL,                    -- with it; null: scores or lengths do not vary
+    PRIMARY KEY (run_id, iteration),
+    FOREIGN KEY (run_id, iteration) REFERENCES iterations(run_id, iteration)
+) STRICT, WITHOUT ROWID;
+
 -- ── pair ────────────────────────────────────────────────────────────────────────────────────────
 
 CREATE TABLE preferences (
@@ -313,11 +344,11 @@ CREATE TABLE preferences (
     run_id         INTEGER NOT NULL REFERENCES runs(id),
     iteration      INTEGER NOT NULL,
     ordinal        INTEGER NOT NULL,           -- of the prompt
-    rank           INTEGER NOT NULL DEFAULT 0, -- where a prompt gives several
+    rank           INTEGER NOT NULL DEFAULT 0, -- where a prompt gives several: the widest gap is 0
     prompt_id      INTEGER NOT NULL,
     chosen_id      INTEGER NOT NULL REFERENCES responses(id),
     rejected_id    INTEGER NOT NULL REFERENCES responses(id),
-    chosen_score   REAL    NOT NULL,
+    chosen_score   REAL    NOT NULL,           -- combined, as label_fits tells
     rejected_score REAL    NOT NULL,
     unit_id        INTEGER NOT NULL REFERENCES units(id),
     CHECK (chosen_id <> rejected_id),
@@ -392,7 +423,7 @@ CREATE TABLE checkpoints (
 
 -- ── evaluate ────────────────────────────────────────────────────────────────────────────────────
 
--- One row per (policy, temperature), over all reserved prompts of the iteration. `gain` is the
+-- One row per (policy, scorer, temperature), over all reserved prompts of the iteration. `gain` is the
 -- difference of mean score to the initial policy, paired by prompt and sample; intervals are 95 %,
 -- by a seeded bootstrap over prompts.
 CREATE TABLE evaluations (
@@ -445,6 +476,9 @@ CREATE TABLE iteration_totals (
     train_s        REAL,
     evaluate_s     REAL,
     device         TEXT,
+    length_penalty REAL,
+    score_length_correlation REAL,
+    canary_score_mean REAL,
     PRIMARY KEY (run_id, iteration),
     FOREIGN KEY (run_id, iteration) REFERENCES iterations(run_id, iteration)
 ) STRICT, WITHOUT ROWID;
@@ -482,7 +516,8 @@ SELECT r.name                            AS run,
        t.loss_last, t.accuracy_last, t.margin_last,
        t.kl_k3, t.eval_score_mean, t.eval_win_rate,
        t.generate_s, t.label_s, t.train_s, t.evaluate_s, t.device,
-       i.started_ms, i.ended_ms
+       i.started_ms, i.ended_ms,
+       t.length_penalty, t.score_length_correlation, t.canary_score_mean
 FROM iterations i
 JOIN runs r ON r.id = i.run_id
 JOIN checkpoints pin ON pin.id = i.policy_in

@@ -11,8 +11,8 @@ use crate::problem::{ConfigError, Findings, Problems};
 use crate::raw::{self, Given, RawTable, RawValue};
 use crate::sections::{
     ArmConfig, ControlConfig, DevicesConfig, EvaluateConfig, GenerateConfig, LabelConfig,
-    PairConfig, PromptsConfig, RewardConfig, RunConfig, SchedulerConfig, ScorePosition,
-    ScorerConfig, ScorerModel, StoreConfig, TrainConfig, WorkerConfig,
+    PairConfig, PromptsConfig, RewardConfig, RunConfig, SchedulerConfig, StoreConfig, TrainConfig,
+    WorkerConfig,
 };
 use crate::spelling::nearest;
 use crate::train::{TrainSettings, Training};
@@ -144,7 +144,9 @@ fn build(table: &RawTable, base_dir: &Path, findings: &mut Findings) -> Option<C
     let (prompts, pair) = (machine(&knobs::PROMPTS), machine(&knobs::PAIR));
 
     let arms = arms(table, base_dir, findings)?;
-    let scorers = scorers(table, base_dir, findings)?;
+    let scorers = label::scorers(table, base_dir, findings)?;
+    label::penalty(&label, findings);
+    label::pairs(&pair, &arms, findings);
     let defaults = Entry::defaults(&knobs::TRAIN);
     let dpo = TrainSettings::checked(Training::Dpo, &train, &train, findings)?;
     let bradley_terry = TrainSettings::checked(Training::Reward, &reward, &defaults, findings)?;
@@ -255,40 +257,6 @@ fn arms(table: &RawTable, base_dir: &Path, findings: &mut Findings) -> Option<Ve
     Some(arms)
 }
 
-fn scorers(
-    table: &RawTable,
-    base_dir: &Path,
-    findings: &mut Findings,
-) -> Option<Vec<ScorerConfig>> {
-    let entries = repeated(&knobs::SCORERS, table, findings)?;
-    if entries.is_empty() {
-        return Some(vec![ScorerConfig {
-            name: "reward".to_owned(),
-            model: ScorerModel::RewardJob("main".to_owned()),
-            score_position: ScorePosition::Transformers,
-        }]);
-    }
-    if let Some(second) = entries.get(1) {
-        let what = "is a second scorer, but this version takes one: leave the others out";
-        findings.add(second.line, "label.scorers", what.to_owned());
-    }
-    let mut names = BTreeSet::new();
-    let mut scorers = Vec::new();
-    for entry in &entries {
-        let given = ["model", "job"].map(|key| entry.value(key).is_some());
-        if given[0] == given[1] {
-            let what = if given[0] { "names both model and job" } else { "names no model" };
-            let what = format!("{what}: give either model = \"FOLDER\" or job = \"reward/NAME\"");
-            findings.add(entry.line, "label.scorers", what);
-            return None;
-        }
-        let scorer = ScorerConfig::of(entry, base_dir)?;
-        unique(&mut names, &scorer.name, entry, findings);
-        scorers.push(scorer);
-    }
-    Some(scorers)
-}
-
 /// Complains of a name that stands twice.
 fn unique(names: &mut BTreeSet<String>, name: &str, entry: &Entry, findings: &mut Findings) {
     if !names.insert(name.to_owned()) {
@@ -299,6 +267,8 @@ fn unique(names: &mut BTreeSet<String>, name: &str, entry: &Entry, findings: &mu
         findings.add(entry.line_of("name"), dotted(entry.section, "name"), what);
     }
 }
+
+mod label;
 
 #[cfg(test)]
 mod tests;

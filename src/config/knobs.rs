@@ -175,6 +175,8 @@ const ABOVE_ZERO: Kind = Kind::Number { low: Bound::Past(0.0), high: Bound::Open
 const NOT_NEGATIVE: Kind = Kind::Number { low: Bound::At(0.0), high: Bound::Open };
 const SHARE: Kind = Kind::Number { low: Bound::At(0.0), high: Bound::At(1.0) };
 const BELOW_ONE: Kind = Kind::Number { low: Bound::At(0.0), high: Bound::Past(1.0) };
+/// Weights and penalties: far below what could make a finite score infinite.
+const FACTOR_MAX: Bound = Bound::At(1e6);
 /// A temperature; 0 is greedy.
 const TEMPERATURE: (Bound, Bound) = (Bound::At(0.0), Bound::At(10.0));
 

@@ -30,9 +30,9 @@ pub use problem::{ConfigError, Problem, Problems};
 pub use sample::commented_toml;
 pub use sections::{
     ArmConfig, ControlConfig, DevicesConfig, EvaluateConfig, GenerateConfig, History, LabelConfig,
-    PairConfig, PairRule, Place, PromptsConfig, RewardConfig, RunConfig, SavePolicy,
-    SchedulerConfig, ScorePosition, ScorerConfig, ScorerModel, StoreConfig, TrainConfig,
-    UseDevices, WhenShort, WorkerConfig,
+    LengthUnit, Normalise, PairArms, PairConfig, PairRule, Place, PromptsConfig, RewardConfig,
+    RunConfig, SavePolicy, SchedulerConfig, ScorePosition, ScorerConfig, ScorerModel, ScorerRole,
+    StoreConfig, TrainConfig, Unfinished, UseDevices, WhenShort, WorkerConfig,
 };
 pub use spelling::nearest;
 pub use train::{Loss, Overlong, Shape, TrainSettings, Training};

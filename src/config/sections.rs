@@ -3,8 +3,14 @@
 //! In: entries whose every value lies in its range. Out: structs. What each key means, its default
 //! and the default's source stand in the rows of `knobs`; rules between keys stand in `checked`.
 
+mod label;
+
 use std::path::Path;
 
+pub use self::label::{
+    LabelConfig, LengthUnit, Normalise, PairArms, PairConfig, PairRule, ScorePosition,
+    ScorerConfig, ScorerModel, ScorerRole, Unfinished,
+};
 pub use crate::setting::Place;
 use crate::setting::{Setting, section, words};
 use crate::train::{TrainSettings, Training};
@@ -20,24 +26,6 @@ words! {
         Wait = "wait",
         /// After `wait_max_s`, take what there is.
         TakeRest = "take_rest",
-    }
-}
-
-words! {
-    /// Where a reward model's score is read.
-    ScorePosition {
-        /// The last position whose id is not the pad id, as transformers does.
-        Transformers = "transformers",
-        /// The last position.
-        Last = "last",
-    }
-}
-
-words! {
-    /// How responses become preferences.
-    PairRule {
-        /// The best against the worst.
-        BestWorst = "best_worst",
     }
 }
 
@@ -189,45 +177,6 @@ pub struct ArmConfig {
     pub n: u32,
 }
 
-/// `[label]`.
-#[derive(Debug, Clone, PartialEq)]
-pub struct LabelConfig {
-    /// Responses scored together; 0: by the memory plan.
-    pub batch_responses: u32,
-    /// One, in this version.
-    pub scorers: Vec<ScorerConfig>,
-}
-
-/// One of `[[label.scorers]]`.
-#[derive(Debug, Clone, PartialEq)]
-pub struct ScorerConfig {
-    /// Its name in the tables.
-    pub name: String,
-    /// What scores.
-    pub model: ScorerModel,
-    /// Where the score is read.
-    pub score_position: ScorePosition,
-}
-
-/// Where a scorer's model comes from.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum ScorerModel {
-    /// A model folder.
-    Folder(Place),
-    /// The reward training job of this name (`job = "reward/NAME"`), in this run.
-    RewardJob(String),
-}
-
-section! {
-    /// `[pair]`.
-    frozen PairConfig {
-        /// How.
-        rule: PairRule,
-        /// Pairs whose scores lie closer give no preference; ties never do.
-        score_gap_min: f64,
-    }
-}
-
 /// When a training saves its own state.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct SavePolicy {
@@ -327,47 +276,6 @@ impl ArmConfig {
             ("top_p", self.top_p.value()),
             ("top_k", self.top_k.value()),
             ("n", self.n.value()),
-        ]
-    }
-}
-
-impl LabelConfig {
-    pub(crate) fn of(entry: &Entry, scorers: Vec<ScorerConfig>, base_dir: &Path) -> Option<Self> {
-        Some(Self { batch_responses: get(entry, "batch_responses", base_dir)?, scorers })
-    }
-
-    pub(crate) fn values(&self) -> Rows {
-        vec![("batch_responses", self.batch_responses.value())]
-    }
-}
-
-impl ScorerConfig {
-    /// `None` also where not exactly one of `model` and `job` is given: the caller has told so.
-    pub(crate) fn of(entry: &Entry, base_dir: &Path) -> Option<Self> {
-        let folder: Option<Place> = get(entry, "model", base_dir)?;
-        let job: Option<String> = get(entry, "job", base_dir)?;
-        let model = match (folder, job.as_deref().and_then(|job| job.strip_prefix("reward/"))) {
-            (Some(folder), None) => ScorerModel::Folder(folder),
-            (None, Some(name)) => ScorerModel::RewardJob(name.to_owned()),
-            _ => return None,
-        };
-        Some(Self {
-            name: get(entry, "name", base_dir)?,
-            model,
-            score_position: get(entry, "score_position", base_dir)?,
-        })
-    }
-
-    pub(crate) fn values(&self) -> Rows {
-        let (model, job) = match &self.model {
-            ScorerModel::Folder(place) => (place.value(), None),
-            ScorerModel::RewardJob(name) => (None, Some(Value::Text(format!("reward/{name}")))),
-        };
-        vec![
-            ("name", self.name.value()),
-            ("model", model),
-            ("job", job),
-            ("score_position", self.score_position.value()),
         ]
     }
 }

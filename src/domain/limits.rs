@@ -33,6 +33,9 @@ pub const EVALUATE_PROMPTS_MAX: u64 = 100_000;
 pub const SAMPLES_MAX: u32 = 1_024;
 /// Tokens of a response.
 pub const RESPONSE_TOKENS_MAX: u32 = 131_072;
+/// Responses that a length penalty is fitted to; of more, a counted share: some megabytes and a
+/// second of sorting.
+pub const FIT_RESPONSES_MAX: u64 = 100_000;
 /// Units that one iteration may be cut into.
 pub const ITERATION_UNITS_MAX: usize = 200_000;
 /// Bootstrap samples of an evaluation.

@@ -41,6 +41,9 @@ pub struct HistoryRow {
     pub device: Option<String>,
     pub started_ms: i64,
     pub ended_ms: Option<i64>,
+    pub length_penalty: Option<f64>,
+    pub score_length_correlation: Option<f64>,
+    pub canary_score_mean: Option<f64>,
 }
 
 /// A row of `checkpoint_lineage`.
@@ -91,6 +94,9 @@ fn read(row: &Row<'_>) -> rusqlite::Result<HistoryRow> {
         device: row.get("device")?,
         started_ms: row.get("started_ms")?,
         ended_ms: row.get("ended_ms")?,
+        length_penalty: row.get("length_penalty")?,
+        score_length_correlation: row.get("score_length_correlation")?,
+        canary_score_mean: row.get("canary_score_mean")?,
     })
 }
 

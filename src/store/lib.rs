@@ -8,6 +8,7 @@
 
 pub mod backup;
 pub mod checkpoints;
+pub mod combined;
 pub mod draws;
 pub mod error;
 pub mod evaluations;
@@ -44,6 +45,7 @@ mod set_aside;
 mod checks;
 
 pub use checkpoints::{Checkpoint, NewCheckpoint, Scorer};
+pub use combined::{Penalty, ScorerUse, Scoring};
 pub use error::{DiskKind, Disposition, Result, StoreError};
 pub use evaluations::{Evaluation, NewEvaluation, PairedAnswers};
 pub use events::{EventRow, Level, NewEvent};
@@ -56,7 +58,7 @@ pub use labels::{Logprobs, Scored};
 pub use leases::{DeviceRow, Lease};
 pub use open::{Reader, Store, database};
 pub use pairs::TrainingPair;
-pub use preferences::{PairRule, PairTotals};
+pub use preferences::PairTotals;
 pub use prompts::PromptSet;
 pub use runs::{ModelIdentity, Paused, PausedBy, Run, RunIdentity};
 pub use sql::{SqlAnswer, SqlError, SqlLimits, SqlReader, SqlValue};

@@ -1,30 +1,26 @@
-//! Pairing an iteration: best against worst, with the laws of conservation asserted.
+//! Pairing an iteration: the rule over combined scores, with the laws of conservation asserted.
 //!
-//! In: a finished pair unit and its rule. Out: rows of `preferences` and `unpaired`, and the totals of
-//! generate, label and pair, in one transaction that is rolled back where a law does not hold.
-//! May not enter: the rule itself (`domain::preference`).
+//! In: a finished pair unit, what makes its combined scores, and its rule. Out: rows of `preferences`
+//! and `unpaired`, what shaped the scores, and the totals of generate, label and pair, in one
+//! transaction that is rolled back where a law does not hold.
+//! May not enter: the rule itself (`domain::preference`), the sum (`domain::label`).
+
+use std::collections::BTreeMap;
 
 use rlhfd_domain::conservation::{self, LabelCounts, PromptCounts};
 use rlhfd_domain::label::Score;
-use rlhfd_domain::preference::{Candidate, Pairing, best_worst};
-use rlhfd_domain::{ResponseId, RunId, ScorerId, UnitId};
+use rlhfd_domain::preference::{Candidate, PairRule, Pairing, PromptKey, pair};
+use rlhfd_domain::{RunId, ScorerId, UnitId};
 use rusqlite::{Connection, params};
 
+use crate::combined::{Labelled, Parts, ScorerUse, Scoring, Walk, labelled};
 use crate::error::{Result, StoreError};
 use crate::events::Level;
 use crate::journal::finish;
 use crate::open::Store;
-use crate::rows::{count, found};
+use crate::rows::{count, found, int};
+use crate::runs;
 use crate::units::{Finish, tell};
-
-/// How an iteration is paired.
-#[derive(Debug, Clone, Copy, PartialEq)]
-pub struct PairRule {
-    /// Whose scores count.
-    pub scorer: ScorerId,
-    /// The floor of chosen − rejected score; 0: any difference counts.
-    pub score_gap_min: f64,
-}
 
 /// What pairing gave.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -42,6 +38,7 @@ impl Store {
     pub fn finish_pair(
         &mut self,
         end: &Finish,
+        scoring: &Scoring,
         rule: &PairRule,
         now_ms: i64,
     ) -> Result<PairTotals> {
@@ -49,9 +46,10 @@ impl Store {
             let unit = finish(conn, end, now_ms)?;
             let iteration = found(unit.iteration, "iteration of unit", unit.id)?;
             let of = Of { run: unit.run, iteration, unit: unit.id };
-            pair_all(conn, &of, rule)?;
-            let totals = assert_laws(conn, &of)?;
-            write_totals(conn, &of, rule)?;
+            let sums = pair_all(conn, &of, scoring, rule)?;
+            let totals = assert_laws(conn, &of, scoring)?;
+            write_fit(conn, &of, scoring, &sums)?;
+            write_totals(conn, &of, scoring)?;
             let p = totals.prompts;
             let text = format!(
                 "iteration {iteration}: {} prompts gave {} preferences; {} tied, {} without a pair, \
@@ -76,48 +74,63 @@ struct Drawn {
     set_aside: Option<String>,
 }
 
+/// What became of the labelled responses.
+#[derive(Default)]
+struct Sums {
+    scored: u64,
+    unscored: u64,
+    score: f64,
+}
+
 /// Walks the draw and its labelled responses side by side, both by ordinal, so that memory stays that
 /// of one prompt.
-fn pair_all(conn: &Connection, of: &Of, rule: &PairRule) -> Result<()> {
+fn pair_all(conn: &Connection, of: &Of, scoring: &Scoring, rule: &PairRule) -> Result<Sums> {
+    let seed = runs::get(conn, of.run)?.seed;
     let mut draw = conn.prepare(
         "SELECT ordinal, prompt_id, set_aside FROM draws
          WHERE run_id = ?1 AND iteration = ?2 ORDER BY ordinal",
     )?;
-    let mut labelled = conn.prepare(
-        "SELECT x.ordinal, x.id, x.sample, x.text_key, l.score
-         FROM responses x JOIN labels l ON l.response_id = x.id
-         WHERE x.purpose = 'generate' AND x.run_id = ?1 AND x.iteration = ?2
-           AND l.scorer_id = ?3 AND l.versus_id IS NULL AND l.score IS NOT NULL
-         ORDER BY x.ordinal, x.sample",
-    )?;
+    let mut statement = labelled(conn)?;
+    let mut walk = Walk::new(&mut statement, of.run, of.iteration)?;
+    let parts = Parts::of(scoring);
     let mut prompts = draw.query(params![of.run.get(), of.iteration])?;
-    let mut rows = labelled.query(params![of.run.get(), of.iteration, rule.scorer.get()])?;
-    let mut waiting: Option<(i64, Candidate)> = next_candidate(&mut rows, of)?;
+    let mut waiting = walk.next()?;
+    let mut sums = Sums::default();
     while let Some(row) = prompts.next()? {
         let drawn = Drawn { ordinal: row.get(0)?, prompt: row.get(1)?, set_aside: row.get(2)? };
         let mut candidates = Vec::new();
-        while let Some((ordinal, candidate)) = waiting
-            && ordinal == drawn.ordinal
-        {
-            candidates.push(candidate);
-            waiting = next_candidate(&mut rows, of)?;
+        let mut arms: BTreeMap<String, u32> = BTreeMap::new();
+        while let Some(response) = waiting.take_if(|response| response.ordinal == drawn.ordinal) {
+            let next = u32::try_from(arms.len()).unwrap_or(u32::MAX);
+            let arm = *arms.entry(response.arm.clone()).or_insert(next);
+            match response.measured(&parts) {
+                Some(measured) => {
+                    let score = measured.penalised(scoring.penalty.fit.lambda);
+                    sums.scored += 1;
+                    sums.score += score;
+                    candidates.push(candidate(of, &response, arm, score)?);
+                }
+                None => sums.unscored += 1,
+            }
+            waiting = walk.next()?;
         }
-        write_pairing(conn, of, &drawn, &best_worst(&candidates, rule.score_gap_min))?;
+        let key = PromptKey { seed, iteration: of.iteration, ordinal: count(drawn.ordinal) };
+        write_pairing(conn, of, &drawn, &pair(&candidates, rule, &key))?;
     }
-    Ok(())
+    Ok(sums)
 }
 
-fn next_candidate(rows: &mut rusqlite::Rows<'_>, of: &Of) -> Result<Option<(i64, Candidate)>> {
-    let Some(row) = rows.next()? else { return Ok(None) };
-    let score = Score::new(row.get(4)?)
+fn candidate(of: &Of, response: &Labelled, arm: u32, score: f64) -> Result<Candidate> {
+    let score = Score::new(score)
         .map_err(|error| StoreError::Misfit { unit: of.unit, why: error.to_string() })?;
-    let candidate = Candidate {
-        response: ResponseId(row.get(1)?),
-        sample: row.get(2)?,
-        text_key: row.get(3)?,
+    Ok(Candidate {
+        response: response.response,
+        sample: response.sample,
+        arm,
+        finish: response.finish,
+        text_key: response.text_key,
         score,
-    };
-    Ok(Some((row.get(0)?, candidate)))
+    })
 }
 
 fn write_pairing(conn: &Connection, of: &Of, drawn: &Drawn, pairing: &Pairing) -> Result<()> {
@@ -125,23 +138,26 @@ fn write_pairing(conn: &Connection, of: &Of, drawn: &Drawn, pairing: &Pairing) -
         (Some(reason), _) => ("set_aside", reason.as_str()),
         (None, Pairing::Tie) => ("tie", "tie"),
         (None, Pairing::Without(reason)) => ("without_pair", reason.label()),
-        (None, Pairing::Pair(preference)) => {
-            conn.prepare_cached(
-                "INSERT INTO preferences (run_id, iteration, ordinal, prompt_id, chosen_id,
+        (None, Pairing::Pairs(preferences)) => {
+            let mut add = conn.prepare_cached(
+                "INSERT INTO preferences (run_id, iteration, ordinal, rank, prompt_id, chosen_id,
                      rejected_id, chosen_score, rejected_score, unit_id)
-                 VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9)",
-            )?
-            .execute(params![
-                of.run.get(),
-                of.iteration,
-                drawn.ordinal,
-                drawn.prompt,
-                preference.chosen().response.get(),
-                preference.rejected().response.get(),
-                preference.chosen().score.get(),
-                preference.rejected().score.get(),
-                of.unit.get(),
-            ])?;
+                 VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10)",
+            )?;
+            for (rank, preference) in (0_i64..).zip(preferences) {
+                add.execute(params![
+                    of.run.get(),
+                    of.iteration,
+                    drawn.ordinal,
+                    rank,
+                    drawn.prompt,
+                    preference.chosen().response.get(),
+                    preference.rejected().response.get(),
+                    preference.chosen().score.get(),
+                    preference.rejected().score.get(),
+                    of.unit.get(),
+                ])?;
+            }
             return Ok(());
         }
     };
@@ -154,7 +170,7 @@ fn write_pairing(conn: &Connection, of: &Of, drawn: &Drawn, pairing: &Pairing) -
 }
 
 /// Counts every side of the laws from its own table.
-fn assert_laws(conn: &Connection, of: &Of) -> Result<PairTotals> {
+fn assert_laws(conn: &Connection, of: &Of, scoring: &Scoring) -> Result<PairTotals> {
     let key = params![of.run.get(), of.iteration];
     let number =
         |sql: &str| -> Result<u64> { Ok(count(conn.query_row(sql, key, |row| row.get(0))?)) };
@@ -178,9 +194,17 @@ fn assert_laws(conn: &Connection, of: &Of) -> Result<PairTotals> {
         "SELECT count(*) FROM responses
          WHERE purpose = 'generate' AND run_id = ?1 AND iteration = ?2",
     )?;
-    // Every scorer that the iteration's units name must have told about every response.
+    assert_labels(conn, of, scoring, kept)?;
+    let preferences =
+        number("SELECT count(*) FROM preferences WHERE run_id = ?1 AND iteration = ?2")?;
+    Ok(PairTotals { prompts, preferences, responses: kept })
+}
+
+/// Every scorer that the iteration's units name must have told about every response, and no other may
+/// shape its scores. What each of them did is kept.
+fn assert_labels(conn: &Connection, of: &Of, scoring: &Scoring, kept: u64) -> Result<()> {
     let mut scorers = conn.prepare(
-        "SELECT s.name,
+        "SELECT s.id, s.name,
                 (SELECT count(*) FROM responses x JOIN labels l ON l.response_id = x.id
                  WHERE x.purpose = 'generate' AND x.run_id = ?1 AND x.iteration = ?2
                    AND l.scorer_id = s.id AND l.set_aside IS NULL),
@@ -190,28 +214,84 @@ fn assert_laws(conn: &Connection, of: &Of) -> Result<PairTotals> {
          FROM scorers s WHERE s.id IN (SELECT scorer_id FROM units
              WHERE run_id = ?1 AND iteration = ?2 AND stage = 'label')",
     )?;
-    let mut rows = scorers.query(key)?;
+    let mut rows = scorers.query(params![of.run.get(), of.iteration])?;
+    let mut told = 0;
     while let Some(row) = rows.next()? {
-        let name: String = row.get(0)?;
-        let labelled = count(row.get(1)?);
-        let set_aside = count(row.get(2)?);
-        conservation::labels(&name, LabelCounts { kept, labelled, set_aside }).map_err(broken)?;
+        let (id, name): (i64, String) = (row.get(0)?, row.get(1)?);
+        let (labelled, set_aside) = (count(row.get(2)?), count(row.get(3)?));
+        let counts = LabelCounts { kept, labelled, set_aside };
+        conservation::labels(&name, counts)
+            .map_err(|broken| StoreError::Conservation { iteration: of.iteration, broken })?;
+        if let Some(used) = scoring.scorers.iter().find(|used| used.scorer == ScorerId(id)) {
+            write_scorer(conn, of, used, &counts)?;
+            told += 1;
+        }
     }
-    let preferences =
-        number("SELECT count(*) FROM preferences WHERE run_id = ?1 AND iteration = ?2")?;
-    Ok(PairTotals { prompts, preferences, responses: kept })
+    if told != scoring.scorers.len() {
+        let (wanted, unit) = (scoring.scorers.len(), of.unit);
+        let why = format!("{wanted} scorers make its scores, of which {told} labelled it");
+        return Err(StoreError::Misfit { unit, why });
+    }
+    Ok(())
+}
+
+fn write_scorer(conn: &Connection, of: &Of, used: &ScorerUse, counts: &LabelCounts) -> Result<()> {
+    conn.prepare_cached(
+        "INSERT INTO scorer_totals (run_id, iteration, scorer_id, weight, normalise, labelled,
+             set_aside, score_mean, score_deviation)
+         VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9)",
+    )?
+    .execute(params![
+        of.run.get(),
+        of.iteration,
+        used.scorer.get(),
+        used.weight,
+        used.normalise.label(),
+        int(counts.labelled),
+        int(counts.set_aside),
+        used.spread.map(|spread| spread.mean),
+        used.spread.map(|spread| spread.deviation),
+    ])?;
+    Ok(())
+}
+
+fn write_fit(conn: &Connection, of: &Of, scoring: &Scoring, sums: &Sums) -> Result<()> {
+    #[expect(clippy::cast_precision_loss, reason = "counts of rows are far below 2^53")]
+    let mean = (sums.scored > 0).then(|| sums.score / sums.scored as f64);
+    let penalty = &scoring.penalty;
+    conn.execute(
+        "INSERT INTO label_fits (run_id, iteration, responses, unscored, score_mean, length_unit,
+             length_penalty, fitted, correlation_before, correlation_after)
+         VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10)",
+        params![
+            of.run.get(),
+            of.iteration,
+            int(sums.scored),
+            int(sums.unscored),
+            mean,
+            penalty.unit.label(),
+            penalty.fit.lambda,
+            penalty.fitted,
+            penalty.fit.before,
+            penalty.fit.after,
+        ],
+    )?;
+    Ok(())
 }
 
 /// The aggregates of generate, label and pair, once: the views never scan responses.
-fn write_totals(conn: &Connection, of: &Of, rule: &PairRule) -> Result<()> {
+fn write_totals(conn: &Connection, of: &Of, scoring: &Scoring) -> Result<()> {
+    let first = scoring.scorers.iter().find(|used| used.weight.is_some());
+    let canary = scoring.scorers.iter().find(|used| used.weight.is_none());
+    let mean = |used: Option<&ScorerUse>| used.and_then(|used| used.spread).map(|of| of.mean);
+    let fit = &scoring.penalty.fit;
     conn.execute(
         "UPDATE iteration_totals SET
              (responses, response_tokens_mean, truncated_share) =
                  (SELECT count(*), avg(tokens), avg(finish = 'length') FROM responses
                   WHERE purpose = 'generate' AND run_id = ?1 AND iteration = ?2),
-             score_mean = (SELECT avg(l.score) FROM responses x JOIN labels l ON l.response_id = x.id
-                 WHERE x.purpose = 'generate' AND x.run_id = ?1 AND x.iteration = ?2
-                   AND l.scorer_id = ?3),
+             score_mean = ?3, canary_score_mean = ?4, length_penalty = ?5,
+             score_length_correlation = ?6,
              (preferences, score_gap_mean) =
                  (SELECT count(*), avg(chosen_score - rejected_score) FROM preferences
                   WHERE run_id = ?1 AND iteration = ?2),
@@ -224,7 +304,7 @@ fn write_totals(conn: &Connection, of: &Of, rule: &PairRule) -> Result<()> {
              label_s = (SELECT coalesce(sum(seconds), 0) FROM units WHERE run_id = ?1
                  AND iteration = ?2 AND stage IN ('label', 'pair'))
          WHERE run_id = ?1 AND iteration = ?2",
-        params![of.run.get(), of.iteration, rule.scorer.get()],
+        params![of.run.get(), of.iteration, mean(first), mean(canary), fit.lambda, fit.after],
     )?;
     Ok(())
 }

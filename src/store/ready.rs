@@ -14,9 +14,10 @@ use crate::units::{UnitRow, select_by};
 
 /// `b` is an unclosed unit that must be closed before `u` may begin. Control's own works and training
 /// wait for all before them; generating waits for all rendering, because the occurrence of a prompt
-/// is counted over the whole draw; scoring and log-probs wait for the responses of their items. Unclosed
-/// units of one work and lane never overlap, so that the last one to begin before `u` ends is the only
-/// one that can stand in its way: the answer costs one step of the index, not one per unit.
+/// is counted over the whole draw; scoring and log-probs wait for the responses of their items.
+/// Unclosed units that generate in one lane never overlap, so that the last one to begin before `u`
+/// ends is the only one that can stand in its way: the answer costs one step of the index, not one
+/// per unit.
 const READY: &str = "
 u.run_id = ?1 AND u.state IN ('open', 'running') AND u.state = 'open'
 AND CASE u.work

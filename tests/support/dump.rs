@@ -26,7 +26,7 @@ pub fn try_open(path: &Path) -> rusqlite::Result<Connection> {
 }
 
 /// What each table says, without what may differ between two runs that agree.
-const FACTS: [(&str, &str); 17] = [
+const FACTS: [(&str, &str); 19] = [
     ("runs", "SELECT name, seed, active FROM runs"),
     ("prompts", "SELECT s.name, p.messages, p.reserved FROM prompts p JOIN uploads u ON u.id = p.upload_id
          JOIN prompt_sets s ON s.id = u.set_id"),
@@ -71,6 +71,18 @@ const FACTS: [(&str, &str); 17] = [
                 l.set_aside
          FROM labels l JOIN responses e ON e.id = l.response_id JOIN scorers s ON s.id = l.scorer_id
          JOIN checkpoints c ON c.id = e.policy_id",
+    ),
+    (
+        "scorer_totals",
+        "SELECT r.name, t.iteration, s.name, s.sha256, t.weight, t.normalise, t.labelled, t.set_aside,
+                t.score_mean, t.score_deviation
+         FROM scorer_totals t JOIN runs r ON r.id = t.run_id JOIN scorers s ON s.id = t.scorer_id",
+    ),
+    (
+        "label_fits",
+        "SELECT r.name, f.iteration, f.responses, f.unscored, f.score_mean, f.length_unit,
+                f.length_penalty, f.fitted, f.correlation_before, f.correlation_after
+         FROM label_fits f JOIN runs r ON r.id = f.run_id",
     ),
     (
         "preferences",
@@ -122,7 +134,8 @@ const FACTS: [(&str, &str); 17] = [
         "SELECT run, iteration, status, policy_in, policy_out, reference, prompts, responses,
                 preferences, ties, without_pair, set_aside, score_mean, score_gap_mean,
                 response_tokens_mean, truncated_share, loss_last, accuracy_last, margin_last, kl_k3,
-                eval_score_mean, eval_win_rate
+                eval_score_mean, eval_win_rate, length_penalty, score_length_correlation,
+                canary_score_mean
          FROM iteration_history",
     ),
 ];

@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use super::*;
-use crate::sections::{History, UseDevices, WhenShort};
+use crate::sections::{History, ScorerModel, ScorerRole, UseDevices, WhenShort};
 
 const MINIMAL: &str = "[run]\npolicy = \"models/policy\"\n";
 
@@ -128,8 +128,37 @@ fn rules_between_knobs_hold() {
         ("[[label.scorers]]\njob = 'x'\n", "\"reward/NAME\""),
         ("[[label.scorers]]\njob = 'reward/../x'\n", "\"reward/NAME\""),
         (
-            "[[label.scorers]]\nname='a'\nmodel='m'\n[[label.scorers]]\nname='b'\nmodel='n'\n",
-            "this version takes one",
+            "[[label.scorers]]\nmodel='m'\n[[label.scorers]]\nmodel='n'\n",
+            "\"reward\" is taken already",
+        ),
+        ("[[label.scorers]]\nmodel='m'\nweight=0\n", "write canary = true"),
+        ("[[label.scorers]]\nmodel='m'\nweight=-1\n", "must be a number from 0"),
+        ("[[label.scorers]]\nmodel='m'\ncanary=true\n", "are canaries alone"),
+        (
+            "[[label.scorers]]\nmodel='m'\n[[label.scorers]]\nname='c'\nmodel='m'\ncanary=true\n\
+             weight=1\n",
+            "is given to a canary",
+        ),
+        (
+            "[[label.scorers]]\nmodel='m'\n[[label.scorers]]\nname='c'\nmodel='m'\ncanary=true\n\
+             normalise='standard'\n",
+            "which is never weighed",
+        ),
+        ("[[label.scorers]]\nmodel='m'\nnormalise='rank'\n", "must be \"none\" or \"standard\""),
+        ("[label]\nlength_penalty = 0.001\n", "has no lengths to go by"),
+        ("[label]\nlength_penalty_fit = true\n", "has no lengths to go by"),
+        ("[label]\nlength_penalty = -1\nlength_unit='tokens'\n", "must be a number from 0"),
+        (
+            "[label]\nlength_penalty=0.1\nlength_penalty_fit=true\nlength_unit='tokens'\n",
+            "leave one of them out",
+        ),
+        ("[pair]\nrule = 'threshold'\n", "say how far apart"),
+        ("[pair]\nthreshold = 1\n", "belongs to rule = \"threshold\""),
+        ("[pair]\nmax_pairs = 2\n", "the others give one pair"),
+        ("[pair]\narms = 'across'\n[[generate.arms]]\n", "but there is one arm"),
+        (
+            "[pair]\narms='within'\n[[generate.arms]]\nn=1\n[[generate.arms]]\nname='b'\nn=1\n",
+            "no arm gives two responses",
         ),
         ("[train]\nlabel_smoothing = 0.1\n", "use `loss = \"cdpo\"`"),
         ("[reward]\nbeta = 0.1\n", "it belongs in [train]"),
@@ -142,6 +171,29 @@ fn rules_between_knobs_hold() {
     }
     let name = read("[run]\npolicy = 'p'\nname = '../x'\n").unwrap_err().to_string();
     assert!(name.contains("run.name"), "{name}");
+}
+
+#[test]
+fn several_scorers_a_canary_and_a_penalty_are_read_and_frozen() {
+    let text = format!(
+        "{MINIMAL}[label]\nlength_penalty_fit = true\nlength_unit = 'tokens'\n\
+         [[label.scorers]]\nname = 'watch'\nmodel = 'm'\ncanary = true\n\
+         [[label.scorers]]\nname = 'help'\nmodel = 'm'\nweight = 0.5\nnormalise = 'standard'\n\
+         [[label.scorers]]\nname = 'safe'\njob = 'reward/safe'\n\
+         [pair]\nrule = 'all'\nmax_pairs = 3\narms = 'within'\nunfinished = 'only_rejected'\n"
+    );
+    let config = read(&text).unwrap();
+    let roles: Vec<_> = config.label.scorers.iter().map(|scorer| scorer.role).collect();
+    let weighted = ScorerRole::Weighted;
+    assert_eq!(roles, [ScorerRole::Canary, weighted(0.5), weighted(1.0)]);
+    let order: Vec<_> = config.label.scorers_first_weighted().map(|s| s.name.as_str()).collect();
+    assert_eq!(order, ["help", "safe", "watch"]);
+    assert_eq!((config.pair.pairs_max(), config.pair.responses_max(8)), (3, 6));
+    let frozen = config.to_frozen_toml();
+    assert_eq!(config.with_frozen(&frozen).unwrap(), config);
+    // The paper's rule gives one pair of two responses.
+    let paper = read(MINIMAL).unwrap().pair;
+    assert_eq!((paper.pairs_max(), paper.responses_max(8)), (1, 2));
 }
 
 #[test]

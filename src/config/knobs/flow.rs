@@ -2,7 +2,7 @@
 //!
 //! In: nothing. Out: rows.
 
-use super::{Kind, Knob, NOT_NEGATIVE, Section, TEMPERATURE, count};
+use super::{Bound, FACTOR_MAX, Kind, Knob, NOT_NEGATIVE, Section, TEMPERATURE, count};
 
 const OURS: &str = "ours";
 /// The seed is stored as a signed 64-bit number.
@@ -90,13 +90,9 @@ pub(crate) static ARMS: Section = Section {
         Knob::new("temperature", Kind::Number { low: TEMPERATURE.0, high: TEMPERATURE.1 }, "1.0")
             .doc("0: greedy, and then n must be 1; higher: more various, and worse on average")
             .source("paper, algorithm 2: half at 1.0, half at 0.7"),
-        Knob::new(
-            "top_p",
-            Kind::Number { low: super::Bound::Past(0.0), high: super::Bound::At(1.0) },
-            "1.0",
-        )
-        .doc("only the likeliest tokens that together hold this share; 1: all")
-        .source("paper: none"),
+        Knob::new("top_p", Kind::Number { low: Bound::Past(0.0), high: Bound::At(1.0) }, "1.0")
+            .doc("only the likeliest tokens that together hold this share; 1: all")
+            .source("paper: none"),
         Knob::new("top_k", count(0, 1 << 22), "0")
             .unit("tokens")
             .doc("only the k likeliest tokens; 0: all")
@@ -113,17 +109,41 @@ pub(crate) static LABEL: Section = Section {
     repeated: false,
     doc: "How responses are scored.",
     frozen: true,
-    knobs: &[Knob::new("batch_responses", count(0, 65_536), "0")
-        .unit("responses")
-        .doc("responses scored together; 0: by the memory plan")
-        .source(OURS)],
+    knobs: &[
+        Knob::new("batch_responses", count(0, 65_536), "0")
+            .unit("responses")
+            .doc("responses scored together; 0: by the memory plan")
+            .source(OURS),
+        Knob::new("length_penalty", Kind::Number { low: Bound::At(0.0), high: FACTOR_MAX }, "0.0")
+            .unit("units of the combined score a character or token")
+            .doc(
+                "what a response's length takes off its combined score; 0: nothing; too high: the \
+                  shortest answer wins",
+            )
+            .source("paper, equation 9 and table 4: 0.001 per character"),
+        Knob::new("length_penalty_fit", Kind::Switch, "false")
+            .doc(
+                "true: each iteration fits the penalty, so that the rank correlation of score and \
+                  length comes to 0; leave length_penalty out then",
+            )
+            .source(OURS),
+        Knob::unset(
+            "length_unit",
+            Kind::Word(&["characters", "tokens"]),
+            "no penalty; with one it must be said",
+            "\"characters\"",
+        )
+        .doc("what a length is counted in")
+        .source("paper, equation 9: characters"),
+    ],
 };
 
 pub(crate) static SCORERS: Section = Section {
     name: "label.scorers",
     repeated: true,
-    doc: "What scores; this version takes one. Without any: the reward model that \
-          `rlhfctl train reward` makes under the name main (job = \"reward/main\").",
+    doc: "What scores: any number at once, each scores every response; the combined score is the sum of \
+          weight × score. Without any: the reward model that `rlhfctl train reward` makes under the \
+          name main (job = \"reward/main\").",
     frozen: true,
     knobs: &[
         Knob::new("name", Kind::Name, "\"reward\"")
@@ -138,6 +158,26 @@ pub(crate) static SCORERS: Section = Section {
         Knob::new("score_position", Kind::Word(&["transformers", "last"]), "\"transformers\"")
             .doc("the last position whose id is not the pad id, as transformers does, or the \"last\"")
             .source("transformers: what most reward models were trained at"),
+        Knob::unset(
+            "weight",
+            Kind::Number { low: Bound::At(0.0), high: FACTOR_MAX },
+            "1.0; a canary has none",
+            "1.0",
+        )
+        .doc("its part in the combined score, above 0")
+        .source("paper: one scorer"),
+        Knob::new("normalise", Kind::Word(&["none", "standard"]), "\"none\"")
+            .doc(
+                "before weighing: \"none\", or \"standard\" to mean 0 and variance 1 over the \
+                  iteration's labelled responses",
+            )
+            .source("paper: none"),
+        Knob::new("canary", Kind::Switch, "false")
+            .doc(
+                "true: its scores are kept and told, and training never uses them: they show where \
+                  the others are gamed",
+            )
+            .source(OURS),
     ],
 };
 
@@ -147,13 +187,44 @@ pub(crate) static PAIR: Section = Section {
     doc: "How responses become preferences.",
     frozen: true,
     knobs: &[
-        Knob::new("rule", Kind::Word(&["best_worst"]), "\"best_worst\"")
-            .doc("the best response against the worst; ties are dropped and counted")
-            .source("paper, section 3.3"),
+        Knob::new(
+            "rule",
+            Kind::Word(&["best_worst", "best_second", "best_random", "random", "all", "threshold"]),
+            "\"best_worst\"",
+        )
+        .doc(
+            "the best response against the worst, against the next below it, or against any below; \
+              any pair; all pairs; all whose scores lie `threshold` apart. Ties are dropped and \
+              counted, and the same text is one response",
+        )
+        .source("paper, section 3.3: best against worst"),
+        Knob::new("arms", Kind::Word(&["any", "within", "across"]), "\"any\"")
+            .doc(
+                "which responses of a prompt may meet: any two, two \"within\" one arm, or two \
+                  \"across\" different arms",
+            )
+            .source("paper, algorithm 2: over the responses of both arms"),
+        Knob::new("unfinished", Kind::Word(&["keep", "exclude", "only_rejected"]), "\"keep\"")
+            .doc(
+                "responses that were cut before a stop id: like others, never paired, or never \
+                  chosen",
+            )
+            .source("paper: says nothing"),
         Knob::new("score_gap_min", NOT_NEGATIVE, "0.0")
-            .unit("units of the score")
+            .unit("units of the combined score")
             .doc("pairs whose scores lie closer give no preference; 0: only ties do not")
             .source("paper: none"),
+        Knob::new("threshold", NOT_NEGATIVE, "0.0")
+            .unit("units of the combined score")
+            .doc("of rule = \"threshold\", above 0: how far apart the scores of its pairs lie at least")
+            .source(OURS),
+        Knob::new("max_pairs", count(0, 4096), "0")
+            .unit("pairs a prompt")
+            .doc(
+                "of \"all\" and \"threshold\": so many with the widest gaps; 0: up to 4096, which is \
+                  all of 91 responses",
+            )
+            .source(OURS),
     ],
 };
 

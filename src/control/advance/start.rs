@@ -3,9 +3,10 @@
 //! In: the configuration, the run, the prompts that are queued, time. Out: a started iteration, a
 //! planned probe, or a sentence. May not enter: iterations under way.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
-use rlhfd_config::{CheckedConfig, ScorerModel, WhenShort};
+use rlhfd_config::{CheckedConfig, ScorePosition, ScorerConfig, ScorerModel, WhenShort};
 use rlhfd_domain::{ScorerId, Stage, UnitId, WorkKind};
 use rlhfd_store::{ModelIdentity, NewIteration, NewUnit, Run, Store, StoreError};
 
@@ -14,7 +15,8 @@ use super::{Advanced, identity};
 use crate::actors::iteration::OrderContext;
 use crate::actors::scheduler::uses_cuda;
 use crate::handles::{AskError, now_ms};
-use crate::stages::plan::{self, Answered, Given, Sizes};
+use crate::stages::plan::{self, Given, Scores, Sizes};
+use crate::stages::probe::Detail;
 use crate::stages::sums;
 
 /// No iteration is under way: whether one may start, and what is missing.
@@ -30,11 +32,11 @@ pub(super) async fn between_iterations(
             "the run has ended after {done} iterations; raise [run] iterations_max to go on"
         )));
     }
-    let scorer = match scorer(ctx, config, run).await? {
-        Ok(scorer) => scorer,
+    let scorers = match scorers(ctx, config, run).await? {
+        Ok(scorers) => scorers,
         Err(sentence) => return Ok(Advanced::waits(sentence)),
     };
-    match probe(ctx, config, run, &scorer).await? {
+    match probe(ctx, run, &scorers).await? {
         Probe::Good => {}
         Probe::Planned => return Ok(Advanced::changed()),
         Probe::Running => {
@@ -45,24 +47,38 @@ pub(super) async fn between_iterations(
     let fresh = ctx.stage.store.read(move |r| r.fresh_prompts(id)).await?;
     match short_of(ctx, config, run, fresh).await? {
         Some(sentence) => Ok(Advanced::waits(sentence)),
-        None => start(ctx, config, run, scorer.id).await,
+        None => start(ctx, config, run, &scorers).await,
     }
 }
 
-struct Scorer {
+struct Known {
     id: ScorerId,
+    name: String,
     sha256: String,
+    position: ScorePosition,
 }
 
-/// The configuration's scorer, if its model is there.
-async fn scorer(
+/// The configuration's scorers, if the models of all of them are there.
+async fn scorers(
     ctx: &OrderContext,
     config: &CheckedConfig,
     run: &Run,
-) -> Result<Result<Scorer, String>, AskError> {
-    let Some(scorer) = config.label.scorers.first() else {
-        return Ok(Err("the configuration names no scorer; add [[label.scorers]]".into()));
-    };
+) -> Result<Result<Vec<Known>, String>, AskError> {
+    let mut known = Vec::with_capacity(config.label.scorers.len());
+    for scorer in &config.label.scorers {
+        match scorer_row(ctx, scorer, run).await? {
+            Ok(scorer) => known.push(scorer),
+            Err(sentence) => return Ok(Err(sentence)),
+        }
+    }
+    Ok(Ok(known))
+}
+
+async fn scorer_row(
+    ctx: &OrderContext,
+    scorer: &ScorerConfig,
+    run: &Run,
+) -> Result<Result<Known, String>, AskError> {
     let model = match &scorer.model {
         ScorerModel::Folder(place) => match identity(ctx, &place.path).await? {
             Ok(identity) => identity,
@@ -84,7 +100,7 @@ async fn scorer(
             id
         }
     };
-    Ok(Ok(Scorer { id, sha256 }))
+    Ok(Ok(Known { id, name, sha256, position: scorer.score_position }))
 }
 
 async fn job_model(
@@ -132,20 +148,17 @@ enum Probe {
 }
 
 /// Whether these models were probed under these settings; else the probe is planned.
-async fn probe(
-    ctx: &OrderContext,
-    config: &CheckedConfig,
-    run: &Run,
-    scorer: &Scorer,
-) -> Result<Probe, AskError> {
+async fn probe(ctx: &OrderContext, run: &Run, scorers: &[Known]) -> Result<Probe, AskError> {
     let (id, initial, reference) = (run.id, run.initial, run.reference);
     let (initial, reference) = ctx
         .stage
         .store
         .read(move |r| Ok((r.checkpoint(initial)?.sha256, r.checkpoint(reference)?.sha256)))
         .await?;
-    let position = config.label.scorers.first().map(|scorer| scorer.score_position);
-    let text = format!("{initial} {reference} {} {position:?}", scorer.sha256);
+    // A model that two scorers share is one, and its weight is nothing to the probe.
+    let models: BTreeSet<String> =
+        scorers.iter().map(|known| format!("{} {:?}", known.sha256, known.position)).collect();
+    let text = format!("{initial} {reference} {models:?}");
     let key = sums::text_sum(&text)[..8].to_owned();
     if run.probed_key.as_deref() == Some(&key) {
         return Ok(Probe::Good);
@@ -161,6 +174,8 @@ async fn probe(
         Some(_) => format!("{unit_key}-{}", now_ms()),
         None => unit_key,
     };
+    let detail =
+        Detail { probed_key: key, scorers: scorers.iter().map(|known| known.id.get()).collect() };
     let unit = NewUnit {
         stage: Stage::Prompts,
         work: WorkKind::Probe,
@@ -168,8 +183,8 @@ async fn probe(
         key: unit,
         plan: None,
         policy: Some(run.initial),
-        scorer: Some(scorer.id),
-        detail: Some(format!("{{\"probed_key\":\"{key}\"}}")),
+        scorer: None,
+        detail: serde_json::to_string(&detail).ok(),
     };
     let _: Vec<UnitId> = ctx.stage.store.write(move |s| s.add_units(id, &[unit], now_ms())).await?;
     Ok(Probe::Planned)
@@ -210,7 +225,7 @@ async fn start(
     ctx: &OrderContext,
     config: &Arc<CheckedConfig>,
     run: &Run,
-    scorer: ScorerId,
+    scorers: &[Known],
 ) -> Result<Advanced, AskError> {
     let text = config.to_frozen_toml();
     let new = NewIteration {
@@ -226,16 +241,21 @@ async fn start(
         sizes.generate_rows = fitting(ctx, config, run, sizes.generate_rows, cuda).await?;
     }
     let (id, lane) = (run.id, plan::initial_lane(config));
-    let initial = ctx
+    let known: Vec<(ScorerId, String)> =
+        scorers.iter().map(|scorer| (scorer.id, scorer.name.clone())).collect();
+    let (answered, scorers) = ctx
         .stage
         .store
         .read(move |r| {
-            let generated = r.lane_done(id, &lane, WorkKind::Generate, None)?;
-            let scored = r.lane_done(id, &lane, WorkKind::Score, Some(scorer))?;
-            Ok(Answered { generated, scored })
+            let answered = r.lane_done(id, &lane, WorkKind::Generate, None)?;
+            let scores = known.into_iter().map(|(scorer, name)| {
+                let initial = r.lane_done(id, &lane, WorkKind::Score, Some(scorer))?;
+                Ok(Scores { id: scorer, name, initial })
+            });
+            Ok((answered, scores.collect::<Result<Vec<_>, StoreError>>()?))
         })
         .await?;
-    let given = Given { scorer, initial: run.initial, answered: initial, sizes };
+    let given = Given { scorers, initial: run.initial, answered, sizes };
     let config = Arc::clone(config);
     let started = ctx
         .stage

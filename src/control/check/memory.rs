@@ -55,10 +55,11 @@ pub(super) fn plan(
         told("generate", needs, room, || Some(mend.to_owned()), report);
         training("train", policy, &config.train.settings, room, report);
     }
-    if let Some(scorer) = &models.scorer {
-        let tokens =
-            u64::from(config.prompts.prompt_tokens_max) + u64::from(config.generate.max_new_tokens);
-        let needs = forwarding(scorer, tokens, compute_bytes(room));
+    // One scorer is loaded at a time: the most demanding one decides.
+    let tokens =
+        u64::from(config.prompts.prompt_tokens_max) + u64::from(config.generate.max_new_tokens);
+    let needs = models.scorers.iter().map(|scorer| forwarding(scorer, tokens, compute_bytes(room)));
+    if let Some(needs) = needs.max_by_key(|needs| needs.total()) {
         told("label", needs, room, || Some("a smaller reward model".to_owned()), report);
     }
     if let Some(base) = &models.reward_base {

@@ -87,7 +87,7 @@ fn configuration(file: &Path, report: &mut Report) -> Option<CheckedConfig> {
 #[derive(Debug, Default)]
 struct ModelFacts {
     policy: Option<Facts>,
-    scorer: Option<Facts>,
+    scorers: Vec<Facts>,
     reward_base: Option<Facts>,
 }
 
@@ -108,14 +108,14 @@ fn models(config: &CheckedConfig, report: &mut Report) -> ModelFacts {
             );
         }
     }
-    let mut scorer = None;
+    let mut scorers = Vec::new();
     let mut trains_reward = false;
     for wanted in &config.label.scorers {
         match &wanted.model {
             ScorerModel::Folder(place) => {
-                scorer = folder::look(&place.path, "scorer", Use::Reward, report);
-                if let Some(facts) = &scorer {
-                    score_position(facts, wanted.score_position, report);
+                if let Some(facts) = folder::look(&place.path, "scorer", Use::Reward, report) {
+                    score_position(&facts, wanted.score_position, report);
+                    scorers.push(facts);
                 }
             }
             ScorerModel::RewardJob(name) => {
@@ -137,10 +137,11 @@ fn models(config: &CheckedConfig, report: &mut Report) -> ModelFacts {
     } else {
         None
     };
+    let reward_base = reward_base.filter(|_| trains_reward);
     // A reward model that is still to be trained has the size of its base.
-    let scorer = scorer.or_else(|| reward_base.clone().filter(|_| trains_reward));
+    scorers.extend(reward_base.clone());
     lengths(config, report);
-    ModelFacts { policy, scorer, reward_base: reward_base.filter(|_| trains_reward) }
+    ModelFacts { policy, scorers, reward_base }
 }
 
 fn score_position(facts: &Facts, position: ScorePosition, report: &mut Report) {

@@ -57,9 +57,11 @@ fn all_that_is_wrong_with_the_models_is_told_at_once() {
     fs::write(at("policy/model.safetensors"), &whole[..whole.len() - 1]).unwrap();
     model(&at("scorer"), CONFIG, "model.norm.weight");
     let text = "[run]\npolicy = 'policy'\nreference = 'nowhere'\n[devices]\nuse = ['GPU-x']\n\
-                [[label.scorers]]\nmodel = 'scorer'\n";
+                [[label.scorers]]\nmodel = 'scorer'\n\
+                [[label.scorers]]\nname = 'watch'\nmodel = 'gone'\ncanary = true\n";
     let report = examine(&asked(root.path(), text));
     let found = bad(&report);
+    has(&found, "gone: there is no model folder");
     has(&found, "it has no tokenizer.json");
     has(&found, "but its header tells of");
     has(&found, "nowhere: there is no model folder");

@@ -13,9 +13,6 @@ use crate::actors::stage::{
 };
 use crate::handles::now_ms;
 
-/// Responses of a preference: chosen and rejected.
-const PER_PREFERENCE: u32 = 2;
-
 /// The responses of the unit without log-probs of the reference.
 pub async fn prepare(ctx: &StageContext, unit: &UnitRow) -> Result<Prepared, StageError> {
     let (id, run) = (unit.id, unit.run);
@@ -25,7 +22,7 @@ pub async fn prepare(ctx: &StageContext, unit: &UnitRow) -> Result<Prepared, Sta
     let model = ctx.model(run.reference).await?;
     let per_prompt: u32 = match unit.stage {
         Stage::Evaluate => super::generate::arms(&config, unit.stage).iter().map(|a| a.n).sum(),
-        _ => PER_PREFERENCE,
+        _ => config.pair.responses_max(config.generate.responses_per_prompt()),
     };
     let mut items = Vec::with_capacity(rows.len());
     let mut keys = Vec::with_capacity(rows.len());

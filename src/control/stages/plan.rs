@@ -70,26 +70,28 @@ impl Sizes {
 }
 
 /// What the plan must know beside the configuration.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone)]
 pub struct Given {
-    /// The scorer.
-    pub scorer: ScorerId,
+    /// All scorers.
+    pub scorers: Vec<Scores>,
     /// The run's initial policy.
     pub initial: CheckpointId,
-    /// What the initial policy has of its evaluation already.
-    pub answered: Answered,
+    /// For how many of the first evaluation prompts the initial policy's answers stand.
+    pub answered: u64,
     /// Batches and units.
     pub sizes: Sizes,
 }
 
-/// For how many of the first evaluation prompts a policy's answers stand. They part where an
-/// iteration was cancelled between the two.
-#[derive(Debug, Clone, Copy, Default)]
-pub struct Answered {
-    /// They are written.
-    pub generated: u64,
-    /// They are scored.
-    pub scored: u64,
+/// A scorer, and what it has done before.
+#[derive(Debug, Clone)]
+pub struct Scores {
+    /// The scorer.
+    pub id: ScorerId,
+    /// Its name.
+    pub name: String,
+    /// For how many of the first evaluation prompts it scored the initial policy's answers: fewer
+    /// than were answered where it is new, or an iteration was cancelled between the two.
+    pub initial: u64,
 }
 
 /// The lane of the initial policy's evaluation.
@@ -136,8 +138,6 @@ impl Planner<'_> {
         let t = self.t;
         let n = u64::from(self.config.generate.responses_per_prompt());
         let new_tokens = u64::from(self.config.generate.max_new_tokens);
-        let scorer = &self.config.label.scorers;
-        let scorer_name = scorer.first().map_or("reward", |s| s.name.as_str());
         self.render(Stage::Prompts, "", format!("{t}/prompts/render"), 0, drawn.prompts)?;
         let generate = Ranged {
             stage: Stage::Generate,
@@ -150,25 +150,28 @@ impl Planner<'_> {
             tokens_per_item: n * new_tokens,
         };
         self.ranged(&generate, 0, drawn.prompts)?;
-        let score = Ranged {
-            stage: Stage::Label,
-            work: WorkKind::Score,
-            prefix: format!("{t}/label/{scorer_name}"),
-            policy: None,
-            scorer: Some(self.given.scorer),
-            batch: self.given.sizes.score_batch,
-            ..generate
-        };
-        self.aligned(&score, &generate, 0, drawn.prompts)?;
+        for scorer in &self.given.scorers {
+            let score = Ranged {
+                stage: Stage::Label,
+                work: WorkKind::Score,
+                prefix: format!("{t}/label/{}", scorer.name),
+                policy: None,
+                scorer: Some(scorer.id),
+                batch: self.given.sizes.score_batch,
+                ..generate
+            };
+            self.aligned(&score, &generate, 0, drawn.prompts)?;
+        }
         self.whole(Stage::Pair, WorkKind::Pair, format!("{t}/pair"));
+        let paired = self.config.pair.responses_max(self.config.generate.responses_per_prompt());
         let logprobs = Ranged {
             stage: Stage::Train,
             work: WorkKind::Logprobs,
             prefix: format!("{t}/train/logprobs"),
-            scorer: None,
+            policy: None,
             batch: self.given.sizes.logprobs_batch,
-            tokens_per_item: 2 * new_tokens,
-            ..score
+            tokens_per_item: u64::from(paired) * new_tokens,
+            ..generate
         };
         self.ranged(&logprobs, 0, drawn.prompts)?;
         self.whole(Stage::Train, WorkKind::TrainDpo, format!("{t}/train"));
@@ -183,10 +186,10 @@ impl Planner<'_> {
         let lane = initial_lane(self.config);
         // Made once a run: but a cancelled iteration leaves its keys behind.
         let prefix = format!("{t}/evaluate/{lane}");
-        self.lane(&lane, &prefix, Some(self.given.initial), self.given.answered, to)?;
+        self.lane(&lane, &prefix, Some(self.given.initial), to)?;
         let policy = rlhfd_domain::checkpoint::iteration_name(t);
         let prefix = format!("{t}/evaluate/{policy}");
-        self.lane(&policy, &prefix, None, Answered::default(), to)?;
+        self.lane(&policy, &prefix, None, to)?;
         let lane = &policy;
         let logprobs = Ranged {
             stage: Stage::Evaluate,
@@ -203,16 +206,16 @@ impl Planner<'_> {
         Ok(())
     }
 
-    /// Answers and scores of one policy.
+    /// Answers of one policy, and the scores of each scorer: of the initial policy, which is named,
+    /// those that do not stand already.
     fn lane(
         &mut self,
         lane: &str,
         prefix: &str,
         policy: Option<CheckpointId>,
-        answered: Answered,
         to: u64,
     ) -> Result<(), PlanError> {
-        let scorer_name = self.config.label.scorers.first().map_or("reward", |s| s.name.as_str());
+        let stands = |done: u64| if policy.is_some() { done.min(to) } else { 0 };
         let generate = Ranged {
             stage: Stage::Evaluate,
             work: WorkKind::Generate,
@@ -223,15 +226,18 @@ impl Planner<'_> {
             batch: self.given.sizes.prompts_together(self.evaluation_responses()),
             tokens_per_item: self.evaluation_tokens(),
         };
-        self.ranged(&generate, answered.generated.min(to), to)?;
-        let score = Ranged {
-            work: WorkKind::Score,
-            prefix: format!("{prefix}/score/{scorer_name}"),
-            scorer: Some(self.given.scorer),
-            batch: self.given.sizes.score_batch,
-            ..generate
-        };
-        self.aligned(&score, &generate, answered.scored.min(to), to)
+        self.ranged(&generate, stands(self.given.answered), to)?;
+        for scorer in &self.given.scorers {
+            let score = Ranged {
+                work: WorkKind::Score,
+                prefix: format!("{prefix}/score/{}", scorer.name),
+                scorer: Some(scorer.id),
+                batch: self.given.sizes.score_batch,
+                ..generate
+            };
+            self.aligned(&score, &generate, stands(scorer.initial), to)?;
+        }
+        Ok(())
     }
 
     /// Responses that each prompt of evaluation gets.
@@ -322,7 +328,7 @@ impl Planner<'_> {
             key,
             plan: None,
             policy: None,
-            scorer: Some(self.given.scorer),
+            scorer: None,
             detail: None,
         });
     }
@@ -348,72 +354,4 @@ pub fn reward_job(name: &str) -> Vec<NewUnit> {
 }
 
 #[cfg(test)]
-mod tests {
-    use std::collections::BTreeSet;
-    use std::path::Path;
-
-    use super::*;
-
-    fn config() -> CheckedConfig {
-        let text = "[run]\npolicy = \"p\"\n[generate]\nmax_new_tokens = 64\n\
-                    [scheduler]\nunit_tokens_cpu = 4096\n";
-        CheckedConfig::from_text(text, Path::new("/")).unwrap()
-    }
-
-    fn drawn(prompts: u64, evaluate: u64) -> Drawn {
-        Drawn { iteration: 1, prompts, evaluate, evaluate_rendered: 0, policy_in: CheckpointId(1) }
-    }
-
-    fn given(done: u64) -> Given {
-        let answered = Answered { generated: done, scored: done };
-        let sizes = Sizes::of(&config(), false);
-        Given { scorer: ScorerId(3), initial: CheckpointId(1), answered, sizes }
-    }
-
-    #[test]
-    fn keys_are_unique_and_every_ordinal_is_covered_once_by_each_work() {
-        let units = iteration(&config(), &drawn(37, 5), &given(0)).unwrap();
-        let keys: BTreeSet<_> = units.iter().map(|unit| unit.key.clone()).collect();
-        assert_eq!(keys.len(), units.len());
-        for (stage, work) in [
-            (Stage::Prompts, WorkKind::Render),
-            (Stage::Generate, WorkKind::Generate),
-            (Stage::Label, WorkKind::Score),
-            (Stage::Train, WorkKind::Logprobs),
-        ] {
-            let mut at = 0;
-            for unit in units.iter().filter(|unit| (unit.stage, unit.work) == (stage, work)) {
-                let plan = unit.plan.unwrap();
-                assert_eq!(plan.from, at, "{}", unit.key);
-                at = plan.to;
-            }
-            assert_eq!(at, 37, "{stage} {work}");
-        }
-    }
-
-    #[test]
-    fn a_score_unit_covers_what_a_generate_unit_covers() {
-        let units = iteration(&config(), &drawn(37, 0), &given(0)).unwrap();
-        let ranges = |work| -> Vec<_> {
-            units
-                .iter()
-                .filter(|unit| unit.work == work && unit.stage <= Stage::Label)
-                .filter_map(|unit| unit.plan.map(|plan| (plan.from, plan.to)))
-                .collect()
-        };
-        assert_eq!(ranges(WorkKind::Generate), ranges(WorkKind::Score));
-        // 8 responses of 64 tokens are 512 a prompt: 4096 hold 8 prompts, two batches of 4.
-        assert_eq!(ranges(WorkKind::Generate)[0], (0, 8));
-    }
-
-    #[test]
-    fn the_initial_policy_answers_only_what_it_has_not_answered() {
-        let units = iteration(&config(), &drawn(4, 9), &given(9)).unwrap();
-        assert!(units.iter().all(|unit| !unit.lane.starts_with("initial")));
-        let units = iteration(&config(), &drawn(4, 9), &given(8)).unwrap();
-        let initial: Vec<_> =
-            units.iter().filter(|unit| unit.lane == initial_lane(&config())).collect();
-        assert_eq!(initial.len(), 2);
-        assert!(initial.iter().all(|unit| unit.plan.is_some_and(|p| (p.from, p.to) == (8, 9))));
-    }
-}
+mod tests;

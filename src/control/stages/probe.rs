@@ -3,8 +3,10 @@
 //! In: the run's models. Out: the run's `probed_key`, or a pause with what was found. May not enter:
 //! which conversations (the worker has them).
 
-use rlhfd_protocol::worker::{ScorePosition, Work};
+use rlhfd_domain::ScorerId;
+use rlhfd_protocol::worker::Work;
 use rlhfd_store::UnitRow;
+use serde::{Deserialize, Serialize};
 
 use crate::actors::stage::{Conclude, ItemKeys, Prepared, StageContext, StageError, finish};
 use crate::handles::now_ms;
@@ -20,10 +22,14 @@ pub async fn prepare(ctx: &StageContext, unit: &UnitRow) -> Result<Prepared, Sta
     if run.reference != run.head {
         policies.push(ctx.model(run.reference).await?);
     }
+    let config = ctx.config_of(unit).await?;
     let mut scorers = Vec::new();
-    if let Some(scorer) = unit.scorer {
-        let position = score_position(&*ctx.config_of(unit).await?);
-        scorers.push((super::score::scorer(ctx, scorer).await?, position));
+    for scorer in detail(unit).scorers {
+        let read = super::score::scorer_read(ctx, &config, ScorerId(scorer)).await?;
+        // Two scorers of one model are probed once.
+        if !scorers.contains(&read) {
+            scorers.push(read);
+        }
     }
     Ok(Prepared {
         work: Work::Probe { policies, scorers, max_new_tokens: NEW_TOKENS },
@@ -39,25 +45,21 @@ pub async fn conclude(ctx: &StageContext, done: &Conclude) -> Result<(), StageEr
         return Err(StageError::Input(done.summary.findings.join("; ")));
     }
     let finish = finish(&done.unit, done.attempt, &done.summary);
-    let key = probed_key(&done.unit);
+    let key = detail(&done.unit).probed_key;
     ctx.write_patiently(move |s| s.finish_probe(&finish, &key, now_ms())).await?;
     Ok(())
 }
 
-/// The sum of models and settings that a probe unit covers, as its row keeps it.
-fn probed_key(unit: &UnitRow) -> String {
-    let detail: Option<serde_json::Value> =
-        unit.detail.as_deref().and_then(|detail| serde_json::from_str(detail).ok());
-    let kept = detail.as_ref().and_then(|detail| detail["probed_key"].as_str());
-    let of_key = || unit.key.rsplit('/').next().unwrap_or_default();
-    kept.unwrap_or_else(of_key).to_owned()
+/// What a probe unit covers, as its row keeps it.
+#[derive(Debug, Default, Serialize, Deserialize)]
+pub struct Detail {
+    /// The sum of models and settings.
+    pub probed_key: String,
+    /// The rows of all scorers.
+    pub scorers: Vec<i64>,
 }
 
-/// Where the scorer's score is read.
-#[must_use]
-pub fn score_position(config: &rlhfd_config::CheckedConfig) -> ScorePosition {
-    match config.label.scorers.first().map(|scorer| scorer.score_position) {
-        Some(rlhfd_config::ScorePosition::Last) => ScorePosition::Last,
-        Some(rlhfd_config::ScorePosition::Transformers) | None => ScorePosition::Transformers,
-    }
+fn detail(unit: &UnitRow) -> Detail {
+    let kept = unit.detail.as_deref().and_then(|detail| serde_json::from_str(detail).ok());
+    kept.unwrap_or_default()
 }

@@ -3,9 +3,10 @@
 //! In: responses of a unit. Out: one finite score a response, or the reason why it has none. May not
 //! enter: templates of the scorer.
 
+use rlhfd_config::CheckedConfig;
 use rlhfd_domain::ScorerId;
 use rlhfd_domain::label::Score;
-use rlhfd_protocol::worker::{Item, ItemResult, Message, ModelRef, Work};
+use rlhfd_protocol::worker::{Item, ItemResult, Message, ModelRef, ScorePosition, Work};
 use rlhfd_store::{Outcome, Scored, UnitRow};
 
 use crate::actors::stage::{
@@ -20,6 +21,21 @@ pub async fn scorer(ctx: &StageContext, scorer: ScorerId) -> Result<ModelRef, St
     Ok(ModelRef { path: ctx.places.resolve(&row.path), sha256: row.sha256 })
 }
 
+/// A scorer, and where its score is read.
+pub async fn scorer_read(
+    ctx: &StageContext,
+    config: &CheckedConfig,
+    scorer: ScorerId,
+) -> Result<(ModelRef, ScorePosition), StageError> {
+    let row = ctx.store.read(move |r| r.scorer_by_id(scorer)).await?;
+    let position = config.label.scorer(&row.name).map(|scorer| scorer.score_position);
+    let position = match position {
+        Some(rlhfd_config::ScorePosition::Last) => ScorePosition::Last,
+        Some(rlhfd_config::ScorePosition::Transformers) | None => ScorePosition::Transformers,
+    };
+    Ok((ModelRef { path: ctx.places.resolve(&row.path), sha256: row.sha256 }, position))
+}
+
 /// The responses of the unit, as whole conversations.
 pub async fn prepare(ctx: &StageContext, unit: &UnitRow) -> Result<Prepared, StageError> {
     let id = unit.id;
@@ -28,7 +44,7 @@ pub async fn prepare(ctx: &StageContext, unit: &UnitRow) -> Result<Prepared, Sta
     let Some(by) = unit.scorer else {
         return Err(StageError::Input(format!("the unit {} names no scorer", unit.key)));
     };
-    let scorer = scorer(ctx, by).await?;
+    let (scorer, position) = scorer_read(ctx, &config, by).await?;
     let mut items = Vec::with_capacity(rows.len());
     let mut keys = Vec::with_capacity(rows.len());
     for row in rows {
@@ -37,16 +53,13 @@ pub async fn prepare(ctx: &StageContext, unit: &UnitRow) -> Result<Prepared, Sta
         messages.push(Message { role: "assistant".into(), content: row.text });
         items.push((Item::Conversation { messages }, Vec::new()));
     }
-    let work = Work::Score {
-        scorer: scorer.clone(),
-        position: super::probe::score_position(&config),
-        batch_items: batch_items(&config, unit),
-    };
+    let work =
+        Work::Score { scorer: scorer.clone(), position, batch_items: batch_items(&config, unit) };
     Ok(Prepared { work, load: Some(vec![scorer]), items, keys: ItemKeys::Responses(keys) })
 }
 
 /// The plan counts prompts; a worker is told responses.
-fn batch_items(config: &rlhfd_config::CheckedConfig, unit: &UnitRow) -> u32 {
+fn batch_items(config: &CheckedConfig, unit: &UnitRow) -> u32 {
     let per_prompt: u32 = super::generate::arms(config, unit.stage).iter().map(|arm| arm.n).sum();
     super::generate::batch_items(unit).saturating_mul(per_prompt.max(1))
 }

@@ -3,11 +3,12 @@
 //! In: folders. Out: sha256 sums in lower-case hexadecimal. It reads whole files: call it on the
 //! blocking pool. May not enter: what the files mean to an engine.
 
+use std::collections::BTreeSet;
 use std::fs::{self, File};
 use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 
-use rlhfd_config::{CheckedConfig, ScorerModel};
+use rlhfd_config::{CheckedConfig, ScorePosition, ScorerConfig};
 use rlhfd_protocol::manifest::{FORMAT, MANIFEST, Manifest};
 use sha2::{Digest, Sha256};
 
@@ -163,22 +164,17 @@ pub fn text_sum(text: &str) -> String {
 }
 
 /// Eight digits that name the settings under which policies are compared: answers under other
-/// settings are never set against each other.
+/// settings are never set against each other. Which scorers there are is not among them: one that
+/// comes later scores the answers that stand.
 #[must_use]
 pub fn evaluation_settings(config: &CheckedConfig) -> String {
     let evaluate = &config.evaluate;
-    // As written, not where it leads: a state folder that moved goes on with the same keys.
-    let scorer = config.label.scorers.first().map(|scorer| {
-        let model = match &scorer.model {
-            ScorerModel::Folder(place) => format!("model {}", place.given),
-            ScorerModel::RewardJob(name) => format!("job reward/{name}"),
-        };
-        (&scorer.name, model, scorer.score_position)
-    });
-    let text = format!(
-        "{:?} {} {} {scorer:?}",
-        evaluate.temperatures, evaluate.n, evaluate.max_new_tokens,
-    );
+    // A label says whose it is, and not where its score was read.
+    let read_last = |scorer: &&ScorerConfig| scorer.score_position == ScorePosition::Last;
+    let last: BTreeSet<&str> =
+        config.label.scorers.iter().filter(read_last).map(|scorer| scorer.name.as_str()).collect();
+    let text =
+        format!("{:?} {} {} {last:?}", evaluate.temperatures, evaluate.n, evaluate.max_new_tokens,);
     text_sum(&text)[..8].to_owned()
 }
 
@@ -202,6 +198,18 @@ mod tests {
         fs::write(b.join("model.safetensors"), [1, 2, 4]).unwrap();
         assert_ne!(model_sum(&a).unwrap(), model_sum(&b).unwrap());
         assert!(matches!(model_sum(root.path()), Err(SumError::NoModel { .. })));
+    }
+
+    #[test]
+    fn a_new_scorer_scores_the_answers_that_stand_but_no_label_changes_its_position() {
+        let settings = |scorers: &str| {
+            let text = format!("[run]\npolicy = 'p'\n{scorers}");
+            evaluation_settings(&CheckedConfig::from_text(&text, Path::new("/")).unwrap())
+        };
+        let one = "[[label.scorers]]\nname = 'a'\nmodel = 'm'\n";
+        let two = format!("{one}[[label.scorers]]\nname = 'b'\nmodel = 'n'\ncanary = true\n");
+        assert_eq!(settings(one), settings(&two));
+        assert_ne!(settings(&two), settings(&format!("{two}score_position = 'last'\n")));
     }
 
     #[test]

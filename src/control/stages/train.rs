@@ -105,7 +105,7 @@ async fn iteration_folder(
 /// An iteration without a preference ends as it is: the head stays.
 async fn nothing_to_train(ctx: &StageContext, unit: &UnitRow) -> Result<(), StageError> {
     let (run, number) = (unit.run, unit.iteration.unwrap_or_default());
-    let why = "no prompt gave a preference; look at the scores, and at [pair] score_gap_min";
+    let why = "no prompt gave a preference; look at the scores, at `unpaired`, and at [pair]";
     ctx.write_patiently(move |s| s.end_without_update(run, number, why, now_ms())).await?;
     Err(StageError::Over(why.into()))
 }

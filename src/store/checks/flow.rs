@@ -2,23 +2,37 @@
 
 use rlhfd_domain::checkpoint::{CheckpointKind, iteration_name};
 use rlhfd_domain::evaluation::compare;
+use rlhfd_domain::label::combine::Normalise;
+use rlhfd_domain::label::penalty::{Fit, LengthUnit};
+use rlhfd_domain::preference::{Arms, Choice, PairRule, Unfinished};
 use rlhfd_domain::response::Finish as ResponseFinish;
 use rlhfd_domain::train::TrainStep;
 use rlhfd_domain::{CheckpointId, ScorerId};
 
 use super::*;
 use crate::{
-    Generated, Logprobs, NewCheckpoint, NewEvaluation, NewIteration, NewResponse, PairRule,
-    PairedAnswers, Scored,
+    Generated, Logprobs, NewCheckpoint, NewEvaluation, NewIteration, NewResponse, PairedAnswers,
+    Penalty, Scored, ScorerUse, Scoring,
 };
 
 pub(crate) const INITIAL: &str = "initial-0a1b2c3d";
+pub(crate) const PAPER: PairRule = PairRule {
+    choice: Choice::BestWorst,
+    arms: Arms::Any,
+    unfinished: Unfinished::Keep,
+    score_gap_min: 0.0,
+    pairs_max: 1,
+};
 
 /// A run with prompts, a scorer, and the plan of an iteration of `prompts` prompts.
 pub(crate) struct Flow {
     pub(crate) bench: Bench,
     pub(crate) run: RunId,
     pub(crate) scorer: ScorerId,
+    /// Scorers beside it, which score the main flow too.
+    pub(crate) others: Vec<ScorerId>,
+    /// Responses of a prompt.
+    pub(crate) samples: u32,
 }
 
 impl Flow {
@@ -28,7 +42,7 @@ impl Flow {
         bench.add("s", 0.0, &texts(0, prompts));
         let sum = "5".repeat(64);
         let scorer = bench.store.scorer("help", "reward", "models/help", &sum).unwrap();
-        Self { bench, run, scorer }
+        Self { bench, run, scorer, others: Vec::new(), samples: 2 }
     }
 
     pub(crate) fn start(&mut self, prompts: u64, evaluate: u64) -> u32 {
@@ -39,10 +53,14 @@ impl Flow {
             prompts_max: prompts,
             evaluate_prompts_max: evaluate,
         };
-        let scorer = self.scorer;
+        let (scorer, others) = (self.scorer, self.others.clone());
         let done =
             self.bench.store.lane_done(self.run, INITIAL, WorkKind::Score, Some(scorer)).unwrap();
-        let plan = |drawn: &crate::Drawn| plan_units(drawn, scorer, done);
+        let plan = |drawn: &crate::Drawn| {
+            let mut all = plan_units(drawn, scorer, done);
+            all.extend(others.iter().flat_map(|other| label_units(drawn, *other)));
+            all
+        };
         self.bench.store.start_iteration(&new, NOW, plan).unwrap().iteration
     }
 
@@ -66,6 +84,8 @@ impl Flow {
     }
 
     pub(crate) fn end(&mut self, unit: &UnitRow, end: &Finish) -> crate::Result<()> {
+        let samples = self.samples;
+        let other = self.others.iter().position(|other| Some(*other) == unit.scorer);
         let store = &mut self.bench.store;
         match unit.work {
             WorkKind::Generate => {
@@ -75,7 +95,9 @@ impl Flow {
                     .map(|item| Generated {
                         ordinal: item.ordinal,
                         prompt: item.prompt,
-                        outcome: Outcome::Done((0..2).map(|s| response(item.ordinal, s)).collect()),
+                        outcome: Outcome::Done(
+                            (0..samples).map(|s| response(item.ordinal, s)).collect(),
+                        ),
                     })
                     .collect();
                 store.finish_generate(end, &items, NOW)
@@ -87,7 +109,10 @@ impl Flow {
                     .iter()
                     .map(|item| Scored {
                         response: item.response,
-                        outcome: Outcome::Done(score(item.ordinal, item.sample) + bonus),
+                        outcome: Outcome::Done(match other {
+                            None => score(item.ordinal, item.sample) + bonus,
+                            Some(other) => other_score(other, item.sample),
+                        }),
                     })
                     .collect();
                 store.finish_score(end, &items, NOW)
@@ -104,8 +129,8 @@ impl Flow {
                 store.finish_logprobs(end, &items, NOW)
             }
             WorkKind::Pair => {
-                let rule = PairRule { scorer: self.scorer, score_gap_min: 0.0 };
-                store.finish_pair(end, &rule, NOW).map(|_| ())
+                let scoring = paper_scoring(store, unit, self.scorer)?;
+                store.finish_pair(end, &scoring, &PAPER, NOW).map(|_| ())
             }
             WorkKind::TrainDpo | WorkKind::TrainReward => {
                 store.finish_train(end, &[step(1, 0.69), step(2, 0.6)], 1, NOW)
@@ -151,6 +176,19 @@ impl Flow {
         store.finish_summarise(&end, &[evaluation], NOW + 9_000).unwrap();
         end
     }
+}
+
+/// One scorer of weight 1 and no penalty: the paper's.
+pub(crate) fn paper_scoring(
+    store: &Store,
+    unit: &UnitRow,
+    scorer: ScorerId,
+) -> crate::Result<Scoring> {
+    let spread = store.spreads(unit.run, unit.iteration.unwrap())?.get(&scorer).copied();
+    let help = ScorerUse { scorer, weight: Some(1.0), normalise: Normalise::None, spread };
+    let fit = Fit { lambda: 0.0, before: None, after: None };
+    let penalty = Penalty { unit: LengthUnit::Characters, fitted: false, fit };
+    Ok(Scoring { scorers: vec![help], penalty })
 }
 
 fn plan_units(drawn: &crate::Drawn, scorer: ScorerId, initial_done: u64) -> Vec<NewUnit> {
@@ -213,6 +251,17 @@ pub(crate) fn response(ordinal: u64, sample: u32) -> NewResponse {
         logprob: -3.0,
         text,
     }
+}
+
+/// The first of the other scorers likes the later samples less, the second turns everything over.
+pub(crate) fn other_score(other: usize, sample: u32) -> f64 {
+    if other == 0 { -0.25 * f64::from(sample) } else { -1e3 * f64::from(sample) }
+}
+
+fn label_units(drawn: &crate::Drawn, scorer: ScorerId) -> Vec<NewUnit> {
+    let key = format!("{:04}/label/{scorer}", drawn.iteration);
+    let label = NewUnit { scorer: Some(scorer), ..a_unit(Stage::Label, WorkKind::Score, &key) };
+    units(&label, drawn.prompts, 2, 4)
 }
 
 /// Every fifth prompt is a tie; else the second sample is better by one.

@@ -7,6 +7,7 @@ mod deaths;
 mod draw;
 mod flow;
 mod iteration;
+mod labels;
 mod opening;
 mod sql_verb;
 mod storms;

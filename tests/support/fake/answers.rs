@@ -62,9 +62,10 @@ pub(super) fn answers(work: &Work, item: Item, payload: &[u8]) -> Vec<(ItemResul
             };
             compute::generate(&key, arms, *max_new_tokens)
         }
-        (Work::Score { .. }, Item::Conversation { messages }) => {
+        (Work::Score { scorer, .. }, Item::Conversation { messages }) => {
             let tokens = messages.iter().map(|m| m.content.len() as u32).sum();
-            vec![(ItemResult::Score { score: compute::score(&messages), tokens }, Vec::new())]
+            let score = compute::score(scorer, &messages);
+            vec![(ItemResult::Score { score, tokens }, Vec::new())]
         }
         (Work::Logprobs { model, .. }, Item::ResponseIds { prompt_tokens }) => {
             let Some((prompt, response)) = ids.split_at_checked(prompt_tokens as usize) else {

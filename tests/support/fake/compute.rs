@@ -5,7 +5,7 @@
 //! log-prob only on the model and the ids.
 
 use rlhfd_protocol::frame;
-use rlhfd_protocol::worker::{Arm, Finish, ItemResult, Message, Purpose, Reason};
+use rlhfd_protocol::worker::{Arm, Finish, ItemResult, Message, ModelRef, Purpose, Reason};
 use sha2::{Digest, Sha256};
 
 /// The id that ends a text.
@@ -139,11 +139,16 @@ fn response(
     (result, payload)
 }
 
-/// The score of a conversation: how often its last turn has an `e`, less its `z`.
-pub fn score(messages: &[Message]) -> f64 {
+/// The score of a conversation: how often its last turn has an `e`, less its `z`. A model in a folder
+/// called `brief` likes short turns instead.
+pub fn score(scorer: &ModelRef, messages: &[Message]) -> f64 {
     let text = messages.last().map(|m| m.content.as_str()).unwrap_or_default();
     let count = |letter| text.matches(letter).count() as f64;
-    count('e') - 2.0 * count('z')
+    if scorer.path.ends_with("brief") {
+        -(text.chars().count() as f64)
+    } else {
+        count('e') - 2.0 * count('z')
+    }
 }
 
 /// Log-probs of response ids after prompt ids: negative, and a function of model and ids alone.
