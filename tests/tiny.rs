@@ -26,6 +26,11 @@ fn settings() -> Settings {
         )
         .with("generate", "max_new_tokens = 48\nbatch_prompts = 2")
         .with(
+            "[label.scorers]",
+            "name = \"reward\"\nmodel = \"models/reward\"\n\n[[label.scorers]]\nname = \"watch\"\n\
+             model = \"models/reward\"\nscore_position = \"last\"\ncanary = true",
+        )
+        .with(
             "train",
             "batch_pairs = 1\nmicro_batch_pairs = 1\nepochs = 4\nlearning_rate = 1e-3\n\
              save_every_steps = 2",
@@ -68,6 +73,9 @@ fn an_iteration_learns_something_on_a_tiny_model() {
     let first = "SELECT abs(loss - 0.693147) < 0.001 FROM training_steps t
                  JOIN units u ON u.id = t.unit_id WHERE u.iteration = 1 AND t.step = 1";
     assert_eq!(scene.number(first), 1, "policy and reference are one at the first step");
+    let unwatched = "SELECT count(*) FROM responses x WHERE NOT EXISTS (SELECT 1 FROM labels l
+        JOIN scorers s ON s.id = l.scorer_id WHERE l.response_id = x.id AND s.name = 'watch')";
+    assert_eq!(scene.number(unwatched), 0, "the canary has not seen a response");
     dump::assert_same(undisturbed(), &dump::dump(&scene.database()), "the same run twice");
     let place = scene.path("").to_string_lossy().trim_end_matches('/').to_owned();
     for folder in ["checkpoints/iteration-0002", "iterations/0002"] {

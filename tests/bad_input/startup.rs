@@ -16,7 +16,7 @@ fn refused(scene: &Scene) -> (i32, String) {
 
 #[test]
 fn a_wrong_configuration_is_told_whole_and_by_line() {
-    let cases: [(Settings, &[&str]); 8] = [
+    let cases: [(Settings, &[&str]); 12] = [
         (
             Settings::default().set("train", "learning_rat", "1.0"),
             &["learning_rat", "learning_rate"],
@@ -31,6 +31,10 @@ fn a_wrong_configuration_is_told_whole_and_by_line() {
         ),
         (Settings::default().set("run", "seed", "-1"), &["seed"]),
         (Settings::default().set("scheduler", "unit_tokens_cpu", "[]"), &["unit_tokens_cpu"]),
+        (Settings::default().set("label", "length_penalty", "0.001"), &["length_unit"]),
+        (Settings::default().set("[label.scorers]", "canary", "true"), &["canaries alone"]),
+        (Settings::default().set("[label.scorers]", "weight", "0"), &["canary = true"]),
+        (Settings::default().with("pair", "rule = \"threshold\""), &["threshold = 0.5"]),
     ];
     for (settings, says) in cases {
         let scene = Scene::fake(&settings);
@@ -216,6 +220,12 @@ fn a_missing_model_does_not_stop_the_daemon() {
 fn a_policy_where_a_reward_model_is_wanted_is_told() {
     let settings =
         Settings::default().with("[label.scorers]", "name = \"reward\"\nmodel = \"models/policy\"");
+    let Some(scene) = Scene::real(&settings) else { return };
+    waits_for(&scene, &["policy", "reward model"], &["policy", "reward model"]);
+    // A canary is looked at as the others are.
+    let watch = "name = \"reward\"\nmodel = \"models/reward\"\n\n[[label.scorers]]\n\
+                 name = \"watch\"\nmodel = \"models/policy\"\ncanary = true";
+    let settings = Settings::default().with("[label.scorers]", watch);
     let Some(scene) = Scene::real(&settings) else { return };
     waits_for(&scene, &["policy", "reward model"], &["policy", "reward model"]);
 }

@@ -9,6 +9,7 @@ mod crashes;
 mod disk;
 mod faults;
 mod folders;
+mod labels;
 mod readers;
 mod story;
 mod whole_run;

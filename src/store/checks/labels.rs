@@ -106,6 +106,29 @@ fn what_one_scorer_set_aside_is_no_candidate_and_is_counted() {
 }
 
 #[test]
+fn labels_go_by_their_responses_and_not_by_the_order_of_arrival() {
+    let mut flow = three_scorers(4);
+    for unit in flow.bench.store.ready_units(flow.run, 1_000).unwrap() {
+        let end = flow.bench.begin(&unit);
+        let items = flow.bench.store.score_items(unit.id).unwrap();
+        let scored = |item: &crate::ScoreItem| Scored {
+            response: item.response,
+            outcome: Outcome::Done(f64::from(item.sample) - 10.0 * item.ordinal as f64),
+        };
+        let backwards: Vec<Scored> = items.iter().rev().map(scored).collect();
+        flow.bench.store.finish_score(&end, &backwards, NOW).unwrap();
+    }
+    let swapped = "SELECT count(*) FROM labels l JOIN responses x ON x.id = l.response_id
+                   WHERE l.score <> x.sample - 10.0 * x.ordinal";
+    assert_eq!(flow.bench.number(swapped), 0);
+    let scoring = scoring(&flow);
+    pair(&mut flow, &scoring, &PAPER).unwrap();
+    let worse = "SELECT count(*) FROM preferences p JOIN responses c ON c.id = p.chosen_id
+                 WHERE c.sample <> 1";
+    assert_eq!(flow.bench.number(worse), 0);
+}
+
+#[test]
 fn a_label_that_one_scorer_lost_stops_the_iteration() {
     let mut flow = three_scorers(4);
     flow.work(WorkKind::Score);
