@@ -45,6 +45,8 @@ pub enum Kind {
         /// The upper end of each.
         high: Bound,
     },
+    /// `"all-linear"`, or a list of module names, none twice, at least one.
+    Modules,
     /// `"auto"`, or a list of device names: `"cpu"`, an index, or a GPU's UUID.
     Devices,
 }

@@ -34,5 +34,6 @@ pub use sections::{
     RunConfig, SavePolicy, SchedulerConfig, ScorePosition, ScorerConfig, ScorerModel, ScorerRole,
     StoreConfig, TrainConfig, Unfinished, UseDevices, WhenShort, WorkerConfig,
 };
+pub use setting::LoraTargets;
 pub use spelling::nearest;
 pub use train::{Loss, Overlong, Shape, TrainSettings, Training};

@@ -5,7 +5,7 @@
 
 use std::path::{Path, PathBuf};
 
-use crate::values::Value;
+use crate::values::{ALL_LINEAR, Value};
 
 /// A type that a knob's value can become.
 pub(crate) trait Setting: Sized {
@@ -108,6 +108,56 @@ impl Setting for Vec<f64> {
 
     fn value(&self) -> Option<Value> {
         Some(Value::Numbers(self.clone()))
+    }
+}
+
+/// Which linear maps of a model get an adapter.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum LoraTargets {
+    /// Every one of every block.
+    AllLinear,
+    /// Those whose name is one of these, or ends in a dot and one of these.
+    Named(Vec<String>),
+}
+
+impl LoraTargets {
+    /// Whether this module gets an adapter, by peft's rule: its name is a target, or ends in a dot
+    /// and a target.
+    #[must_use]
+    pub fn adapts(&self, module: &str) -> bool {
+        match self {
+            Self::AllLinear => true,
+            Self::Named(names) => names.iter().any(|target| names_module(target, module)),
+        }
+    }
+
+    /// The first target that is the name of none of these modules.
+    #[must_use]
+    pub fn unmatched(&self, modules: &[String]) -> Option<&str> {
+        let Self::Named(names) = self else { return None };
+        let nothing = |target: &&String| !modules.iter().any(|module| names_module(target, module));
+        names.iter().find(nothing).map(String::as_str)
+    }
+}
+
+fn names_module(target: &str, module: &str) -> bool {
+    module.strip_suffix(target).is_some_and(|rest| rest.is_empty() || rest.ends_with('.'))
+}
+
+impl Setting for LoraTargets {
+    fn of(value: Option<&Value>, _: &Path) -> Option<Self> {
+        match value {
+            Some(Value::Text(text)) if text == ALL_LINEAR => Some(Self::AllLinear),
+            Some(Value::Texts(names)) => Some(Self::Named(names.clone())),
+            _ => None,
+        }
+    }
+
+    fn value(&self) -> Option<Value> {
+        Some(match self {
+            Self::AllLinear => Value::Text(ALL_LINEAR.to_owned()),
+            Self::Named(names) => Value::Texts(names.clone()),
+        })
     }
 }
 

@@ -10,7 +10,7 @@ use crate::knobs::{self, Section};
 use crate::problem::{Findings, Problem, Problems};
 use crate::raw::{self, Given, RawTable, RawValue};
 use crate::sections::Rows;
-use crate::setting::{section, words};
+use crate::setting::{LoraTargets, section, words};
 use crate::values::{Entry, dotted};
 
 /// What is trained; decides the defaults, and which keys have a part in it.
@@ -97,6 +97,16 @@ section! {
         /// Only the top so many blocks and the final norm learn (a score head always does); `None`:
         /// everything.
         trainable_layers: Option<u32>,
+        /// Rank of LoRA's adapters; 0: none, the model itself learns.
+        lora_rank: u32,
+        /// What an adapter adds is scaled by alpha / rank; above 0.
+        lora_alpha: f64,
+        /// Which linear maps get an adapter.
+        lora_targets: LoraTargets,
+        /// Share of an adapter's inputs that a step leaves out; in [0, 1).
+        lora_dropout: f64,
+        /// Scale by alpha / √rank instead.
+        lora_rs: bool,
     }
 }
 
@@ -187,6 +197,12 @@ impl TrainSettings {
             let key = "label_smoothing";
             findings.add(entry.line_of(key), dotted(entry.section, key), what);
         }
+        if settings.lora_rank > 0 && settings.trainable_layers.is_some() {
+            let key = "trainable_layers";
+            let what = "and lora_rank exclude each other: with adapters the model itself is \
+                        frozen; leave one of the two out";
+            findings.add(entry.line_of(key), dotted(entry.section, key), what.to_owned());
+        }
         if let Some(prompt) = settings.max_prompt_length.filter(|max| *max >= settings.max_length) {
             let key = "max_prompt_length";
             let what = format!(
@@ -257,7 +273,9 @@ mod tests {
          schedule='linear'\nwarmup_ratio=0\nepochs=3\nbatch_pairs=4\nmicro_batch_pairs=1\n\
          max_grad_norm=0.5\nweight_decay=0.1\nadam_beta1=0.8\nadam_beta2=0.95\n\
          adam_epsilon=1e-6\nmax_length=64\nmax_prompt_length=32\noverlong='truncate'\n\
-         activation_checkpointing=true\ntrainable_layers=2\n";
+         activation_checkpointing=true\ntrainable_layers=2\n\
+         lora_rank=0\nlora_alpha=4\nlora_targets=['q_proj','mlp.up_proj']\nlora_dropout=0.1\n\
+         lora_rs=true\n";
 
     #[test]
     fn every_key_is_read_from_the_top_level_and_from_a_configuration() {
@@ -266,7 +284,9 @@ mod tests {
         assert_eq!((settings.loss, settings.schedule), (Loss::Cdpo, Shape::Linear));
         assert_eq!((settings.max_prompt_length, settings.trainable_layers), (Some(32), Some(2)));
         assert_eq!(settings.overlong, Overlong::Truncate);
-        assert!(settings.activation_checkpointing);
+        assert!(settings.activation_checkpointing && settings.lora_rs);
+        let named = ["q_proj", "mlp.up_proj"].map(str::to_owned).to_vec();
+        assert_eq!(settings.lora_targets, LoraTargets::Named(named));
         let whole = format!("[run]\npolicy='p'\n[train]\n{EVERY_KEY}history='newest'\n");
         assert_eq!(read(&whole).unwrap(), settings);
         // A reward training of the same configuration does not see [train].
@@ -329,6 +349,11 @@ mod tests {
             "activation_checkpointing = 1",
             "trainable_layers = -1",
             "loss = 'ipo'",
+            "lora_rank = -1",
+            "lora_alpha = 0",
+            "lora_targets = []",
+            "lora_dropout = 1.0",
+            "lora_rs = 'yes'",
         ];
         for text in bad.into_iter().chain(["beta = nan", "beta = 'high'", "epochs = 1.5"]) {
             let problems = read(text).unwrap_err().0;
@@ -344,5 +369,8 @@ mod tests {
         assert!(message.contains("cdpo"), "{message}");
         assert!(read("label_smoothing = 0.1\nloss = 'cdpo'").is_ok());
         assert!(read("max_length = 64\nmax_prompt_length = 64").is_err());
+        let message = read("lora_rank = 8\ntrainable_layers = 1").unwrap_err().to_string();
+        assert!(message.contains("lora_rank"), "{message}");
+        assert!(read("lora_targets = 'q_proj'").is_err() && read("lora_targets = [1]").is_err());
     }
 }

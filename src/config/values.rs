@@ -31,6 +31,8 @@ pub(crate) struct Entry {
 
 /// A list in a configuration is short.
 const LIST_MAX: usize = 64;
+/// The word for every linear map of a block.
+pub(crate) const ALL_LINEAR: &str = "all-linear";
 const NAME_CHARS_MAX: usize = 64;
 const PATH_BYTES_MAX: usize = 4096;
 
@@ -144,6 +146,10 @@ fn accept(kind: Kind, value: &RawValue) -> Option<Value> {
             job.is_some_and(is_name).then(|| Value::Text(text.clone()))
         }
         (Kind::Numbers { low, high }, RawValue::List(items)) => numbers(items, low, high),
+        (Kind::Modules, RawValue::Text(text)) if text == ALL_LINEAR => {
+            Some(Value::Text(text.clone()))
+        }
+        (Kind::Modules, RawValue::List(items)) => modules(items),
         (Kind::Devices, RawValue::Text(text)) if text == "auto" => Some(Value::Text(text.clone())),
         (Kind::Devices, RawValue::List(items)) => devices(items),
         _ => None,
@@ -180,6 +186,20 @@ fn numbers(items: &[Given], low: Bound, high: Bound) -> Option<Value> {
         list.push(next);
     }
     (1..=LIST_MAX).contains(&list.len()).then_some(Value::Numbers(list))
+}
+
+/// Names of modules, none twice.
+fn modules(items: &[Given]) -> Option<Value> {
+    let mut list: Vec<String> = Vec::new();
+    for item in items {
+        match &item.value {
+            RawValue::Text(text) if is_name(text) && !list.contains(text) => {
+                list.push(text.clone());
+            }
+            _ => return None,
+        }
+    }
+    (1..=LIST_MAX).contains(&list.len()).then_some(Value::Texts(list))
 }
 
 /// Names of devices, none twice; "cpu" stands alone.
@@ -230,6 +250,9 @@ pub(crate) fn wanted(kind: Kind) -> String {
         Kind::Numbers { low, high } => {
             format!("a list of different numbers, each{}", range(low, high))
         }
+        Kind::Modules => format!(
+            "\"{ALL_LINEAR}\", or a list of different module names, as [\"q_proj\", \"v_proj\"]"
+        ),
         Kind::Devices => {
             "\"auto\", [\"cpu\"], or a list of different GPU indices or UUIDs".to_owned()
         }

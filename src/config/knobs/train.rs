@@ -70,6 +70,24 @@ const TRAINABLE_LAYERS: Knob =
         .unit("blocks")
         .doc("only the top blocks and the final norm learn (a score head always does)")
         .source("paper: full-parameter training");
+const LORA_RANK: Knob = Knob::new("lora_rank", count(0, 4096), "0")
+    .doc("LoRA: only adapters of this rank learn, over a frozen base; 0: none, the model itself learns")
+    .source("paper: full-parameter training");
+const LORA_ALPHA: Knob = Knob::new("lora_alpha", ABOVE_ZERO, "32.0")
+    .doc("what an adapter adds is scaled by lora_alpha / lora_rank; larger learns faster")
+    .source("TRL");
+const LORA_TARGETS: Knob = Knob::new("lora_targets", Kind::Modules, "\"all-linear\"")
+    .doc(
+        "which linear maps get an adapter: by name, as [\"q_proj\", \"v_proj\"], or all of every \
+          block; one that matches nothing is an error",
+    )
+    .source("QLoRA, arXiv 2305.14314, section 4");
+const LORA_DROPOUT: Knob = Knob::new("lora_dropout", BELOW_ONE, "0.0")
+    .doc("share of an adapter's inputs that each step leaves out; more: learns less by heart")
+    .source("peft");
+const LORA_RS: Knob = Knob::new("lora_rs", Kind::Switch, "false")
+    .doc("rank-stabilised: scale by lora_alpha / sqrt(lora_rank), for large ranks")
+    .source("peft; arXiv 2312.03732");
 const SAVE_EVERY_STEPS: Knob = Knob::new("save_every_steps", count(1, 1_000_000_000), "100")
     .unit("steps")
     .doc(
@@ -115,6 +133,11 @@ pub(crate) static TRAIN: Section = Section {
         OVERLONG,
         CHECKPOINTING,
         TRAINABLE_LAYERS,
+        LORA_RANK,
+        LORA_ALPHA,
+        LORA_TARGETS,
+        LORA_DROPOUT,
+        LORA_RS,
         Knob::new("history", Kind::Word(&["all", "newest"]), "\"all\"")
             .doc("an iteration trains on the preferences of all iterations so far, or its own only")
             .source("paper, section 3.3: all (newest in its scripts)"),
@@ -155,6 +178,11 @@ pub(crate) static REWARD: Section = Section {
         MAX_PROMPT_LENGTH,
         CHECKPOINTING,
         TRAINABLE_LAYERS,
+        LORA_RANK,
+        LORA_ALPHA,
+        LORA_TARGETS,
+        LORA_DROPOUT,
+        LORA_RS,
         SAVE_EVERY_STEPS,
         SAVE_EVERY_S,
     ],
