@@ -74,6 +74,18 @@ fn training(
     room: &Room,
     report: &mut Report,
 ) {
+    if settings.lora_rank > 0 {
+        let names: Vec<String> = linear_maps(model).into_iter().map(|(name, ..)| name).collect();
+        if let Some(target) = settings.lora_targets.unmatched(&names) {
+            let what = format!(
+                "[{about}] lora_targets: {target:?} matches no linear map of the model\n\
+                 try: q_proj, k_proj, v_proj, o_proj, gate_proj, up_proj, down_proj, \
+                 or \"all-linear\""
+            );
+            report.bad(about, what);
+            return;
+        }
+    }
     let bytes = compute_bytes(room);
     let needs = updating(model, settings, bytes);
     told(about, needs, room, || nearest_fit(model, settings, bytes, room.free_mib, about), report);
@@ -146,9 +158,10 @@ fn block_bytes(model: &Facts, bytes: u64) -> u64 {
 /// An update by these settings.
 pub(super) fn updating(model: &Facts, settings: &TrainSettings, bytes: u64) -> Needs {
     let layers = settings.trainable_layers.map_or(model.layers, |k| u64::from(k).min(model.layers));
-    let learning = match settings.trainable_layers {
-        None => model.weights.parameters,
-        Some(_) => layers * block_parameters(model),
+    let learning = match (settings.lora_rank, settings.trainable_layers) {
+        (0, None) => model.weights.parameters,
+        (0, Some(_)) => layers * block_parameters(model),
+        (rank, _) => adapter_parameters(model, settings, u64::from(rank)),
     };
     // A master of its own only where the compute type is narrower than f32.
     let master = if bytes < 4 { 4 } else { 0 };
@@ -159,13 +172,51 @@ pub(super) fn updating(model: &Facts, settings: &TrainSettings, bytes: u64) -> N
     } else {
         (layers * block_bytes(model, bytes) * tokens, 0)
     };
+    let dropped = if settings.lora_rank > 0 && settings.lora_dropout > 0.0 {
+        // A mask and what is left of its inputs, for each adapter.
+        let inputs: u64 = adapted(model, settings).map(|(inputs, _)| inputs).sum();
+        let blocks = if settings.activation_checkpointing { model.layers.max(1) } else { 1 };
+        2 * inputs / blocks * bytes * tokens
+    } else {
+        0
+    };
     // Logits are taken in chunks of positions; a chunk and its gradient, in f32.
     let logits = 2 * 4 * model.vocabulary * tokens.min(1024);
     Needs {
         weights: mib(model.weights.parameters * bytes),
         optimiser: mib(learning * (master + 8 + 4)),
-        activations: mib(kept + passing + logits),
+        activations: mib(kept + passing + dropped + logits),
     }
+}
+
+/// The linear maps of a model's blocks: name, inputs and outputs.
+pub(super) fn linear_maps(model: &Facts) -> Vec<(String, u64, u64)> {
+    let (query, key) = (model.heads * model.head_dim, model.kv_heads * model.head_dim);
+    let maps = [
+        ("self_attn.q_proj", model.width, query),
+        ("self_attn.k_proj", model.width, key),
+        ("self_attn.v_proj", model.width, key),
+        ("self_attn.o_proj", query, model.width),
+        ("mlp.gate_proj", model.width, model.mlp_width),
+        ("mlp.up_proj", model.width, model.mlp_width),
+        ("mlp.down_proj", model.mlp_width, model.width),
+    ];
+    let block = |layer: u64| {
+        maps.map(|(name, inputs, outputs)| {
+            (format!("model.layers.{layer}.{name}"), inputs, outputs)
+        })
+    };
+    (0..model.layers).flat_map(block).collect()
+}
+
+/// Inputs and outputs of each linear map that gets an adapter.
+fn adapted(model: &Facts, settings: &TrainSettings) -> impl Iterator<Item = (u64, u64)> {
+    let maps = linear_maps(model).into_iter();
+    maps.filter(|(name, _, _)| settings.lora_targets.adapts(name)).map(|(_, own, out)| (own, out))
+}
+
+fn adapter_parameters(model: &Facts, settings: &TrainSettings, rank: u64) -> u64 {
+    adapted(model, settings).map(|(inputs, outputs)| rank * (inputs + outputs)).sum()
 }
 
 fn block_parameters(model: &Facts) -> u64 {
@@ -197,6 +248,9 @@ pub(super) fn nearest_fit(
         if fits(&tried) {
             return Some(words);
         }
+    }
+    if settings.lora_rank > 0 {
+        return None;
     }
     let most = settings.trainable_layers.map_or(model.layers, u64::from).min(model.layers);
     for layers in (1..=most).rev() {

@@ -3,6 +3,8 @@
 use std::fs;
 use std::path::PathBuf;
 
+use rlhfd_config::LoraTargets;
+
 use super::memory::{generating, nearest_fit, updating};
 use super::report::Level;
 use super::weights::Weights;
@@ -148,6 +150,36 @@ fn the_plan_of_an_8b_model_is_what_the_sum_says() {
     let mut half = config.train.settings.clone();
     half.trainable_layers = Some(16);
     assert_eq!(updating(&llama3_8b(), &half, 2).optimiser, 53_250);
+}
+
+#[test]
+fn adapters_alone_have_an_optimisers_state() {
+    // A block's maps, inputs + outputs: q and o 8,192 each, k and v 5,120 each, the MLP's three
+    // 18,432 each: 81,920, × rank 16 × 32 blocks = 41.9e6 parameters × 16 B = 640 MiB.
+    let config = CheckedConfig::from_text("[run]\npolicy='p'\n", Path::new("/")).unwrap();
+    let mut lora = config.train.settings.clone();
+    lora.lora_rank = 16;
+    let needs = updating(&llama3_8b(), &lora, 2);
+    assert_eq!((needs.weights, needs.optimiser), (15_317, 640));
+    // Query maps of block 0 to 31 alone: 8,192 × 16 × 32 × 16 B = 64 MiB; of one block 2 MiB.
+    for (target, mib) in [("q_proj", 64), ("layers.7.self_attn.q_proj", 2)] {
+        lora.lora_targets = LoraTargets::Named(vec![target.to_owned()]);
+        assert_eq!(updating(&llama3_8b(), &lora, 2).optimiser, mib);
+    }
+    // Dropout at micro-batches of 2 pairs of 2048 tokens: 2 × 32 × 4096 inputs × 2 B × 8192 tokens.
+    let before = updating(&llama3_8b(), &lora, 2).activations;
+    lora.lora_targets = LoraTargets::Named(vec!["q_proj".to_owned()]);
+    lora.lora_dropout = 0.1;
+    assert_eq!(updating(&llama3_8b(), &lora, 2).activations - before, 4096);
+}
+
+#[test]
+fn a_lora_target_that_matches_nothing_is_told_before_any_work() {
+    let root = tempfile::tempdir().unwrap();
+    model(&root.path().join("policy"), CONFIG, "model.norm.weight");
+    let text = "[run]\npolicy = 'policy'\n[train]\nlora_rank = 8\nlora_targets = ['q_pro']\n";
+    let report = examine(&asked(root.path(), text));
+    has(&bad(&report), "lora_targets: \"q_pro\" matches no linear map");
 }
 
 #[test]
