@@ -1,4 +1,4 @@
-"""Our worker against transformers and TRL, on SmolLM2-135M-Instruct and on tiny random models.
+"""Our worker against transformers, TRL and peft, on SmolLM2-135M-Instruct and on tiny random models.
 
 usage: .parity/bin/python tests/parity/run.py [--profile release|debug] [--demo-state DIR] [text|training]
 
@@ -34,6 +34,7 @@ def main():
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
     torch.set_num_threads(arguments.threads)
+    import against_peft
     import against_transformers
     import against_trl
 
@@ -46,6 +47,7 @@ def main():
         against_transformers.compare(ours, report)
     if arguments.part in (None, "training"):
         against_trl.compare(ours, report, arguments.demo_state)
+        against_peft.compare(ours, report)
     if report.failed:
         raise SystemExit(f"parity: {report.failed} comparisons failed")
     shutil.rmtree(scratch, ignore_errors=True)
