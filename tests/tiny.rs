@@ -242,3 +242,31 @@ fn a_reward_model_is_trained_killed_and_used_by_the_loop() {
         AND policy_id <> baseline_id ORDER BY temperature)";
     assert_eq!(dump::text(&scene.database(), evaluated).unwrap(), "0.0:1:0 1.0:2:1");
 }
+
+#[test]
+fn an_adapter_goes_on_over_the_initial_policy_and_killed_it_ends_the_same() {
+    let settings = settings().set("train", "lora_rank", "4").set("train", "lora_dropout", "0.2");
+    let Some(scene) = Scene::real(&settings) else { return };
+    let daemon = scene.start();
+    queue(&scene);
+    scene.wait_iterations(2);
+    let undisturbed = dump::dump(&scene.database());
+    let initial = "SELECT sha256 FROM checkpoints WHERE kind = 'initial'";
+    let initial = dump::text(&scene.database(), initial).unwrap();
+    let adapter = |iteration: &str, file: &str| {
+        let folder = scene.state().join("runs/main/checkpoints").join(iteration).join("adapter");
+        fs::read(folder.join(file)).unwrap()
+    };
+    for iteration in ["iteration-0001", "iteration-0002"] {
+        let note = String::from_utf8(adapter(iteration, "base.json")).unwrap();
+        assert!(note.contains(&initial), "{iteration}: {note}");
+    }
+    let weights = ["iteration-0001", "iteration-0002"]
+        .map(|iteration| adapter(iteration, "adapter_model.safetensors"));
+    assert_ne!(weights[0], weights[1], "the second iteration goes on");
+    daemon.terminate();
+    let Some(scene) = Scene::real(&settings) else { return };
+    killed(&scene, TRAIN, Victim::Worker);
+    assert!(scene.number(FIRST_STEP) > 1);
+    dump::assert_same(&undisturbed, &dump::dump(&scene.database()), "worker, train with LoRA");
+}

@@ -28,6 +28,17 @@ pub enum FolderKind {
     Job,
 }
 
+/// What makes a model; a folder of the Hugging Face cache holds more, and some of it changes.
+const MODEL_FILES: [&str; 5] = ["safetensors", "json", "jinja", "model", "txt"];
+
+/// Whether a file of a folder without a manifest has a part in the sum by which the folder is known:
+/// sha256 over `NAME\0SUM\n` of each such file, by name, SUM being its own in hexadecimal.
+#[must_use]
+pub fn is_model_file(name: &str) -> bool {
+    let end = name.rsplit_once('.').map(|(_, end)| end);
+    !name.starts_with('.') && end.is_some_and(|end| MODEL_FILES.contains(&end))
+}
+
 /// The manifest.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Manifest {

@@ -130,8 +130,15 @@ pub enum Work {
     Score { scorer: ModelRef, position: ScorePosition, batch_items: u32 },
     /// Log-probs of given responses at temperature 1, untruncated.
     Logprobs { model: ModelRef, batch_items: u32 },
-    /// A DPO update from an iteration folder (pairs.jsonl and settings.toml, no items).
-    TrainDpo { policy: ModelRef, reference: ModelRef, folder: PathBuf, target: TrainTarget },
+    /// A DPO update from an iteration folder (pairs.jsonl and settings.toml, no items). Adapters are
+    /// made on `initial`, the policy that the run began with, and go on over it.
+    TrainDpo {
+        policy: ModelRef,
+        reference: ModelRef,
+        initial: ModelRef,
+        folder: PathBuf,
+        target: TrainTarget,
+    },
     /// A Bradley-Terry reward model (or the continuation of one) from a job folder (preferences.jsonl
     /// and settings.toml, no items).
     TrainReward { base: ModelRef, folder: PathBuf, target: TrainTarget },

@@ -9,7 +9,7 @@ use std::fs::{self, File};
 use std::io::{self, Read, Write};
 use std::path::{Path, PathBuf};
 
-use rlhfd_protocol::manifest::{FORMAT, FileSum, FolderKind, MANIFEST, Manifest};
+use rlhfd_protocol::manifest::{FORMAT, FileSum, FolderKind, MANIFEST, Manifest, is_model_file};
 use sha2::{Digest, Sha256};
 use thiserror::Error;
 
@@ -248,6 +248,35 @@ pub fn verify(folder: &Path) -> Result<Standing, CheckpointError> {
         }
     }
     Ok(standing(manifest, &text))
+}
+
+/// The sum by which a model folder is known, here and to the daemon: its manifest's, else that of its
+/// files.
+///
+/// # Errors
+/// What the system says.
+pub fn model_sum(folder: &Path) -> Result<String, CheckpointError> {
+    let path = folder.join(MANIFEST);
+    if path.is_file() {
+        let text = read_bounded(&path, MANIFEST_BYTES_MAX)?;
+        let ours = serde_json::from_slice::<Manifest>(&text).ok();
+        if ours.is_some_and(|own| own.format == FORMAT && own.paths_stay_inside()) {
+            return Ok(sha256_hex(&text));
+        }
+    }
+    let mut names = Vec::new();
+    for entry in fs::read_dir(folder).map_err(io_error(folder, "read"))? {
+        let name = entry.map_err(io_error(folder, "read"))?.file_name();
+        names.extend(name.into_string().ok().filter(|name| is_model_file(name)));
+    }
+    names.retain(|name| folder.join(name).is_file());
+    names.sort();
+    let mut sum = Sha256::new();
+    for name in names {
+        let (_, of_file) = hash(&folder.join(&name))?;
+        sum.update(format!("{name}\0{of_file}\n"));
+    }
+    Ok(hex(&sum.finalize()))
 }
 
 /// The sum of a file and its size.

@@ -86,6 +86,16 @@ pub enum ModelError {
         /// What to do about it.
         mend: &'static str,
     },
+    /// A PEFT adapter that cannot be used, or not with this base.
+    #[error("the adapter cannot be used: {problem}\nat: {path}\ntry: {mend}")]
+    Adapter {
+        /// The file or folder.
+        path: PathBuf,
+        /// What is wrong with it.
+        problem: String,
+        /// What to do about it.
+        mend: &'static str,
+    },
     /// libtorch refused an operation while the model was loaded.
     #[error("libtorch failed while loading {dir}: {first_line}")]
     Torch {

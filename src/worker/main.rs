@@ -9,7 +9,9 @@ use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 use rlhfd_worker::errors::with_causes;
-use rlhfd_worker::file_mode::{self, GenerateArgs, InitArgs, LogprobsArgs, ScoreArgs, TrainVerb};
+use rlhfd_worker::file_mode::{
+    self, GenerateArgs, InitArgs, LogprobsArgs, MergeArgs, ScoreArgs, TrainVerb,
+};
 use rlhfd_worker::gpu_check::{self, GpuCheckArgs, Verdict};
 use rlhfd_worker::guard::{guarded, quiet_panics, size_limits_are_errors};
 use rlhfd_worker::{process, serve};
@@ -35,6 +37,8 @@ enum Verb {
     /// Train a policy or a reward model on preferences
     #[command(subcommand)]
     Train(TrainVerb),
+    /// Merge a PEFT adapter into its base
+    Merge(MergeArgs),
     /// Hold a GPU's results against the CPU's; exits 1 if they differ, 2 without a GPU
     GpuCheck(GpuCheckArgs),
     /// Work for the daemon, which starts this itself
@@ -56,6 +60,7 @@ fn main() -> ExitCode {
             Verb::Score(args) => file_mode::score(args)?,
             Verb::Logprobs(args) => file_mode::logprobs(args)?,
             Verb::Train(verb) => file_mode::train(verb)?,
+            Verb::Merge(args) => file_mode::merge(args)?,
             Verb::GpuCheck(args) => return Ok(exit_code(gpu_check::run(args, &mut say)?)),
             Verb::Serve => match serve::run()? {},
         }

@@ -9,9 +9,10 @@
 use rlhfd_protocol::worker::Purpose;
 use sha2::{Digest, Sha256};
 
-/// The two multipliers and the two key increments of the 4×32 variant.
-const MULTIPLIERS: [u32; 2] = [0xD251_1F53, 0xCD9E_8D57];
-const WEYL: [u32; 2] = [0x9E37_79B9, 0xBB67_AE85];
+/// The two multipliers of the 4×32 variant.
+pub const MULTIPLIERS: [u32; 2] = [0xD251_1F53, 0xCD9E_8D57];
+/// Added to the key before each round but the first.
+pub const WEYL: [u32; 2] = [0x9E37_79B9, 0xBB67_AE85];
 
 /// Ten rounds of Philox over a 128-bit counter with a 64-bit key.
 #[must_use]
@@ -124,9 +125,53 @@ impl Stream {
     }
 }
 
+/// A sequence of words named by parts: the same name gives the same words, on any machine.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Words {
+    /// Philox' key.
+    pub key: [u32; 2],
+    /// The three words of the counter that do not count.
+    pub counter: [u32; 3],
+}
+
+impl Words {
+    /// The sequence of this name: 160 bits of a sum over its parts.
+    #[must_use]
+    pub fn named(parts: &[&[u8]]) -> Self {
+        let mut name = Sha256::new();
+        name.update(b"rlhfd words 1");
+        for part in parts {
+            name.update((part.len() as u64).to_le_bytes());
+            name.update(part);
+        }
+        let sum = name.finalize();
+        let word = |index: usize| {
+            let at = index * 4;
+            u32::from_le_bytes([sum[at], sum[at + 1], sum[at + 2], sum[at + 3]])
+        };
+        Self { key: [word(0), word(1)], counter: [word(2), word(3), word(4)] }
+    }
+
+    /// Words 4·`block` to 4·`block` + 3.
+    #[must_use]
+    pub fn block(&self, block: u32) -> [u32; 4] {
+        let [a, b, c] = self.counter;
+        philox4x32([block, a, b, c], self.key)
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn words_are_a_function_of_their_name_alone() {
+        let name: [&[u8]; 2] = [b"ab", b"c"];
+        assert_eq!(Words::named(&name).block(3), Words::named(&name).block(3));
+        assert_ne!(Words::named(&name).block(3), Words::named(&name).block(4));
+        let other: [&[u8]; 2] = [b"a", b"bc"];
+        assert_ne!(Words::named(&name), Words::named(&other), "parts do not run into each other");
+    }
 
     #[test]
     fn known_answers_of_random123() {

@@ -183,6 +183,60 @@ fn trainings_that_cannot_be_are_refused_before_the_first_step() {
 }
 
 #[test]
+fn adapters_that_cannot_be_are_refused_with_what_to_name() {
+    let Some(worker) = worker() else { return };
+    let mut found = Vec::new();
+    let place = tempfile::tempdir().unwrap();
+    let policy = golden("tiny-tied").to_string_lossy().into_owned();
+    let other = golden("tiny-untied").to_string_lossy().into_owned();
+    let adapter = root().join("tests/golden/adapters/start").to_string_lossy().into_owned();
+    fs::write(place.path().join("pairs.jsonl"), PAIR).unwrap();
+    let lora = ["--set", "lora_rank=4"];
+    let dpo = |policy: &'static str, more: &[&'static str]| {
+        [&["train", "dpo", "--data", "pairs.jsonl", "--policy", policy][..], more].concat()
+    };
+    let named = [&lora[..], &["--set", "lora_targets=['q_proj','query']"]].concat();
+    let both = [&lora[..], &["--set", "trainable_layers=1"]].concat();
+    let cases: [(&str, Vec<&str>, &[&str]); 8] = [
+        ("no reference", dpo("POLICY", &[]), &["--reference", "lora_rank"]),
+        ("no adapter", dpo("POLICY", &["--reference", "POLICY", "--adapter-only"]), &["lora_rank"]),
+        ("no such module", dpo("POLICY", &named), &["\"query\"", "q_proj, up_proj"]),
+        ("two ways to freeze", dpo("POLICY", &both), &["trainable_layers", "lora_rank"]),
+        ("an adapter without its base", dpo("ADAPTER", &lora), &["--base"]),
+        (
+            "a model as an adapter",
+            vec!["merge", "--base", "POLICY", "--adapter", "OTHER"],
+            &["adapter_config.json"],
+        ),
+        (
+            "another model's adapter",
+            vec!["merge", "--base", "OTHER", "--adapter", "ADAPTER"],
+            &["has shape"],
+        ),
+        (
+            "an adapter alone",
+            vec!["logprobs", "--model", "ADAPTER", "--data", "pairs.jsonl"],
+            &["--base"],
+        ),
+    ];
+    for (name, words, says) in cases {
+        let words: Vec<&str> = words
+            .into_iter()
+            .chain(["--out", "out"])
+            .map(|word| match word {
+                "POLICY" => policy.as_str(),
+                "OTHER" => other.as_str(),
+                "ADAPTER" => adapter.as_str(),
+                word => word,
+            })
+            .collect();
+        let output = run(&worker, place.path(), &words);
+        found.extend(amiss(name, &output, says, place.path()));
+    }
+    nothing_amiss(&found);
+}
+
+#[test]
 fn a_folder_with_something_in_it_is_not_overwritten() {
     let Some(worker) = worker() else { return };
     let mut found = Vec::new();

@@ -111,6 +111,7 @@ fn train_work(place: &Path, policy: &Path, out: &str, resume: bool) -> Work {
     Work::TrainDpo {
         policy: model(policy),
         reference: model(policy),
+        initial: model(policy),
         folder: place.join("iteration"),
         target: TrainTarget {
             out: place.join(out),

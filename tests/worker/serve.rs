@@ -242,6 +242,7 @@ fn train(place: &Path, out: &str, resume: bool) -> Work {
     Work::TrainDpo {
         policy: model("tiny-tied"),
         reference: model("tiny-tied"),
+        initial: model("tiny-tied"),
         folder: place.join("iteration"),
         target: TrainTarget {
             out: place.join(out),

@@ -9,15 +9,13 @@ use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 
 use rlhfd_config::{CheckedConfig, ScorePosition, ScorerConfig};
-use rlhfd_protocol::manifest::{FORMAT, MANIFEST, Manifest};
+use rlhfd_protocol::manifest::{FORMAT, MANIFEST, Manifest, is_model_file};
 use sha2::{Digest, Sha256};
 
 /// Bytes read at once.
 const CHUNK: usize = 1 << 20;
 /// The largest manifest that is read.
 const MANIFEST_BYTES_MAX: u64 = 16 << 20;
-/// What makes a model; a folder of the Hugging Face cache holds more, and some of it changes.
-const MODEL_FILES: [&str; 5] = ["safetensors", "json", "jinja", "model", "txt"];
 
 /// Why a folder has no sum.
 #[derive(Debug, thiserror::Error)]
@@ -84,14 +82,6 @@ pub fn model_sum(folder: &Path) -> Result<String, SumError> {
         sum.update(format!("{name}\0{of_file}\n"));
     }
     Ok(hex(&sum.finalize()))
-}
-
-fn is_model_file(name: &str) -> bool {
-    !name.starts_with('.')
-        && Path::new(name)
-            .extension()
-            .and_then(|end| end.to_str())
-            .is_some_and(|end| MODEL_FILES.contains(&end))
 }
 
 /// Reads a folder's manifest, without looking at the files.

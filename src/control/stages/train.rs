@@ -66,11 +66,12 @@ async fn dpo(ctx: &StageContext, unit: &Arc<UnitRow>) -> Result<Work, StageError
     let iteration = ctx.store.read(move |r| r.iteration(id, number)).await?;
     let policy = ctx.model(iteration.policy_in).await?;
     let reference = ctx.model(run.reference).await?;
+    let initial = ctx.model(run.initial).await?;
     let folder = ctx.places.iteration(&run.name, number);
     iteration_folder(ctx, unit, &config, &folder, &policy).await?;
     let out = ctx.places.checkpoints(&run.name).join(checkpoint_name(&iteration));
     let target = target(ctx, unit, &run, out, config.train.save, &policy.sha256)?;
-    Ok(Work::TrainDpo { policy, reference, folder, target })
+    Ok(Work::TrainDpo { policy, reference, initial, folder, target })
 }
 
 /// The name of what an iteration trains.

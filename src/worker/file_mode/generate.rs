@@ -12,11 +12,10 @@ use serde::Serialize;
 
 use super::output::Output;
 use super::progress::Progress;
-use super::{CommonArgs, Opened, at_line, batches, check_length, load, setting};
+use super::{CommonArgs, ModelArgs, Opened, at_line, batches, check_length, load, setting};
 use crate::data::{self, Lines};
 use crate::errors::{InputError, WorkerError};
 use crate::generate::{Generation, PromptTask, Written, generate_batch};
-use crate::model::ModelFolder;
 use crate::render::Renderer;
 use crate::sample::Sampling;
 use crate::watch::Watch;
@@ -24,9 +23,9 @@ use crate::watch::Watch;
 /// Options of `generate`.
 #[derive(Debug, Clone, Args)]
 pub struct GenerateArgs {
-    /// Model folder of the policy
-    #[arg(long, value_name = "DIR")]
-    pub model: PathBuf,
+    /// The policy
+    #[command(flatten)]
+    pub source: ModelArgs,
     /// JSONL: {"messages": […]}, {"context_messages": […]} or {"prompt": "…"} on each line
     #[arg(long, value_name = "FILE")]
     pub prompts: PathBuf,
@@ -90,7 +89,7 @@ pub fn run(args: &GenerateArgs) -> Result<(), WorkerError> {
         let rule = "it must be at least 1";
         return Err(setting("--max-new-tokens", 0, rule, "--max-new-tokens 64, say").into());
     }
-    let folder = ModelFolder::open(&args.model)?.require_policy()?;
+    let folder = args.source.open()?.require_policy()?;
     let renderer = Renderer::open(&folder)?;
     let lines = Lines::read_all(&args.prompts, data::prompt)?;
     let mut output = Output::create(&args.out)?;

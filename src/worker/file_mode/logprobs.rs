@@ -10,20 +10,19 @@ use serde::Serialize;
 
 use super::output::Output;
 use super::progress::Progress;
-use super::{CommonArgs, at_line, batches, check_length, load};
+use super::{CommonArgs, ModelArgs, at_line, batches, check_length, load};
 use crate::data::{self, Lines};
 use crate::errors::{InputError, WorkerError};
 use crate::logprob::{Sequence, response_logprobs};
-use crate::model::ModelFolder;
 use crate::render::{RenderRule, Renderer};
 use crate::watch::Watch;
 
 /// Options of `logprobs`.
 #[derive(Debug, Clone, Args)]
 pub struct LogprobsArgs {
-    /// Model folder of the policy
-    #[arg(long, value_name = "DIR")]
-    pub model: PathBuf,
+    /// The policy
+    #[command(flatten)]
+    pub source: ModelArgs,
     /// JSONL: {"chosen": [messages], "rejected": [messages]} on each line, or with a "prompt"
     #[arg(long, value_name = "PAIRS")]
     pub data: PathBuf,
@@ -69,7 +68,7 @@ const BATCH_TOKENS: usize = 2048;
 ///
 /// Errors: whatever is wrong with folder, data or device, before anything is written.
 pub fn run(args: &LogprobsArgs) -> Result<(), WorkerError> {
-    let folder = ModelFolder::open(&args.model)?.require_policy()?;
+    let folder = args.source.open()?.require_policy()?;
     let renderer = Renderer::open(&folder)?;
     let lines = Lines::read_all(&args.data, data::pair)?;
     let mut output = Output::create(&args.out)?;

@@ -6,6 +6,7 @@
 mod generate;
 mod init;
 mod logprobs;
+mod merge;
 mod output;
 mod progress;
 mod score;
@@ -18,6 +19,7 @@ use clap::{Args, ValueEnum};
 pub use generate::GenerateArgs;
 pub use init::InitArgs;
 pub use logprobs::LogprobsArgs;
+pub use merge::MergeArgs;
 pub use score::ScoreArgs;
 pub use train::TrainVerb;
 
@@ -29,6 +31,7 @@ use crate::render::Renderer;
 pub use generate::run as generate;
 pub use init::run as init;
 pub use logprobs::run as logprobs;
+pub use merge::run as merge;
 pub use score::run as score;
 pub use train::run as train;
 
@@ -62,6 +65,29 @@ impl CommonArgs {
             Some(PrecisionChoice::F32) => device::with_precision(compute, Precision::Float32)?,
             Some(PrecisionChoice::Bf16) => device::with_precision(compute, Precision::Bfloat16)?,
             None => compute,
+        })
+    }
+}
+
+/// A model folder, or an adapter and the base that it was made on.
+#[derive(Debug, Clone, Args)]
+pub struct ModelArgs {
+    /// Model folder; or, with --base, the folder of a PEFT adapter
+    #[arg(long, value_name = "DIR")]
+    pub model: PathBuf,
+    /// The model that the adapter was made on; the two are merged as they are loaded
+    #[arg(long, value_name = "DIR")]
+    pub base: Option<PathBuf>,
+}
+
+impl ModelArgs {
+    /// Opens the folder, or the base with its adapter.
+    ///
+    /// Errors: what is wrong with either, or with the two together.
+    pub fn open(&self) -> Result<ModelFolder, WorkerError> {
+        Ok(match &self.base {
+            Some(base) => ModelFolder::open(base)?.with_adapter(&self.model)?,
+            None => ModelFolder::open(&self.model)?,
         })
     }
 }

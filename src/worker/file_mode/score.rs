@@ -11,10 +11,9 @@ use serde::Serialize;
 
 use super::output::Output;
 use super::progress::Progress;
-use super::{CommonArgs, at_line, batches, check_length, load};
+use super::{CommonArgs, ModelArgs, at_line, batches, check_length, load};
 use crate::data::{self, Lines};
 use crate::errors::{InputError, WorkerError};
-use crate::model::ModelFolder;
 use crate::render::Renderer;
 use crate::score::{score_batch, scored_position};
 use crate::watch::Watch;
@@ -22,9 +21,9 @@ use crate::watch::Watch;
 /// Options of `score`.
 #[derive(Debug, Clone, Args)]
 pub struct ScoreArgs {
-    /// Model folder of the reward model
-    #[arg(long, value_name = "DIR")]
-    pub model: PathBuf,
+    /// The reward model
+    #[command(flatten)]
+    pub source: ModelArgs,
     /// JSONL: {"messages": […]} on each line
     #[arg(long, value_name = "FILE")]
     pub data: PathBuf,
@@ -60,7 +59,7 @@ const BATCH_TOKENS: usize = 2048;
 ///
 /// Errors: whatever is wrong with folder, data or device, before anything is written.
 pub fn run(args: &ScoreArgs) -> Result<(), WorkerError> {
-    let folder = ModelFolder::open(&args.model)?.require_reward_model()?;
+    let folder = args.source.open()?.require_reward_model()?;
     let renderer = Renderer::open(&folder)?;
     let lines = Lines::read_all(&args.data, data::conversation)?;
     let mut output = Output::create(&args.out)?;

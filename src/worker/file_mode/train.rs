@@ -9,13 +9,14 @@ use std::path::{Path, PathBuf};
 use clap::{Args, Subcommand};
 use rlhfd_config::{TrainSettings, Training};
 
-use super::CommonArgs;
 use super::logprobs::Render;
 use super::progress::Progress;
+use super::{CommonArgs, setting};
 use crate::errors::{InputError, WorkerError};
+use crate::model::adapter_folder;
 use crate::train::TrainError;
 use crate::train::batches::Order;
-use crate::train::job::{self, Outcome, PairSource, TrainJob};
+use crate::train::job::{self, AdapterBase, Outcome, PairSource, PublishedAs, TrainJob};
 use crate::train::trainer::Observer;
 use crate::watch::Watch;
 
@@ -34,9 +35,9 @@ pub struct TrainDpoArgs {
     /// Model folder of the policy to start from
     #[arg(long, value_name = "DIR")]
     pub policy: PathBuf,
-    /// Model folder of the reference
+    /// Model folder of the reference; with lora_rank it may be left out: the base without adapters
     #[arg(long, value_name = "DIR")]
-    pub reference: PathBuf,
+    pub reference: Option<PathBuf>,
     /// How an answer becomes token ids
     #[arg(long, value_enum, default_value_t = Render::Conversation)]
     pub render: Render,
@@ -65,6 +66,12 @@ pub struct SharedArgs {
     /// Folder to write
     #[arg(long, value_name = "DIR")]
     pub out: PathBuf,
+    /// With lora_rank: the model that adapters are made on; new ones where training starts from it
+    #[arg(long, value_name = "DIR")]
+    pub base: Option<PathBuf>,
+    /// With lora_rank: write the adapter alone, not the model merged with it
+    #[arg(long)]
+    pub adapter_only: bool,
     /// Settings, as in the daemon's [train] and [reward] tables
     #[arg(long, value_name = "TOML")]
     pub config: Option<PathBuf>,
@@ -88,7 +95,7 @@ pub fn run(verb: &TrainVerb) -> Result<(), WorkerError> {
             let pairs = PairSource::Text {
                 path: args.shared.data.clone(),
                 rule: args.render.into(),
-                reference: Some(args.reference.clone()),
+                reference: Some(reference(args)?),
             };
             train(Training::Dpo, &args.policy, pairs, &args.shared)
         }
@@ -114,6 +121,8 @@ fn train(
         training,
         base: base.to_owned(),
         base_sha256: String::new(),
+        adapter_base: args.base.clone().map(|dir| AdapterBase { dir, sha256: String::new() }),
+        published: published(training, args)?,
         pairs,
         settings: settings(training, args)?,
         order: if args.no_shuffle { Order::AsGiven } else { Order::Shuffled { seed } },
@@ -150,6 +159,38 @@ fn train(
     drop(shown);
     tell(&outcome, &args.out);
     Ok(())
+}
+
+fn published(training: Training, args: &SharedArgs) -> Result<PublishedAs, TrainError> {
+    if !args.adapter_only {
+        return Ok(PublishedAs::Model);
+    }
+    if settings(training, args)?.lora_rank == 0 {
+        let rule = "without lora_rank there is no adapter";
+        return Err(setting("--adapter-only", "given", rule, "--set lora_rank=16, say").into());
+    }
+    Ok(PublishedAs::Adapter)
+}
+
+/// The reference's folder: where none is named, the base of the adapters, which switched off leave it.
+fn reference(args: &TrainDpoArgs) -> Result<PathBuf, TrainError> {
+    if let Some(reference) = &args.reference {
+        return Ok(reference.clone());
+    }
+    if settings(Training::Dpo, &args.shared)?.lora_rank == 0 {
+        let rule = "only with lora_rank is the reference the base without its adapters";
+        let mend = "--reference with the model that the policy was at first";
+        return Err(setting("--reference", "left out", rule, mend).into());
+    }
+    match &args.shared.base {
+        Some(base) => Ok(base.clone()),
+        None if adapter_folder::place_in(&args.policy).is_none() => Ok(args.policy.clone()),
+        None => {
+            let rule = "the policy holds an adapter, so that it is not its own base";
+            let mend = "--base with the model that the adapter was made on";
+            Err(setting("--base", "left out", rule, mend).into())
+        }
+    }
 }
 
 fn settings(training: Training, args: &SharedArgs) -> Result<TrainSettings, TrainError> {

@@ -6,10 +6,12 @@
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
+use std::rc::Rc;
 
 use serde_json::Value;
-use tch::Kind;
+use tch::{Kind, Tensor};
 
+use super::adapter_folder::{self, ADAPTER_CONFIG, AdapterFolder};
 use super::config::{Head, ModelConfig};
 use super::safetensors::{Entry, WeightFile};
 use crate::errors::ModelError;
@@ -24,6 +26,8 @@ pub struct ModelFolder {
     /// The element type of the weights, which a checkpoint made from this model keeps.
     pub stored_kind: Kind,
     files: Vec<WeightFile>,
+    /// Merged with the weights as they are read.
+    adapter: Option<Rc<AdapterFolder>>,
 }
 
 impl ModelFolder {
@@ -36,6 +40,13 @@ impl ModelFolder {
             |what, path: &Path, mend| ModelError::Missing { what, path: path.into(), mend };
         if !dir.is_dir() {
             return Err(missing("the model folder", dir, "name a folder with config.json in it"));
+        }
+        if !path.is_file() && dir.join(ADAPTER_CONFIG).is_file() {
+            return Err(missing(
+                "the base of this adapter",
+                dir,
+                "name with --base the model that it was made on",
+            ));
         }
         if !path.is_file() {
             return Err(missing(
@@ -62,7 +73,51 @@ impl ModelFolder {
         check_tensors(dir, &config, &expected, &folder_entries)?;
         let stored_kind =
             folder_entries.get("model.embed_tokens.weight").map_or(Kind::Float, |entry| entry.kind);
-        Ok(Self { dir: dir.to_owned(), config, stored_kind, files })
+        Ok(Self { dir: dir.to_owned(), config, stored_kind, files, adapter: None })
+    }
+
+    /// The same folder with an adapter, with which each weight is merged as it is read. `model` holds
+    /// the adapter, itself or in a folder of it.
+    ///
+    /// # Errors
+    /// `Adapter` where there is none, or one that was made on another base.
+    pub fn with_adapter(mut self, model: &Path) -> Result<Self, ModelError> {
+        let unusable = |problem: String| ModelError::Adapter {
+            path: model.to_owned(),
+            problem,
+            mend: "name the adapter's folder, and with --base the model that it was made on",
+        };
+        let Some(place) = adapter_folder::place_in(model) else {
+            return Err(unusable("there is no adapter_config.json".to_owned()));
+        };
+        if let Some(problem) = adapter_folder::misfit(&place, &self.dir, "")? {
+            return Err(unusable(problem));
+        }
+        let adapter = AdapterFolder::open(&place, &self.config)?;
+        if adapter.adapters.score_head.is_some() {
+            self.config.head = Head::Score;
+            self.config.labels = Some(1);
+            let pad_id = adapter.base.as_ref().and_then(|base| base.pad_id);
+            self.config.pad_id = pad_id.or(self.config.pad_id);
+        }
+        self.adapter = Some(Rc::new(adapter));
+        Ok(self)
+    }
+
+    /// The adapter that weights are merged with.
+    #[must_use]
+    pub fn adapter(&self) -> Option<&AdapterFolder> {
+        self.adapter.as_deref()
+    }
+
+    /// Reads one tensor, merged with the adapter where there is one.
+    pub(super) fn read(&self, file: &WeightFile, entry: &Entry) -> Result<Tensor, ModelError> {
+        let stored = file.read(entry)?;
+        let adapters = self.adapter.as_ref().map(|folder| &folder.adapters);
+        Ok(match adapters.filter(|adapters| adapters.changes(&entry.name)) {
+            Some(adapters) => adapters.merged(&entry.name, &stored),
+            None => stored,
+        })
     }
 
     /// The same folder, if it holds a policy.

@@ -1,27 +1,41 @@
 //! The two small layers that everything else is made of: a linear map and a root-mean-square norm.
 //!
-//! In: tensors that share memory with the model's named parameters. Out: [`Linear`], [`RmsNorm`].
+//! In: tensors that share memory with the model's named parameters. Out: [`Linear`],
+//! which may carry an adapter, and [`RmsNorm`].
 //! May not enter: attention, configuration, files.
 
 use tch::Tensor;
+
+use super::adapter::Adapter;
 
 /// `y = x·Wᵀ + b`; the weight is `[outputs, inputs]` as Hugging Face stores it.
 #[derive(Debug)]
 pub struct Linear {
     weight: Tensor,
     bias: Option<Tensor>,
+    adapter: Option<Adapter>,
 }
 
 impl Linear {
     /// Wraps parameters; the tensors share their memory with the caller's.
     #[must_use]
     pub fn new(weight: Tensor, bias: Option<Tensor>) -> Self {
-        Self { weight, bias }
+        Self { weight, bias, adapter: None }
+    }
+
+    /// The same map with an adapter beside it, or without one.
+    #[must_use]
+    pub fn with_adapter(self, adapter: Option<Adapter>) -> Self {
+        Self { adapter, ..self }
     }
 
     /// `[.., inputs]` → `[.., outputs]`.
     pub fn forward(&self, x: &Tensor) -> Tensor {
-        x.linear(&self.weight, self.bias.as_ref())
+        let y = x.linear(&self.weight, self.bias.as_ref());
+        match &self.adapter {
+            Some(adapter) => adapter.added_to(y, x),
+            None => y,
+        }
     }
 }
 

@@ -3,11 +3,14 @@
 //! In: a model folder. Out: hidden states, logits and scores of token ids. Reading order: `config`,
 //! `keys` and `families` say what a model is, `folder` and `safetensors` find its tensors, `rotary`,
 //! `layers`, `attention`, `block` and `transformer` compute, `kv_cache` remembers, `reward_head`
-//! scores. May not enter: text, sampling, losses, the protocol.
+//! scores, `adapter`, `adapter_folder` and `dropout` are LoRA's. May not enter: text, sampling, losses, the protocol.
 
+pub mod adapter;
+pub mod adapter_folder;
 pub mod attention;
 pub mod block;
 pub mod config;
+pub mod dropout;
 pub mod families;
 pub mod folder;
 pub mod keys;
@@ -18,6 +21,8 @@ pub mod rotary;
 pub mod safetensors;
 pub mod transformer;
 
+pub use adapter::{AdapterShape, Adapters, Dropout};
+pub use adapter_folder::AdapterFolder;
 pub use config::{Head, ModelConfig};
 pub use folder::ModelFolder;
 pub use kv_cache::KvCache;

@@ -5,8 +5,11 @@
 //! optimiser that writes them in place changes the model. May not enter: losses, sampling, files
 //! beyond the folder.
 
+use std::sync::Arc;
+
 use tch::{Device, Kind, Tensor};
 
+use super::adapter::{Adapter, Adapters, DOWN, Dropout, Switch, UP};
 use super::attention::{Attention, AttentionShape, Step};
 use super::block::{Block, Mlp};
 use super::config::{Head, ModelConfig};
@@ -46,7 +49,12 @@ pub enum Trainable {
     Everything,
     /// The top so many blocks, the final norm, and a score head; embedding and language head not.
     TopBlocks(usize),
+    /// The matrices of adapters, and a score head: the base is frozen.
+    Adapters,
 }
+
+/// The score head's tensor.
+const SCORE: &str = "score.weight";
 
 /// How a model is loaded.
 #[derive(Debug, Clone, Copy)]
@@ -72,6 +80,14 @@ pub struct Transformer {
     language_head: Option<Linear>,
     score_head: Option<ScoreHead>,
     rope: RopeTables,
+    switch: Arc<Switch>,
+}
+
+/// How the adapters among a model's parameters are used.
+struct Adapting {
+    scaling: f64,
+    dropout: Dropout,
+    switch: Arc<Switch>,
 }
 
 impl Transformer {
@@ -87,11 +103,16 @@ impl Transformer {
         let _guard = tch::no_grad_guard();
         let mut parameters = Vec::new();
         for (file, entry) in folder.tensors() {
-            let stored = file.read(entry)?;
+            let stored = folder.read(file, entry)?;
             let tensor = stored
                 .f_to_device_(options.device, options.precision.kind(), false, false)
                 .map_err(torch)?;
             parameters.push((entry.name.clone(), tensor));
+        }
+        let head = folder.adapter().and_then(|folder| folder.adapters.score_head.as_ref());
+        if let Some(head) = head.filter(|_| parameters.iter().all(|(name, _)| name != SCORE)) {
+            let own = head.to_device(options.device).to_kind(options.precision.kind());
+            parameters.push((SCORE.to_owned(), own));
         }
         Self::assemble(folder.config.clone(), *options, parameters).map_err(|name| {
             ModelError::Tensor { name, problem: "is missing".to_owned(), dir: folder.dir.clone() }
@@ -106,11 +127,20 @@ impl Transformer {
         options: LoadOptions,
         parameters: Vec<(String, Tensor)>,
     ) -> Result<Self, String> {
+        Self::build(config, options, parameters, None)
+    }
+
+    fn build(
+        config: ModelConfig,
+        options: LoadOptions,
+        parameters: Vec<(String, Tensor)>,
+        adapting: Option<Adapting>,
+    ) -> Result<Self, String> {
         for (name, tensor) in &parameters {
             let learns = learns(&config, options.trainable, name);
             let _ = tensor.set_requires_grad(learns);
         }
-        let parts = Parts { config: &config, parameters: &parameters };
+        let parts = Parts { config: &config, parameters: &parameters, adapting: adapting.as_ref() };
         let blocks =
             (0..config.layers).map(|layer| parts.block(layer)).collect::<Result<_, _>>()?;
         let embedding = parts.get("model.embed_tokens.weight")?;
@@ -121,7 +151,7 @@ impl Transformer {
             Head::Language => Some(parts.linear("lm_head", false)?),
         };
         let score_head = match config.head {
-            Head::Score => Some(ScoreHead::new(parts.get("score.weight")?)),
+            Head::Score => Some(ScoreHead::new(parts.get(SCORE)?)),
             Head::Language => None,
         };
         let rope = RopeTables::new(&config, options.precision.kind(), options.device);
@@ -135,6 +165,7 @@ impl Transformer {
             language_head,
             score_head,
             rope,
+            switch: adapting.map_or_else(Arc::default, |adapting| adapting.switch),
         })
     }
 
@@ -146,11 +177,38 @@ impl Transformer {
         config.head = Head::Score;
         config.labels = Some(1);
         let mut parameters = self.parameters;
-        parameters.retain(|(name, _)| name != "lm_head.weight" && name != "score.weight");
+        parameters.retain(|(name, _)| name != "lm_head.weight" && name != SCORE);
         let kind = self.options.precision.kind();
         let weight = weight.to_device(self.options.device).to_kind(kind).detach();
-        parameters.push(("score.weight".to_owned(), weight));
+        parameters.push((SCORE.to_owned(), weight));
         Self::assemble(config, self.options, parameters)
+    }
+
+    /// The same model with adapters beside its linear maps, as parameters of their own in the type
+    /// that the model computes in. A score head among them replaces the model's own.
+    ///
+    /// Errors: as [`Self::assemble`].
+    pub fn with_adapters(self, adapters: &Adapters, dropout: Dropout) -> Result<Self, String> {
+        let model = match &adapters.score_head {
+            Some(head) => self.with_score_head(head)?,
+            None => self,
+        };
+        let mut parameters = model.parameters;
+        for (name, matrix) in &adapters.matrices {
+            let _no_grad = tch::no_grad_guard();
+            let own =
+                matrix.to_device(model.options.device).to_kind(model.options.precision.kind());
+            parameters.push((name.clone(), own.copy().detach()));
+        }
+        let scaling = adapters.shape.scaling();
+        let adapting = Adapting { scaling, dropout, switch: Arc::default() };
+        Self::build(model.config, model.options, parameters, Some(adapting))
+    }
+
+    /// What all adapters of this model share; of a model without any, a switch of nothing.
+    #[must_use]
+    pub fn adapters(&self) -> &Switch {
+        &self.switch
     }
 
     /// Every parameter under its Hugging Face name, in file order; a tied head is not listed twice.
@@ -291,6 +349,7 @@ fn learns(config: &ModelConfig, trainable: Trainable, name: &str) -> bool {
     match trainable {
         Trainable::Nothing => false,
         Trainable::Everything => true,
+        Trainable::Adapters => name.ends_with(DOWN) || name.ends_with(UP) || name == SCORE,
         Trainable::TopBlocks(count) => {
             let layer = name
                 .strip_prefix("model.layers.")
@@ -298,7 +357,7 @@ fn learns(config: &ModelConfig, trainable: Trainable, name: &str) -> bool {
                 .and_then(|layer| layer.parse::<usize>().ok());
             match layer {
                 Some(layer) => layer + count >= config.layers,
-                None => name == "model.norm.weight" || name == "score.weight",
+                None => name == "model.norm.weight" || name == SCORE,
             }
         }
     }
@@ -308,6 +367,7 @@ fn learns(config: &ModelConfig, trainable: Trainable, name: &str) -> bool {
 struct Parts<'a> {
     config: &'a ModelConfig,
     parameters: &'a [(String, Tensor)],
+    adapting: Option<&'a Adapting>,
 }
 
 impl Parts<'_> {
@@ -319,7 +379,19 @@ impl Parts<'_> {
     fn linear(&self, name: &str, bias: bool) -> Result<Linear, String> {
         let weight = self.get(&format!("{name}.weight"))?;
         let bias = if bias { Some(self.get(&format!("{name}.bias"))?) } else { None };
-        Ok(Linear::new(weight, bias))
+        Ok(Linear::new(weight, bias).with_adapter(self.adapter(name)))
+    }
+
+    fn adapter(&self, module: &str) -> Option<Adapter> {
+        let adapting = self.adapting?;
+        Some(Adapter {
+            module: module.to_owned(),
+            down: self.get(&format!("{module}{DOWN}")).ok()?,
+            up: self.get(&format!("{module}{UP}")).ok()?,
+            scaling: adapting.scaling,
+            dropout: adapting.dropout,
+            switch: Arc::clone(&adapting.switch),
+        })
     }
 
     fn norm(&self, name: &str) -> Result<RmsNorm, String> {

@@ -207,9 +207,10 @@ impl Engine<'_> {
                 let how = (self.compute, &shared.watch);
                 own.findings = probe::run(policies, scorers, *max_new_tokens, how)?;
             }
-            Work::TrainDpo { policy, folder, target, .. } => {
+            Work::TrainDpo { policy, initial, folder, target, .. } => {
                 self.models.clear();
-                let trained = unit::train_dpo((policy, folder), target, self.compute, &observer)?;
+                let models = (policy, initial);
+                let trained = unit::train_dpo(models, (folder, target), self.compute, &observer)?;
                 own.checkpoint = Some(trained);
             }
             Work::TrainReward { base, folder, target } => {

@@ -95,6 +95,40 @@ pub enum TrainError {
         /// The model's.
         layers: usize,
     },
+    /// A LoRA target that is the name of nothing.
+    #[error(
+        "lora_targets: {target:?} matches no linear map of the model\nat: {dir}\n\
+         try: {modules}, or \"all-linear\""
+    )]
+    NoTarget {
+        /// The target.
+        target: String,
+        /// The base's folder.
+        dir: PathBuf,
+        /// The names that there are.
+        modules: String,
+    },
+    /// The adapter that is to go on is another one than the settings ask for.
+    #[error(
+        "the adapter cannot go on with other settings: {difference}\nat: {path}\n\
+         try: the adapter's own settings, or a new adapter (`--base` and the policy the same folder)"
+    )]
+    OtherAdapter {
+        /// The adapter's folder.
+        path: PathBuf,
+        /// What differs.
+        difference: String,
+    },
+    /// Adapters are asked for, but not on which base.
+    #[error("{problem}\nat: {path}\ntry: {mend}")]
+    NoBase {
+        /// The policy's folder.
+        path: PathBuf,
+        /// What is missing, or does not fit.
+        problem: String,
+        /// What to do about it.
+        mend: &'static str,
+    },
     /// A file of the job's folder that is not as agreed.
     #[error("{path}: {problem}")]
     Job {

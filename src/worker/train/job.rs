@@ -17,11 +17,12 @@ use super::loss::DpoLoss;
 use super::pack::TokenPair;
 use super::pairs::{self, Fitted, Limits};
 use super::publish::{Masters, Publication, STEPS};
+use super::start::Origin;
 use super::state::{self, Resume, StatePlace};
 use super::steps::StepRow;
 use super::trainer::{Objective, Observer, Trained, Training as Loop};
 use super::trunk::Trunk;
-use super::{reference, start};
+use super::{lora, reference, start};
 use crate::checkpoint::{self, Draft, Heading, Standing};
 use crate::device::Compute;
 use crate::errors::ModelError;
@@ -61,6 +62,24 @@ pub struct StateKeeping {
     pub every_s: u64,
 }
 
+/// The base of adapters.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct AdapterBase {
+    /// Its folder.
+    pub dir: PathBuf,
+    /// Its sum, where the caller knows it; empty where not.
+    pub sha256: String,
+}
+
+/// What a training publishes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum PublishedAs {
+    /// A model that loads as it is: adapters are merged, and lie beside.
+    Model,
+    /// The adapter alone, of use with its base only.
+    Adapter,
+}
+
 /// A training, from folder to folder.
 #[derive(Debug, Clone, PartialEq)]
 pub struct TrainJob {
@@ -70,6 +89,11 @@ pub struct TrainJob {
     pub base: PathBuf,
     /// Its sum, where the caller knows it; a saved state of another base is never resumed.
     pub base_sha256: String,
+    /// LoRA: the base that adapters are made on; None: what they were made on so far, else the model
+    /// that goes on.
+    pub adapter_base: Option<AdapterBase>,
+    /// LoRA: what is published.
+    pub published: PublishedAs,
     /// The pairs.
     pub pairs: PairSource,
     /// The settings.
@@ -110,30 +134,41 @@ pub fn run(
     compute: Compute,
     observer: &Observer<'_>,
 ) -> Result<Outcome, TrainError> {
-    let base = open_base(job)?;
-    let (mut fitted, renderer) = read_pairs(job, &base)?;
+    let origin = open_origin(job)?;
+    let base = &origin.base;
+    let (mut fitted, renderer) = read_pairs(job, base)?;
     if let Some(outcome) = already_published(job, &fitted)? {
         return Ok(outcome);
     }
     // Begun before any computing, so that a place that cannot be written is told at once.
     let draft = Draft::begin(&job.out)?;
-    let masters = Masters::open(&base.dir)?;
-    let reward = start::reward_folder(job, &base, renderer.as_ref(), &fitted.pairs)?;
-    fill_reference(job, compute, &base, &mut fitted.pairs, observer)?;
-    let model = start::load(job, compute, &base, &masters)?;
+    let reward = start::reward_folder(job, base, renderer.as_ref(), &fitted.pairs)?;
+    fill_reference(job, compute, &origin, &mut fitted.pairs, observer)?;
+    let model = start::load(job, compute, &origin)?;
     let mut trunk = Trunk::new(&model, start::activations(&job.settings));
-    if own_reference(job) {
+    if own_reference(job, &origin) {
+        // The reference is the base: what the model is without its adapters.
+        model.adapters().set(false);
         reference::fill(&model, &mut trunk, &mut fitted.pairs, observer)?;
+        model.adapters().set(true);
     }
-    let trained = train(job, &base, &masters, &model, (trunk, &fitted.pairs), observer)?;
+    let trained = train(job, &origin, &model, (trunk, &fitted.pairs), observer)?;
+    let lora = origin.lora.as_ref();
+    let pad_id = reward.as_ref().map(|reward| reward.pad_id);
+    let learnt = lora.map(|lora| lora.learnt(&trained.learners));
     let publication = Publication {
-        base: &base,
-        masters: &masters,
+        base,
+        masters: &origin.masters,
         learners: &trained.learners,
+        adapters: learnt.as_ref(),
+        adapter_files: lora.zip(learnt.as_ref()).map(|(lora, own)| lora.files(job, own, pad_id)),
         rows: &trained.rows,
         reward,
     };
-    let architecture = publication.fill(&draft)?;
+    let architecture = match job.published {
+        PublishedAs::Model => publication.fill(&draft)?,
+        PublishedAs::Adapter => publication.fill_adapter(&draft)?,
+    };
     let standing = draft.publish(Heading {
         kind: folder_kind(job.training),
         unit: job.unit.clone(),
@@ -151,15 +186,14 @@ pub fn run(
 
 fn train(
     job: &TrainJob,
-    base: &ModelFolder,
-    masters: &Masters,
+    origin: &Origin,
     model: &Transformer,
     (trunk, pairs): (Trunk, &[TokenPair]),
     observer: &Observer<'_>,
 ) -> Result<Trained, TrainError> {
     let settings = &job.settings;
     let learners = Learners::new(model, Loop::adam(settings), |name| {
-        start::finer(base, masters, model.precision(), name)
+        start::finer(origin, model.precision(), name)
     })?;
     let training = Loop {
         model,
@@ -191,18 +225,20 @@ fn train(
     training.run(learners, observer)
 }
 
-fn open_base(job: &TrainJob) -> Result<ModelFolder, TrainError> {
-    let base = ModelFolder::open(&job.base)?;
+fn open_origin(job: &TrainJob) -> Result<Origin, TrainError> {
+    let ground = lora::ground(job)?;
+    let base = ModelFolder::open(&ground.base)?;
     let base = match job.training {
         Training::Dpo => base.require_policy()?,
         Training::Reward => base,
     };
-    match job.settings.trainable_layers {
-        Some(asked) if asked as usize > base.config.layers => {
-            Err(TrainError::TooManyLayers { asked, layers: base.config.layers })
-        }
-        _ => Ok(base),
+    let layers = base.config.layers;
+    if let Some(asked) = job.settings.trainable_layers.filter(|asked| *asked as usize > layers) {
+        return Err(TrainError::TooManyLayers { asked, layers });
     }
+    let lora = lora::open(job, &base, &ground)?;
+    let masters = if lora.is_some() { Masters::none() } else { Masters::open(&base.dir)? };
+    Ok(Origin { base, masters, lora })
 }
 
 /// Pairs that fit, and the renderer where one is needed.
@@ -276,13 +312,14 @@ fn folder_kind(training: Training) -> FolderKind {
 
 /// Whether the reference is the model that training starts from, to the bit: then it is not
 /// loaded twice, and its frozen states serve the training.
-fn own_reference(job: &TrainJob) -> bool {
+fn own_reference(job: &TrainJob, origin: &Origin) -> bool {
     let PairSource::Text { reference: Some(reference), .. } = &job.pairs else { return false };
     // Masters make the starting policy finer than the published reference.
-    same_folder(reference, &job.base) && !job.base.join(super::publish::MASTERS).exists()
+    same_folder(reference, &origin.base.dir) && origin.masters.are_none()
 }
 
-fn same_folder(one: &Path, two: &Path) -> bool {
+/// Whether two paths lead to the same folder.
+pub(super) fn same_folder(one: &Path, two: &Path) -> bool {
     match (one.canonicalize(), two.canonicalize()) {
         (Ok(one), Ok(two)) => one == two,
         _ => false,
@@ -293,10 +330,11 @@ fn same_folder(one: &Path, two: &Path) -> bool {
 fn fill_reference(
     job: &TrainJob,
     compute: Compute,
-    base: &ModelFolder,
+    origin: &Origin,
     pairs: &mut [TokenPair],
     observer: &Observer<'_>,
 ) -> Result<(), TrainError> {
+    let base = &origin.base;
     let PairSource::Text { reference: Some(dir), .. } = &job.pairs else { return Ok(()) };
     let folder = ModelFolder::open(dir)?.require_policy()?;
     if folder.config.vocabulary != base.config.vocabulary {
@@ -309,7 +347,7 @@ fn fill_reference(
             mend: "use the reference that the policy was trained from",
         }));
     }
-    if own_reference(job) {
+    if own_reference(job, origin) {
         return Ok(());
     }
     let model = Transformer::load(&folder, &start::options(compute, Trainable::Nothing))?;

@@ -50,6 +50,12 @@ impl Learners {
         Ok(Self { all, adam })
     }
 
+    /// None at all: what is published is merged, not learnt.
+    #[must_use]
+    pub fn none(adam: AdamConfig) -> Self {
+        Self { all: Vec::new(), adam }
+    }
+
     /// The learners, in the model's order.
     #[must_use]
     pub fn all(&self) -> &[Learner] {

@@ -4,15 +4,18 @@
 //! Out: a checkpoint folder with its manifest and steps.jsonl. Reading order: `pairs` and `batches`
 //! say what is trained on and in which order, `pack`, `trunk`, `head` and `loss` compute a
 //! micro-batch, `schedule`, `adamw` and `learners` make a step of it, `trainer` is the loop,
-//! `state` saves and resumes it, `weights` and `publish` write the folder, `start` and `job` put it
+//! `state` saves and resumes it, `lora` and `adapter_files` are adapters'
+//! part, `weights` and `publish` write the folder, `start` and `job` put it
 //! together for the file mode and (`unit`) for the daemon. May not enter: the protocol's frames.
 
 pub mod adamw;
+mod adapter_files;
 pub mod batches;
 pub mod error;
 pub mod head;
 pub mod job;
 pub mod learners;
+mod lora;
 pub mod loss;
 pub mod pack;
 pub mod pairs;

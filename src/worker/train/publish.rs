@@ -4,7 +4,8 @@
 //! own type and files (what did not learn is copied to the bit), config.json, tokenizer, template,
 //! generation_config.json, steps.jsonl, and, where that type is narrower than f32,
 //! `master/weights.safetensors` with the f32 masters, from which the next training goes on. It lies
-//! in a folder of its own because vLLM loads every `*.safetensors` beside config.json.
+//! in a folder of its own because vLLM loads every `*.safetensors` beside config.json. Where adapters
+//! learnt, the weights are merged with them, and they lie beside in `adapter/`, as peft has them.
 //! May not enter: training itself.
 
 use std::fs;
@@ -13,11 +14,14 @@ use std::path::Path;
 use serde_json::{Map, Value, json};
 use tch::{Kind, Tensor};
 
+use super::adapter_files::AdapterFiles;
 use super::error::TrainError;
 use super::learners::Learners;
 use super::steps::{StepRow, to_jsonl};
 use super::weights::{self, Piece};
 use crate::checkpoint::{CheckpointError, Draft};
+use crate::model::Adapters;
+use crate::model::adapter_folder::ADAPTER;
 use crate::model::safetensors::WeightFile;
 use crate::model::{Head, ModelFolder};
 
@@ -45,6 +49,12 @@ pub struct Masters {
 }
 
 impl Masters {
+    /// Of a folder that has none.
+    #[must_use]
+    pub fn none() -> Self {
+        Self { file: None }
+    }
+
     /// Opens them; a folder without any has none.
     ///
     /// # Errors
@@ -53,6 +63,12 @@ impl Masters {
         let path = dir.join(MASTERS);
         let file = if path.is_file() { Some(WeightFile::open(&path)?) } else { None };
         Ok(Self { file })
+    }
+
+    /// Whether there are none.
+    #[must_use]
+    pub fn are_none(&self) -> bool {
+        self.file.is_none()
     }
 
     /// The master of that name.
@@ -89,6 +105,10 @@ pub struct Publication<'a> {
     pub masters: &'a Masters,
     /// What learnt.
     pub learners: &'a Learners,
+    /// The adapters that the base's weights are merged with.
+    pub adapters: Option<&'a Adapters>,
+    /// Their own files, where they learnt.
+    pub adapter_files: Option<AdapterFiles<'a>>,
     /// Every step.
     pub rows: &'a [StepRow],
     /// Set where a reward model is published.
@@ -106,18 +126,43 @@ impl Publication<'_> {
             self.index(draft, &placed)?;
         }
         self.master_file(draft.path())?;
+        if let Some(files) = &self.adapter_files {
+            files.write(draft, ADAPTER)?;
+        }
         let architecture = self.config(draft)?;
         self.padding_settings(draft)?;
+        self.copied(draft)?;
+        Ok(architecture)
+    }
+
+    /// Fills a draft with the adapter alone, its tokenizer and its steps.
+    ///
+    /// # Errors
+    /// What the disk says.
+    pub fn fill_adapter(&self, draft: &Draft) -> Result<String, TrainError> {
+        if let Some(files) = &self.adapter_files {
+            files.write(draft, "")?;
+        }
+        self.padding_settings(draft)?;
+        self.copied(draft)?;
+        let family = self.base.config.family;
+        Ok(if self.reward.is_some() { family.classification } else { family.causal }.to_owned())
+    }
+
+    /// Files that go over as they are, and the journal of steps, where there were any.
+    fn copied(&self, draft: &Draft) -> Result<(), TrainError> {
         for name in COPIED {
             let from = self.base.dir.join(name);
             if from.is_file() {
                 draft.write(name, &read(&from)?)?;
             }
         }
+        if self.rows.is_empty() {
+            return Ok(());
+        }
         let steps =
             to_jsonl(self.rows).map_err(|error| json_error(&draft.path().join(STEPS), &error))?;
-        draft.write(STEPS, steps.as_bytes())?;
-        Ok(architecture)
+        Ok(draft.write(STEPS, steps.as_bytes())?)
     }
 
     /// Writes each weight file anew and returns what lies where.
@@ -133,11 +178,12 @@ impl Publication<'_> {
                 .collect();
             let last = index + 1 == files.len();
             let has_head = files.iter().flat_map(|f| &f.entries).any(|e| e.name == "score.weight");
+            let learnt = self.learners.find("score.weight").map(|head| &head.master);
+            let adapted = || self.adapters.and_then(|adapters| adapters.score_head.as_ref());
             if let (true, false, Some(head)) =
-                (last && self.reward.is_some(), has_head, self.learners.find("score.weight"))
+                (last && self.reward.is_some(), has_head, learnt.or_else(adapted))
             {
-                let kind = self.base.stored_kind;
-                pieces.push(Piece::of(head.name.clone(), kind, &head.master));
+                pieces.push(Piece::of("score.weight".to_owned(), self.base.stored_kind, head));
             }
             let name = file.path.file_name().unwrap_or_default().to_string_lossy().into_owned();
             weights::write(&out.join(&name), &pieces)?;
@@ -158,6 +204,14 @@ impl Publication<'_> {
         } else {
             entry.name.as_str()
         };
+        if let Some(adapters) = self.adapters.filter(|adapters| adapters.changes(name)) {
+            return Piece {
+                name: entry.name.clone(),
+                kind: entry.kind,
+                shape: entry.shape.clone(),
+                tensor: Box::new(move || Ok(adapters.merged(&entry.name, &file.read(entry)?))),
+            };
+        }
         match self.learners.find(name) {
             Some(learner) => Piece::of(entry.name.clone(), entry.kind, &learner.master),
             None => Piece {
@@ -184,7 +238,8 @@ impl Publication<'_> {
 
     /// Masters are kept for whatever learnt, now or before, if its stored type is narrower.
     fn master_file(&self, out: &Path) -> Result<(), TrainError> {
-        if !narrower_than_f32(self.base.stored_kind) {
+        // The next training goes on from the adapters, which are f32.
+        if !narrower_than_f32(self.base.stored_kind) || self.adapters.is_some() {
             return Ok(());
         }
         let learners = self.learners.all().iter();

@@ -10,14 +10,26 @@ use tch::Kind;
 
 use super::error::TrainError;
 use super::job::TrainJob;
+use super::lora::Lora;
 use super::pack::TokenPair;
 use super::publish::{Masters, RewardFolder};
 use super::reward_head;
 use super::trunk::Activations;
 use crate::device::Compute;
 use crate::errors::ModelError;
-use crate::model::{Head, LoadOptions, ModelFolder, Precision, Trainable, Transformer};
+use crate::model::{Dropout, Head, LoadOptions, ModelFolder, Precision, Trainable, Transformer};
 use crate::render::Renderer;
+
+/// What a training starts from.
+pub(super) struct Origin {
+    /// The folder whose weights learn, or stay frozen beneath adapters.
+    pub(super) base: ModelFolder,
+    /// Its f32 masters. Beneath adapters none: the base is then the published folder to the bit, as
+    /// a reference that is loaded from there.
+    pub(super) masters: Masters,
+    /// The adapters, where they are what learns.
+    pub(super) lora: Option<Lora>,
+}
 
 pub(super) fn options(compute: Compute, trainable: Trainable) -> LoadOptions {
     LoadOptions { device: compute.device, precision: compute.precision, trainable }
@@ -31,24 +43,30 @@ pub(super) fn activations(settings: &TrainSettings) -> Activations {
 pub(super) fn load(
     job: &TrainJob,
     compute: Compute,
-    base: &ModelFolder,
-    masters: &Masters,
+    origin: &Origin,
 ) -> Result<Transformer, TrainError> {
-    let trainable = match job.settings.trainable_layers {
-        Some(blocks) => Trainable::TopBlocks(blocks as usize),
-        None => Trainable::Everything,
+    let Origin { base, masters, lora } = origin;
+    let trainable = match (lora, job.settings.trainable_layers) {
+        (Some(_), _) => Trainable::Adapters,
+        (None, Some(blocks)) => Trainable::TopBlocks(blocks as usize),
+        (None, None) => Trainable::Everything,
     };
+    let missing =
+        |name| ModelError::Tensor { name, problem: "is missing".to_owned(), dir: base.dir.clone() };
     let model = Transformer::load(base, &options(compute, trainable))?;
     let needs_head = job.training == Training::Reward && base.config.head == Head::Language;
     let model = if needs_head {
         let head = reward_head::seeded(base.config.width, initializer_range(base), job.seed);
-        model.with_score_head(&head).map_err(|name| ModelError::Tensor {
-            name,
-            problem: "is missing".to_owned(),
-            dir: base.dir.clone(),
-        })?
+        model.with_score_head(&head).map_err(missing)?
     } else {
         model
+    };
+    let model = match lora {
+        Some(lora) => {
+            let dropout = Dropout { probability: job.settings.lora_dropout, seed: job.seed };
+            model.with_adapters(&lora.adapters, dropout).map_err(missing)?
+        }
+        None => model,
     };
     let _no_grad = tch::no_grad_guard();
     for (name, parameter) in model.parameters() {
@@ -68,14 +86,17 @@ fn initializer_range(base: &ModelFolder) -> f64 {
 
 /// A tensor's f32 values where they are finer than what the model computes with.
 pub(super) fn finer(
-    base: &ModelFolder,
-    masters: &Masters,
+    origin: &Origin,
     precision: Precision,
     name: &str,
 ) -> Result<Option<tch::Tensor>, TrainError> {
+    let Origin { base, masters, lora } = origin;
     if precision == Precision::Float32 {
         // The parameter is its own master; `load` has brought it to the folder's masters.
         return Ok(None);
+    }
+    if let Some(matrix) = lora.as_ref().and_then(|lora| lora.adapters.get(name)) {
+        return Ok(Some(matrix.shallow_clone()));
     }
     if let Some(master) = masters.get(name)? {
         return Ok(Some(master));

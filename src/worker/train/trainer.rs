@@ -138,7 +138,8 @@ impl Training<'_> {
         let mut sums = Vec::new();
         let mut losses = Vec::new();
         let micro = usize::try_from(self.settings.micro_batch_pairs).unwrap_or(1).max(1);
-        for part in step_pairs.chunks(micro) {
+        for (number, part) in step_pairs.chunks(micro).enumerate() {
+            self.model.adapters().draw_for(index, number as u64);
             let pairs: Vec<(usize, &TokenPair)> =
                 part.iter().map(|pair| (*pair, &self.pairs[*pair])).collect();
             let (loss, tokens) = self.micro_batch(&pairs, count, learners);

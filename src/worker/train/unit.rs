@@ -10,7 +10,7 @@ use rlhfd_protocol::worker::{ModelRef, Published, TrainTarget};
 
 use super::batches::Order;
 use super::error::TrainError;
-use super::job::{self, Outcome, PairSource, StateKeeping, TrainJob};
+use super::job::{self, AdapterBase, Outcome, PairSource, PublishedAs, StateKeeping, TrainJob};
 use super::state::Resume;
 use super::trainer::Observer;
 use crate::checkpoint::CheckpointError;
@@ -23,18 +23,21 @@ const PAIRS: &str = "pairs.jsonl";
 const PREFERENCES: &str = "preferences.jsonl";
 
 /// A DPO update from an iteration folder: pairs.jsonl with token ids and the reference's log-probs
-/// (so that the reference itself is not loaded), and settings.toml.
+/// (so that the reference itself is not loaded), and settings.toml. Adapters stand on the initial
+/// policy.
 ///
 /// # Errors
 /// See [`TrainError`].
 pub fn train_dpo(
-    (policy, folder): (&ModelRef, &Path),
-    target: &TrainTarget,
+    (policy, initial): (&ModelRef, &ModelRef),
+    (folder, target): (&Path, &TrainTarget),
     compute: Compute,
     observer: &Observer<'_>,
 ) -> Result<Published, TrainError> {
     let pairs = PairSource::Ids { path: folder.join(PAIRS) };
-    let job = job_of(Training::Dpo, (policy, folder), pairs, target)?;
+    let mut job = job_of(Training::Dpo, (policy, folder), pairs, target)?;
+    job.adapter_base =
+        Some(AdapterBase { dir: initial.path.clone(), sha256: initial.sha256.clone() });
     job::run(&job, compute, observer).map(published)
 }
 
@@ -64,6 +67,8 @@ fn job_of(
         training,
         base: base.path.clone(),
         base_sha256: base.sha256.clone(),
+        adapter_base: None,
+        published: PublishedAs::Model,
         pairs,
         settings: settings(training, &folder.join(SETTINGS))?,
         order: Order::Shuffled { seed: target.seed },

@@ -1,38 +1,17 @@
 //! Interrupted = undisturbed, to the byte; what stands is taken as it stands; the daemon's contract.
 
 use std::cell::Cell;
-use std::path::Path;
 
 use rlhfd_config::Training;
 use rlhfd_worker::checkpoint;
 use rlhfd_worker::train::TrainError;
-use rlhfd_worker::train::job::{StateKeeping, TrainJob, run};
+use rlhfd_worker::train::job::{TrainJob, run};
 use rlhfd_worker::train::state::Resume;
 use rlhfd_worker::train::steps::StepRow;
 use rlhfd_worker::train::trainer::Observer;
 use rlhfd_worker::watch::Watch;
 
-use crate::support::{CPU, files, model, run_quietly, small};
-
-/// Runs until `stop_after` steps are made, then is cancelled as a drain does it.
-fn interrupted(job: &TrainJob, stop_after: u64) {
-    let watch = Watch::default();
-    let stepped = |row: &StepRow, _: u64| {
-        if row.step == stop_after {
-            watch.cancel();
-        }
-    };
-    let error = run(job, CPU, &Observer { watch: &watch, filled: &|_, _| {}, stepped: &stepped })
-        .unwrap_err();
-    assert!(matches!(error, TrainError::Cancelled { .. }), "{error}");
-    assert!(!job.out.exists());
-}
-
-fn with_state(job: &TrainJob, dir: &Path, every_steps: u64) -> TrainJob {
-    let state =
-        StateKeeping { folder: dir.join("state"), resume: Resume::Newest, every_steps, every_s: 0 };
-    TrainJob { state: Some(state), unit: "1/train".into(), ..job.clone() }
-}
+use crate::support::{CPU, files, interrupted, model, run_quietly, small, with_state};
 
 #[test]
 fn a_resumed_training_gives_the_same_bytes_as_an_undisturbed_one() {
@@ -142,7 +121,7 @@ fn an_iteration_folder_becomes_a_checkpoint() {
     let policy = ModelRef { path: model("tiny-tied"), sha256: String::new() };
     let observer = Observer { watch: &Watch::default(), filled: &|_, _| {}, stepped: &|_, _| {} };
     let train = |target: &TrainTarget| {
-        rlhfd_worker::train::unit::train_dpo((&policy, &folder), target, CPU, &observer)
+        rlhfd_worker::train::unit::train_dpo((&policy, &policy), (&folder, target), CPU, &observer)
     };
     let published = train(&target).unwrap();
     // The second pair is over-long: two are left, in one step an epoch.

@@ -10,7 +10,9 @@ use rlhfd_worker::model::safetensors::WeightFile;
 use rlhfd_worker::render::RenderRule;
 use rlhfd_worker::train::TrainError;
 use rlhfd_worker::train::batches::Order;
-use rlhfd_worker::train::job::{Outcome, PairSource, TrainJob, run};
+use rlhfd_worker::train::job::{Outcome, PairSource, PublishedAs, StateKeeping, TrainJob, run};
+use rlhfd_worker::train::state::Resume;
+use rlhfd_worker::train::steps::StepRow;
 use rlhfd_worker::train::trainer::Observer;
 use rlhfd_worker::watch::Watch;
 use tch::{Device, Kind, Tensor};
@@ -40,6 +42,8 @@ pub fn job(training: Training, base: PathBuf, pairs: PathBuf, out: PathBuf) -> T
         training,
         base,
         base_sha256: String::new(),
+        adapter_base: None,
+        published: PublishedAs::Model,
         pairs: PairSource::Text { path: pairs, rule: RenderRule::Conversation, reference },
         settings: TrainSettings::defaults(training).unwrap(),
         order: Order::AsGiven,
@@ -88,6 +92,26 @@ pub fn small(dir: &Path, training: Training, base: &str, words: &[&str]) -> Trai
     job.settings = TrainSettings::read(training, "", &words).unwrap();
     job.order = Order::Shuffled { seed: 5 };
     job
+}
+
+/// Runs until `stop_after` steps are made, then is cancelled as a drain does it.
+pub fn interrupted(job: &TrainJob, stop_after: u64) {
+    let watch = Watch::default();
+    let stepped = |row: &StepRow, _: u64| {
+        if row.step == stop_after {
+            watch.cancel();
+        }
+    };
+    let error = run(job, CPU, &Observer { watch: &watch, filled: &|_, _| {}, stepped: &stepped })
+        .unwrap_err();
+    assert!(matches!(error, TrainError::Cancelled { .. }), "{error}");
+    assert!(!job.out.exists());
+}
+
+pub fn with_state(job: &TrainJob, dir: &Path, every_steps: u64) -> TrainJob {
+    let state =
+        StateKeeping { folder: dir.join("state"), resume: Resume::Newest, every_steps, every_s: 0 };
+    TrainJob { state: Some(state), unit: "1/train".into(), ..job.clone() }
 }
 
 pub fn files(dir: &Path) -> Vec<(String, Vec<u8>)> {

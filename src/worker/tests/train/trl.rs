@@ -4,7 +4,7 @@ use rlhfd_config::{TrainSettings, Training};
 use rlhfd_worker::checkpoint;
 use rlhfd_worker::model::ModelFolder;
 use rlhfd_worker::render::RenderRule;
-use rlhfd_worker::train::job::PairSource;
+use rlhfd_worker::train::job::{AdapterBase, PairSource};
 use serde::Deserialize;
 use serde_json::Value;
 
@@ -14,6 +14,7 @@ use crate::support::{first_pairs, golden, job, model, run_quietly, squared_dista
 struct GoldenRun {
     model: String,
     reference: Option<String>,
+    adapter: Option<String>,
     pairs: String,
     pairs_used: usize,
     settings: serde_json::Map<String, Value>,
@@ -53,6 +54,11 @@ fn against_trl(training: Training, name: &str, words: &[&str]) {
         *reference = model(golden_run.reference.as_ref().unwrap());
     }
     job.settings = settings(training, &golden_run.settings);
+    if let Some(adapter) = &golden_run.adapter {
+        let base = AdapterBase { dir: job.base.clone(), sha256: String::new() };
+        job.adapter_base = Some(base);
+        job.base = golden("adapters").join(adapter);
+    }
     if !words.is_empty() {
         let words: Vec<String> = words.iter().map(|word| (*word).to_owned()).collect();
         let text = job.settings.to_toml(training);
@@ -63,7 +69,11 @@ fn against_trl(training: Training, name: &str, words: &[&str]) {
     let first = golden_run.steps.first().unwrap().loss;
     let least = golden_run.steps.iter().map(|step| step.loss).fold(f64::MAX, f64::min);
     assert!(first - least > 0.05, "the golden loss must fall: {first} to {least}");
-    let ours = tensors(&out.join("model.safetensors"));
+    let learnt = match golden_run.adapter {
+        Some(_) => "adapter/adapter_model.safetensors",
+        None => "model.safetensors",
+    };
+    let ours = tensors(&out.join(learnt));
     let theirs = tensors(&golden(&golden_run.last));
     let distance = squared_distance(&ours, &theirs).sqrt() / golden_run.initial_to_final_norm;
     let mut wrong = Vec::new();
@@ -116,6 +126,12 @@ fn dpo_follows_trl_with_activation_checkpointing() {
 #[test]
 fn dpo_follows_trl_with_truncated_pairs_and_a_short_last_batch() {
     against_trl(Training::Dpo, "dpo_cut.json", &[]);
+}
+
+#[test]
+fn dpo_of_an_adapter_follows_trl_and_peft_step_by_step() {
+    against_trl(Training::Dpo, "dpo_lora.json", &[]);
+    against_trl(Training::Dpo, "dpo_lora.json", &["activation_checkpointing=true"]);
 }
 
 #[test]
