@@ -15,7 +15,7 @@ use crate::sections::{
     WorkerConfig,
 };
 use crate::spelling::nearest;
-use crate::train::{TrainSettings, Training};
+use crate::train::{SftConfig, TrainSettings, Training};
 use crate::values::{Entry, Value, dotted};
 
 /// No configuration comes near this.
@@ -54,6 +54,8 @@ pub struct CheckedConfig {
     pub train: TrainConfig,
     /// Held-out prompts.
     pub evaluate: EvaluateConfig,
+    /// Supervised fine-tuning.
+    pub sft: SftConfig,
     /// Training of a reward model.
     pub reward: RewardConfig,
 }
@@ -93,6 +95,12 @@ impl CheckedConfig {
     #[must_use]
     pub fn reference_path(&self) -> &Path {
         self.run.reference.as_ref().map_or(&self.run.policy.path, |place| &place.path)
+    }
+
+    /// What supervised fine-tuning starts from: the initial policy where nothing is named.
+    #[must_use]
+    pub fn sft_base_path(&self) -> &Path {
+        self.sft.base.as_ref().map_or(&self.run.policy.path, |place| &place.path)
     }
 
     /// What reward training starts from: the initial policy where nothing is named.
@@ -136,6 +144,7 @@ fn build(table: &RawTable, base_dir: &Path, findings: &mut Findings) -> Option<C
     let generate = entry(&knobs::GENERATE, table, &["arms"], findings);
     let label = entry(&knobs::LABEL, table, &["scorers"], findings);
     let train = entry(&knobs::TRAIN, table, &[], findings);
+    let sft = entry(&knobs::SFT, table, &[], findings);
     let reward = entry(&knobs::REWARD, table, &[], findings);
     let evaluate = entry(&knobs::EVALUATE, table, &[], findings);
     let mut machine = |section| entry(section, table, &[], findings);
@@ -149,6 +158,7 @@ fn build(table: &RawTable, base_dir: &Path, findings: &mut Findings) -> Option<C
     label::pairs(&pair, &arms, findings);
     let defaults = Entry::defaults(&knobs::TRAIN);
     let dpo = TrainSettings::checked(Training::Dpo, &train, &train, findings)?;
+    let fine_tuning = TrainSettings::checked(Training::Sft, &sft, &defaults, findings)?;
     let bradley_terry = TrainSettings::checked(Training::Reward, &reward, &defaults, findings)?;
     let generate = GenerateConfig::of(&generate, arms, base_dir)?;
     let scheduler_line = scheduler.line_of("silence_timeout_s");
@@ -174,6 +184,7 @@ fn build(table: &RawTable, base_dir: &Path, findings: &mut Findings) -> Option<C
         train: TrainConfig::of(&train, dpo, base_dir)?,
         evaluate: EvaluateConfig::of(&evaluate, &generate, base_dir)?,
         generate,
+        sft: SftConfig::of(&sft, fine_tuning, base_dir)?,
         reward: RewardConfig::of(&reward, bradley_terry, base_dir)?,
     })
 }

@@ -9,7 +9,7 @@ mod train;
 
 pub(crate) use daemon::{CONTROL, DEVICES, SCHEDULER, STORE, WORKER};
 pub(crate) use flow::{ARMS, EVALUATE, GENERATE, LABEL, PAIR, PROMPTS, RUN, SCORERS};
-pub(crate) use train::{REWARD, TRAIN};
+pub(crate) use train::{REWARD, SFT, TRAIN};
 
 /// What a knob takes.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -151,7 +151,7 @@ impl Section {
 }
 
 /// Every section: the run, then the machine, then the stages in flow order.
-pub static SECTIONS: [&Section; 15] = [
+pub static SECTIONS: [&Section; 16] = [
     &flow::RUN,
     &daemon::CONTROL,
     &daemon::STORE,
@@ -166,6 +166,7 @@ pub static SECTIONS: [&Section; 15] = [
     &flow::PAIR,
     &train::TRAIN,
     &flow::EVALUATE,
+    &train::SFT,
     &train::REWARD,
 ];
 

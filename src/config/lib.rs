@@ -36,4 +36,4 @@ pub use sections::{
 };
 pub use setting::LoraTargets;
 pub use spelling::nearest;
-pub use train::{Loss, Overlong, Shape, TrainSettings, Training};
+pub use train::{Loss, Overlong, SftConfig, Shape, TrainSettings, Training};

@@ -281,14 +281,14 @@ impl ArmConfig {
 }
 
 impl SavePolicy {
-    fn of(entry: &Entry, base_dir: &Path) -> Option<Self> {
+    pub(crate) fn of(entry: &Entry, base_dir: &Path) -> Option<Self> {
         Some(Self {
             every_steps: get(entry, "save_every_steps", base_dir)?,
             every_s: get(entry, "save_every_s", base_dir)?,
         })
     }
 
-    fn values(self) -> Rows {
+    pub(crate) fn values(self) -> Rows {
         vec![("save_every_steps", self.every_steps.value()), ("save_every_s", self.every_s.value())]
     }
 }

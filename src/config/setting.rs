@@ -227,7 +227,8 @@ macro_rules! section {
         pub struct $name { $($(#[$about])* pub $field: $type,)+ }
 
         impl $name {
-            /// From the values of its table, or of `fallback` for a key that the table's rows lack.
+            /// From the values of its table, or of `fallback` for a key that the table's rows lack;
+            /// a key of neither has its default.
             pub(crate) fn of(
                 entry: &$crate::values::Entry,
                 fallback: &$crate::values::Entry,
@@ -235,9 +236,8 @@ macro_rules! section {
             ) -> Option<Self> {
                 Some(Self {
                     $($field: {
-                        let key = stringify!($field);
-                        let from = if entry.section.knob(key).is_some() { entry } else { fallback };
-                        $crate::setting::Setting::of(from.value(key), base_dir)?
+                        let value = $crate::values::value_among(stringify!($field), [entry, fallback]);
+                        $crate::setting::Setting::of(value.as_ref(), base_dir)?
                     },)+
                 })
             }

@@ -1,6 +1,6 @@
 //! Training settings: what shapes a training besides its data and its seed.
 //!
-//! In: the `[train]` or `[reward]` table of a configuration, or a settings file of the worker's
+//! In: the `[train]`, `[sft]` or `[reward]` table of a configuration, or a settings file of the worker's
 //! file mode with `--set` words. Out: checked [`TrainSettings`], or all that is wrong. Control and
 //! worker share this struct, so that the settings file in an iteration folder is read as written.
 
@@ -9,8 +9,8 @@ use std::path::Path;
 use crate::knobs::{self, Section};
 use crate::problem::{Findings, Problem, Problems};
 use crate::raw::{self, Given, RawTable, RawValue};
-use crate::sections::Rows;
-use crate::setting::{LoraTargets, section, words};
+use crate::sections::{Place, Rows, SavePolicy};
+use crate::setting::{LoraTargets, Setting, section, words};
 use crate::values::{Entry, dotted};
 
 /// What is trained; decides the defaults, and which keys have a part in it.
@@ -18,6 +18,8 @@ use crate::values::{Entry, dotted};
 pub enum Training {
     /// Direct preference optimisation of a policy.
     Dpo,
+    /// Supervised fine-tuning of a policy on conversations.
+    Sft,
     /// A Bradley-Terry reward model.
     Reward,
 }
@@ -70,12 +72,20 @@ section! {
         schedule: Shape,
         /// Warm-up steps = ceil(ratio × steps); in [0, 1].
         warmup_ratio: f64,
-        /// Times that each pair is seen; at least 1.
+        /// Times that each pair or conversation is seen; at least 1.
         epochs: u32,
         /// Pairs of one optimiser step; at least 1.
         batch_pairs: u32,
         /// Pairs forwarded together; bounds memory.
         micro_batch_pairs: u32,
+        /// Blocks (conversations, where nothing is packed) of one optimiser step (SFT only).
+        batch_sequences: u32,
+        /// Of them forwarded together; bounds memory (SFT only).
+        micro_batch_sequences: u32,
+        /// Whether blocks are filled with several conversations (SFT only).
+        packing: bool,
+        /// Tokens of a block, and of the longest conversation that is kept (SFT only).
+        block_tokens: u32,
         /// Gradients are scaled down to this norm; 0 leaves them as they are.
         max_grad_norm: f64,
         /// Decoupled weight decay; never on norms and biases.
@@ -122,8 +132,8 @@ impl TrainSettings {
     /// Reads the text of a settings file, then `KEY=VALUE` words over it.
     ///
     /// The keys stand at the top level, or in the table of a whole configuration: `[train]` for
-    /// DPO, `[reward]` for a reward model. The daemon's own keys there (when to save, which
-    /// history) shape no update and are passed over, as are DPO's keys in a reward training's file.
+    /// DPO, `[sft]`, `[reward]` for a reward model. The daemon's own keys there (when to save, which
+    /// history) shape no update and are passed over, as are DPO's keys in another training's file.
     ///
     /// # Errors
     /// All that is wrong, with lines.
@@ -176,8 +186,8 @@ impl TrainSettings {
         Self::checked(training, &entry, &fallback, findings)
     }
 
-    /// From the values of a `[train]` or `[reward]` table; `fallback` is DPO's, for the keys that a
-    /// reward training has no rows for.
+    /// From the values of the training's own table; `fallback` is DPO's, for the keys that another
+    /// training has no rows for.
     pub(crate) fn checked(
         training: Training,
         entry: &Entry,
@@ -215,16 +225,42 @@ impl TrainSettings {
     }
 }
 
+/// `[sft]`.
+#[derive(Debug, Clone, PartialEq)]
+pub struct SftConfig {
+    /// What it starts from; `None`: the run's initial policy.
+    pub base: Option<Place>,
+    /// What the worker gets.
+    pub settings: TrainSettings,
+    /// When it saves.
+    pub save: SavePolicy,
+}
+
+impl SftConfig {
+    pub(crate) fn of(entry: &Entry, settings: TrainSettings, base_dir: &Path) -> Option<Self> {
+        let base = Setting::of(entry.value("base"), base_dir)?;
+        Some(Self { base, settings, save: SavePolicy::of(entry, base_dir)? })
+    }
+
+    pub(crate) fn values(&self) -> Rows {
+        let mut rows = vec![("base", self.base.value())];
+        rows.extend(self.settings.rows(Training::Sft));
+        rows.extend(self.save.values());
+        rows
+    }
+}
+
 fn own_section(training: Training) -> &'static Section {
     match training {
         Training::Dpo => &knobs::TRAIN,
+        Training::Sft => &knobs::SFT,
         Training::Reward => &knobs::REWARD,
     }
 }
 
 /// The table of this training in a whole configuration, else the top level itself.
 fn own_table(training: Training, whole: RawTable, findings: &mut Findings) -> RawTable {
-    let is_configuration = ["train", "reward", "run"]
+    let is_configuration = ["train", "sft", "reward", "run"]
         .iter()
         .any(|name| matches!(whole.get(*name), Some(Given { value: RawValue::Table(_), .. })));
     if !is_configuration {
@@ -265,6 +301,10 @@ mod tests {
         let dpo = TrainSettings::defaults(Training::Dpo).unwrap();
         assert_eq!((dpo.beta, dpo.learning_rate, dpo.epochs), (0.1, 5e-7, 2));
         assert_eq!((dpo.batch_pairs, dpo.warmup_ratio), (128, 0.03));
+        let sft = TrainSettings::defaults(Training::Sft).unwrap();
+        assert_eq!((sft.learning_rate, sft.epochs, sft.batch_sequences), (2e-5, 1, 32));
+        assert_eq!((sft.schedule, sft.warmup_ratio), (Shape::Cosine, 0.03));
+        assert_eq!((sft.packing, sft.block_tokens), (true, 8192));
         let reward = TrainSettings::defaults(Training::Reward).unwrap();
         assert_eq!((reward.learning_rate, reward.epochs, reward.batch_pairs), (2e-6, 1, 512));
     }
@@ -280,7 +320,7 @@ mod tests {
     #[test]
     fn every_key_is_read_from_the_top_level_and_from_a_configuration() {
         let settings = read(EVERY_KEY).unwrap();
-        assert_eq!(EVERY_KEY.lines().count(), settings.values().len());
+        assert_eq!(EVERY_KEY.lines().count(), settings.rows(Training::Dpo).len());
         assert_eq!((settings.loss, settings.schedule), (Loss::Cdpo, Shape::Linear));
         assert_eq!((settings.max_prompt_length, settings.trainable_layers), (Some(32), Some(2)));
         assert_eq!(settings.overlong, Overlong::Truncate);
@@ -292,14 +332,18 @@ mod tests {
         // A reward training of the same configuration does not see [train].
         let reward = TrainSettings::read(Training::Reward, &whole, &[]).unwrap();
         assert_eq!(reward, TrainSettings::defaults(Training::Reward).unwrap());
-        // DPO's keys have no part in a reward training's own file, but do no harm.
+        // DPO's keys have no part in another training's own file, but do no harm.
         let reward = TrainSettings::read(Training::Reward, EVERY_KEY, &[]).unwrap();
         assert_eq!((reward.epochs, reward.max_length), (3, 64));
+        let sft = TrainSettings::read(Training::Sft, EVERY_KEY, &[]).unwrap();
+        assert_eq!((sft.epochs, sft.batch_sequences), (3, 32));
+        let message = read("block_tokens = 64").unwrap_err().to_string();
+        assert!(message.contains("it belongs in [sft]"), "{message}");
     }
 
     #[test]
     fn the_text_of_settings_is_read_as_the_same_settings() {
-        for training in [Training::Dpo, Training::Reward] {
+        for training in [Training::Dpo, Training::Sft, Training::Reward] {
             let settings = TrainSettings::read(training, "learning_rate=3.7e-6", &[]).unwrap();
             let text = settings.to_toml(training);
             assert_eq!(TrainSettings::read(training, &text, &[]).unwrap(), settings, "{text}");

@@ -118,6 +118,15 @@ fn unknown_key(section: &Section, key: &str) -> String {
     }
 }
 
+/// The value of `key` in the first entry whose section has it; where none of them has, the default
+/// in the section that does.
+pub(crate) fn value_among(key: &str, entries: [&Entry; 2]) -> Option<Value> {
+    match entries.into_iter().find(|entry| entry.section.knob(key).is_some()) {
+        Some(entry) => entry.value(key).cloned(),
+        None => SECTIONS.iter().find_map(|section| section.knob(key)).and_then(default_value),
+    }
+}
+
 /// The row's default.
 fn default_value(knob: &Knob) -> Option<Value> {
     literal(knob.kind, knob.default)

@@ -168,6 +168,23 @@ pub enum TextError {
         /// Its text in the whole conversation's rendering.
         whole_token: String,
     },
+    /// A conversation rendered up to a turn is not the beginning of the whole one's rendering.
+    #[error(
+        "the tokens of message {message} cannot be told from the others: at token {index} the \
+         conversation up to it has {part_token:?}, the whole one {whole_token:?}\n\
+         try: a template that marks the assistant's text by {{% generation %}}, or that renders a \
+         turn the same whatever follows it"
+    )]
+    TurnChanges {
+        /// The assistant's message, counted from 1.
+        message: usize,
+        /// The first token that differs.
+        index: usize,
+        /// Its text in the shorter rendering.
+        part_token: String,
+        /// Its text in the whole conversation's rendering.
+        whole_token: String,
+    },
     /// Chosen and rejected do not answer the same prompt.
     #[error(
         "chosen and rejected have different prompts: {difference}\n\

@@ -4,6 +4,7 @@
 //! checkpoints. The file mode and the daemon's units are the same code. May not enter: the database,
 //! the network, any decision about what comes next.
 
+pub mod assistant;
 pub mod checkpoint;
 pub mod data;
 pub mod device;

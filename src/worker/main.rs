@@ -34,7 +34,7 @@ enum Verb {
     Score(ScoreArgs),
     /// Log-probs of the responses of pairs
     Logprobs(LogprobsArgs),
-    /// Train a policy or a reward model on preferences
+    /// Train a policy or a reward model
     #[command(subcommand)]
     Train(TrainVerb),
     /// Merge a PEFT adapter into its base

@@ -8,7 +8,7 @@ use rlhfd_protocol::worker::Message;
 
 use crate::errors::TextError;
 use crate::model::ModelFolder;
-use crate::template::{ChatTemplate, Now};
+use crate::template::{ChatTemplate, Now, Rendered};
 use crate::tokenizer::{AddSpecial, Tokenizer};
 
 /// A model's tokenizer and template together.
@@ -89,11 +89,24 @@ impl Renderer {
     ///
     /// Errors: `NoTemplate`, `Template`.
     pub fn text(&self, messages: &[Message], turn: Turn) -> Result<String, TextError> {
+        self.rendered(messages, turn).map(|rendered| rendered.text)
+    }
+
+    /// The same, with what the template marks as the assistant's.
+    ///
+    /// Errors: as [`Self::text`].
+    pub fn rendered(&self, messages: &[Message], turn: Turn) -> Result<Rendered, TextError> {
         let template = self
             .template
             .as_ref()
             .ok_or_else(|| TextError::NoTemplate { dir: self.tokenizer.dir().to_owned() })?;
-        template.render(messages, turn == Turn::Opened).map(|rendered| rendered.text)
+        template.render(messages, turn == Turn::Opened)
+    }
+
+    /// Whether the template marks the assistant's text by `{% generation %}`.
+    #[must_use]
+    pub fn marks_assistant(&self) -> bool {
+        self.template.as_ref().is_some_and(ChatTemplate::marks_assistant)
     }
 
     /// Ids of a prompt: the template's rendering with the assistant's turn opened.

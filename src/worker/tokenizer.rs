@@ -5,6 +5,7 @@
 //! Of generation_config.json only the stop ids are used; its sampling settings are reported.
 //! May not enter: chat templates' rendering, tensors.
 
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 
 use serde_json::{Map, Value};
@@ -139,11 +140,40 @@ impl Tokenizer {
     /// Errors: as [`Self::encode`].
     pub fn encode_with(&self, text: &str, add: AddSpecial) -> Result<Vec<u32>, TextError> {
         let encoding = self.inner.encode_fast(text, add == AddSpecial::Yes);
-        encoding.map(|encoding| encoding.get_ids().to_vec()).map_err(|error| TextError::Tokenizer {
+        encoding
+            .map(|encoding| encoding.get_ids().to_vec())
+            .map_err(|error| self.inexpressible(&error))
+    }
+
+    fn inexpressible(&self, error: &tokenizers::Error) -> TextError {
+        TextError::Tokenizer {
             path: self.dir.join("tokenizer.json"),
             problem: format!("it cannot encode a text ({error})"),
             mend: "check that tokenizer.json is complete",
-        })
+        }
+    }
+
+    /// For each id of a rendered text, whether it lies in one of `spans` (byte ranges of the text).
+    ///
+    /// As transformers' `assistant_masks`: from the first token that holds a span's first character
+    /// to the first that holds its last one, by characters; to the end where that token is unknown.
+    ///
+    /// Errors: as [`Self::encode`].
+    pub fn covered(&self, text: &str, spans: &[Range<usize>]) -> Result<Vec<bool>, TextError> {
+        let encoding = self
+            .inner
+            .encode_char_offsets(text, false)
+            .map_err(|error| self.inexpressible(&error))?;
+        let mut covered = vec![false; encoding.len()];
+        let characters = |bytes: usize| text[..bytes].chars().count();
+        for span in spans.iter().filter(|span| !span.is_empty()) {
+            let token = |character| encoding.char_to_token(character, 0);
+            let Some(first) = token(characters(span.start)) else { break };
+            let last = token(characters(span.end) - 1).filter(|last| *last > 0);
+            let end = last.map_or(covered.len(), |last| last + 1);
+            covered[first.min(end)..end].fill(true);
+        }
+        Ok(covered)
     }
 
     /// The text of ids, without special tokens.

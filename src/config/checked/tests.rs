@@ -54,7 +54,7 @@ fn the_shipped_sample_is_what_the_rows_say() {
 fn the_other_shipped_configurations_are_sound() {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../configs");
     let paper = CheckedConfig::load(&folder.join("llama3-8b.toml")).unwrap();
-    // The paper's numbers: sections 2.1 and 3.3, table 7, algorithm 2.
+    // The paper's numbers: sections 2.1, 3.1 and 3.3, table 7, algorithm 2.
     assert_eq!((paper.run.iterations_max, paper.run.prompts_per_iteration), (3, 20_000));
     let arms: Vec<_> = paper.generate.arms.iter().map(|arm| (arm.temperature, arm.n)).collect();
     assert_eq!((arms, paper.generate.max_new_tokens), (vec![(1.0, 4), (0.7, 4)], 2048));
@@ -62,6 +62,10 @@ fn the_other_shipped_configurations_are_sound() {
     assert_eq!((train.loss.label(), train.beta, train.learning_rate), ("sigmoid", 0.1, 5e-7));
     assert_eq!((train.schedule.label(), train.warmup_ratio), ("cosine", 0.03));
     assert_eq!((train.epochs, train.batch_pairs, paper.train.history), (2, 128, History::All));
+    let sft = &paper.sft.settings;
+    assert_eq!((sft.learning_rate, sft.epochs, sft.batch_sequences), (2e-5, 1, 32));
+    assert_eq!((sft.schedule.label(), sft.warmup_ratio), ("cosine", 0.03));
+    assert_eq!((sft.packing, sft.block_tokens), (true, 8192));
     let reward = &paper.reward.settings;
     assert_eq!((reward.learning_rate, reward.epochs, reward.batch_pairs), (2e-6, 1, 512));
     assert_eq!((reward.schedule.label(), reward.warmup_ratio), ("cosine", 0.03));

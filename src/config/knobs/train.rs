@@ -1,5 +1,5 @@
-//! Knobs of training: `[train]` (DPO) and `[reward]` (Bradley-Terry). The worker's file mode reads
-//! the same rows.
+//! Knobs of training: `[train]` (DPO), `[sft]` and `[reward]` (Bradley-Terry). The worker's file
+//! mode reads the same rows.
 //!
 //! In: nothing. Out: rows.
 
@@ -9,6 +9,7 @@ const OURS: &str = "ours";
 const TORCH: &str = "torch and transformers";
 const TABLE_7: &str = "paper, table 7";
 const SECTION_2_1: &str = "paper, section 2.1";
+const SECTION_3_1: &str = "paper, section 3.1";
 
 const LOSS: Knob = Knob::new("loss", Kind::Word(&["sigmoid", "cdpo"]), "\"sigmoid\"")
     .doc("\"sigmoid\" (DPO) or \"cdpo\", its form with label smoothing")
@@ -141,6 +142,59 @@ pub(crate) static TRAIN: Section = Section {
         Knob::new("history", Kind::Word(&["all", "newest"]), "\"all\"")
             .doc("an iteration trains on the preferences of all iterations so far, or its own only")
             .source("paper, section 3.3: all (newest in its scripts)"),
+        SAVE_EVERY_STEPS,
+        SAVE_EVERY_S,
+    ],
+};
+
+pub(crate) static SFT: Section = Section {
+    name: "sft",
+    repeated: false,
+    doc: "Supervised fine-tuning on conversations (`rlhfctl train sft`).",
+    frozen: true,
+    knobs: &[
+        Knob::unset("base", Kind::Path, "the run's initial policy", "\"models/base\"")
+            .doc("the model that it starts from; its chat template says where answers stand")
+            .source("paper, section 3.1: LLaMA-3-8B"),
+        Knob::new("learning_rate", ABOVE_ZERO, "2e-5")
+            .doc("too small: nothing is learnt; too large: the model breaks")
+            .source(SECTION_3_1),
+        SCHEDULE,
+        WARMUP_RATIO,
+        Knob::new("epochs", count(1, 10_000), "1")
+            .unit("times each conversation is seen")
+            .doc("more: closer to the data, and to its wording")
+            .source(SECTION_3_1),
+        Knob::new("batch_sequences", count(1, 1 << 20), "32")
+            .unit("blocks an optimiser step, or conversations where nothing is packed")
+            .doc("larger: fewer and smoother steps")
+            .source(SECTION_3_1),
+        Knob::new("micro_batch_sequences", count(1, 65_536), "1")
+            .unit("blocks, or conversations where nothing is packed")
+            .doc("computed together; bounds memory, and changes a step only in its last bits")
+            .source(OURS),
+        Knob::new("packing", Kind::Switch, "true")
+            .doc(
+                "fill blocks with whole conversations, none of which sees another; without it each \
+                  conversation is a sequence of its own",
+            )
+            .source(SECTION_3_1),
+        Knob::new("block_tokens", count(2, 1 << 22), "8192")
+            .unit("tokens")
+            .doc("room of a block; a longer conversation is dropped and counted, packed or not")
+            .source(SECTION_3_1),
+        MAX_GRAD_NORM,
+        WEIGHT_DECAY,
+        ADAM_BETA1,
+        ADAM_BETA2,
+        ADAM_EPSILON,
+        CHECKPOINTING,
+        TRAINABLE_LAYERS,
+        LORA_RANK,
+        LORA_ALPHA,
+        LORA_TARGETS,
+        LORA_DROPOUT,
+        LORA_RS,
         SAVE_EVERY_STEPS,
         SAVE_EVERY_S,
     ],

@@ -1,6 +1,6 @@
-//! `train dpo` and `train reward`: pairs in, a checkpoint folder out.
+//! `train dpo`, `train sft` and `train reward`: pairs or conversations in, a checkpoint folder out.
 //!
-//! In: a model folder, pairs, settings. Out: a Hugging Face folder with manifest.json and
+//! In: a model folder, data, settings. Out: a Hugging Face folder with manifest.json and
 //! steps.jsonl. The same code as the daemon's train units. May not enter: training itself.
 
 use std::cell::RefCell;
@@ -25,6 +25,8 @@ use crate::watch::Watch;
 pub enum TrainVerb {
     /// Train a policy on preferences (DPO)
     Dpo(TrainDpoArgs),
+    /// Train a policy on the assistant's turns of conversations
+    Sft(TrainSftArgs),
     /// Train a Bradley-Terry reward model on preferences
     Reward(TrainRewardArgs),
 }
@@ -46,6 +48,17 @@ pub struct TrainDpoArgs {
     pub shared: SharedArgs,
 }
 
+/// Options of `train sft`.
+#[derive(Debug, Clone, Args)]
+pub struct TrainSftArgs {
+    /// Model folder of the policy to start from
+    #[arg(long, value_name = "DIR")]
+    pub model: PathBuf,
+    /// Conversations, settings, output
+    #[command(flatten)]
+    pub shared: SharedArgs,
+}
+
 /// Options of `train reward`.
 #[derive(Debug, Clone, Args)]
 pub struct TrainRewardArgs {
@@ -57,11 +70,12 @@ pub struct TrainRewardArgs {
     pub shared: SharedArgs,
 }
 
-/// What both trainings take.
+/// What all trainings take.
 #[derive(Debug, Clone, Args)]
 pub struct SharedArgs {
-    /// JSONL: {"chosen": [messages], "rejected": [messages]} on each line, or with a "prompt"
-    #[arg(long, value_name = "PAIRS")]
+    /// JSONL: {"messages": […]} on each line for sft; {"chosen": [messages], "rejected": [messages]}
+    /// for the others, or with a "prompt"
+    #[arg(long, value_name = "FILE")]
     pub data: PathBuf,
     /// Folder to write
     #[arg(long, value_name = "DIR")]
@@ -72,13 +86,13 @@ pub struct SharedArgs {
     /// With lora_rank: write the adapter alone, not the model merged with it
     #[arg(long)]
     pub adapter_only: bool,
-    /// Settings, as in the daemon's [train] and [reward] tables
+    /// Settings, as in the daemon's [train], [sft] and [reward] tables
     #[arg(long, value_name = "TOML")]
     pub config: Option<PathBuf>,
     /// Override one setting
     #[arg(long = "set", value_name = "KEY=VALUE")]
     pub overrides: Vec<String>,
-    /// Take the pairs in the order of the file
+    /// Take the pairs (of sft: the blocks) in their order
     #[arg(long)]
     pub no_shuffle: bool,
     /// Device, seed, threads
@@ -98,6 +112,10 @@ pub fn run(verb: &TrainVerb) -> Result<(), WorkerError> {
                 reference: Some(reference(args)?),
             };
             train(Training::Dpo, &args.policy, pairs, &args.shared)
+        }
+        TrainVerb::Sft(args) => {
+            let data = PairSource::Conversations { path: args.shared.data.clone() };
+            train(Training::Sft, &args.model, data, &args.shared)
         }
         TrainVerb::Reward(args) => {
             let pairs = PairSource::Text {
@@ -198,7 +216,7 @@ fn settings(training: Training, args: &SharedArgs) -> Result<TrainSettings, Trai
         Some(path) => std::fs::read_to_string(path).map_err(|source| InputError::File {
             path: path.clone(),
             action: "read",
-            mend: "name a TOML file with the keys of the [train] table, or leave --config away",
+            mend: "name a TOML file with the keys of the training's table, or leave --config away",
             source,
         })?,
         None => String::new(),
@@ -218,13 +236,18 @@ struct Shown {
 /// What came out, in one line for a person.
 fn tell(outcome: &Outcome, out: &Path) {
     let (Some(first), Some(last)) = (outcome.rows.first(), outcome.rows.last()) else { return };
+    let numbers = [
+        ("accuracy", last.accuracy),
+        ("margin", last.margin),
+        ("token accuracy", last.token_accuracy),
+    ];
+    let told = numbers.into_iter().filter_map(|(name, number)| Some((name, number?)));
+    let told: String = told.map(|(name, number)| format!(", {name} {number:.4}")).collect();
     eprintln!(
-        "train: {} steps, loss {:.4} to {:.4}, accuracy {:.2}, margin {:.4}; {} holds {}",
+        "train: {} steps, loss {:.4} to {:.4}{told}; {} holds {}",
         last.step,
         first.loss,
         last.loss,
-        last.accuracy,
-        last.margin,
         out.display(),
         outcome.standing.sha256,
     );

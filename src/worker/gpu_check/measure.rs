@@ -157,8 +157,8 @@ fn train(subject: &Subject, side: Side, (rate, epochs): (f64, u32)) -> Result<Cu
         }),
         settings: &settings,
         plan: BatchPlan {
-            pairs: pairs.len(),
-            batch_pairs: settings.batch_pairs as usize,
+            examples: pairs.len(),
+            batch: settings.batch_pairs as usize,
             epochs: u64::from(settings.epochs),
             order: Order::AsGiven,
         },

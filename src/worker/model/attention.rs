@@ -120,14 +120,29 @@ impl Attention {
             let mixed = self.mix(&heads.query, &heads.key, &heads.value);
             return self.output.forward(&mixed.transpose(1, 2).reshape([rows, tokens, width]));
         }
-        let mut first = 0;
         let mut parts = Vec::with_capacity(packed.len());
-        for tree in packed {
-            self.attend_tree(heads, (tree, first), &mut parts);
-            first += tree.tokens();
+        if packed.iter().all(|tree| tree.branches.is_empty()) {
+            self.attend_plain(heads, packed, &mut parts);
+        } else {
+            let mut first = 0;
+            for tree in packed {
+                self.attend_tree(heads, (tree, first), &mut parts);
+                first += tree.tokens();
+            }
         }
         let parts: Vec<Tensor> = parts.iter().map(|mixed| mixed.transpose(1, 2)).collect();
         self.output.forward(&Tensor::cat(&parts, 1).reshape([rows, tokens, width]))
+    }
+
+    /// Sequences without branches. Split once: the backward pass of a `narrow` fills a tensor of the
+    /// whole row, so that many short sequences would cost their number times the row.
+    fn attend_plain(&self, heads: &Heads, sequences: &[Tree], parts: &mut Vec<Tensor>) {
+        let lengths: Vec<i64> = sequences.iter().map(Tree::tokens).collect();
+        let split = |x: &Tensor| x.split_with_sizes(&lengths, 2);
+        let (keys, values) = (split(&heads.key), split(&heads.value));
+        for ((query, key), value) in split(&heads.query).iter().zip(&keys).zip(&values) {
+            parts.push(self.mix(query, key, value));
+        }
     }
 
     /// The tokens of one tree that begins at column `first`: trunk and first branch together, as

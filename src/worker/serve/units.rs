@@ -128,6 +128,7 @@ pub(super) fn concerns_item(error: &TextError) -> bool {
     match error {
         TextError::Template { .. }
         | TextError::PromptChanges { .. }
+        | TextError::TurnChanges { .. }
         | TextError::PromptsDiffer { .. }
         | TextError::Unusable { .. } => true,
         TextError::Tokenizer { .. } | TextError::Misfit { .. } | TextError::NoTemplate { .. } => {

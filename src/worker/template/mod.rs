@@ -44,6 +44,7 @@ pub struct ChatTemplate {
     environment: Environment<'static>,
     variables: Map<String, Json>,
     dir: PathBuf,
+    marks_assistant: bool,
 }
 
 impl ChatTemplate {
@@ -57,16 +58,24 @@ impl ChatTemplate {
         now: Now,
     ) -> Result<Self, TextError> {
         let mut environment = environment(now);
+        let (marked, plain) = (generation_tags(source, Some(MARKS)), generation_tags(source, None));
+        let marks_assistant = marked != plain;
         let compiled = syntax()
             .and_then(|syntax| {
                 environment.set_syntax(syntax);
-                environment.add_template_owned("marked", generation_tags(source, Some(MARKS)))
+                environment.add_template_owned("marked", marked)
             })
-            .and_then(|()| environment.add_template_owned("plain", generation_tags(source, None)));
+            .and_then(|()| environment.add_template_owned("plain", plain));
         match compiled {
-            Ok(()) => Ok(Self { environment, variables, dir: dir.to_owned() }),
+            Ok(()) => Ok(Self { environment, variables, dir: dir.to_owned(), marks_assistant }),
             Err(error) => Err(template_error(dir, &error)),
         }
+    }
+
+    /// Whether it has `{% generation %}` blocks.
+    #[must_use]
+    pub fn marks_assistant(&self) -> bool {
+        self.marks_assistant
     }
 
     /// Renders a conversation; `add_generation_prompt` opens the assistant's turn after it.

@@ -1,25 +1,25 @@
-//! The order of training: which pairs make which step, and how a step is cut into micro-batches.
+//! The order of training: which examples make which step.
 //!
-//! In: how many pairs there are, and the seed. Out: indices. Pure and keyed by (seed, epoch), so
+//! In: how many examples (pairs, or blocks of conversations) there are, and the seed. Out: indices. Pure and keyed by (seed, epoch), so
 //! that a resumed training finds its place from the step number alone, and nothing depends on how
 //! often it was interrupted. May not enter: tensors, files.
 
 use crate::philox::philox4x32;
 
-/// How pairs become steps.
+/// How examples become steps.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct BatchPlan {
-    /// Pairs in the training set.
-    pub pairs: usize,
-    /// Pairs of one optimiser step; an epoch's last step may have fewer.
-    pub batch_pairs: usize,
-    /// Passes over the pairs.
+    /// Examples in the training set.
+    pub examples: usize,
+    /// Examples of one optimiser step; an epoch's last step may have fewer.
+    pub batch: usize,
+    /// Passes over the examples.
     pub epochs: u64,
     /// The order within an epoch.
     pub order: Order,
 }
 
-/// The order of pairs within an epoch.
+/// The order of examples within an epoch.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Order {
     /// As the file has them.
@@ -32,7 +32,7 @@ impl BatchPlan {
     /// Steps of one epoch: the last short batch is a step of its own.
     #[must_use]
     pub fn steps_per_epoch(&self) -> u64 {
-        self.pairs.div_ceil(self.batch_pairs.max(1)) as u64
+        self.examples.div_ceil(self.batch.max(1)) as u64
     }
 
     /// Steps of the whole training.
@@ -41,21 +41,21 @@ impl BatchPlan {
         self.steps_per_epoch() * self.epochs
     }
 
-    /// The pairs of step `index` (from 0), in order.
+    /// The examples of step `index` (from 0), in order.
     #[must_use]
-    pub fn step_pairs(&self, index: u64) -> Vec<usize> {
+    pub fn step_examples(&self, index: u64) -> Vec<usize> {
         let per_epoch = self.steps_per_epoch().max(1);
         let order = self.epoch_order(index / per_epoch);
         let within = usize::try_from(index % per_epoch).unwrap_or(usize::MAX);
-        let start = within.saturating_mul(self.batch_pairs).min(order.len());
-        let end = start.saturating_add(self.batch_pairs).min(order.len());
+        let start = within.saturating_mul(self.batch).min(order.len());
+        let end = start.saturating_add(self.batch).min(order.len());
         order[start..end].to_vec()
     }
 
-    /// All pairs in the order of `epoch` (from 0): Fisher and Yates' shuffle, drawn downwards.
+    /// All examples in the order of `epoch` (from 0): Fisher and Yates' shuffle, drawn downwards.
     #[must_use]
     pub fn epoch_order(&self, epoch: u64) -> Vec<usize> {
-        let mut order: Vec<usize> = (0..self.pairs).collect();
+        let mut order: Vec<usize> = (0..self.examples).collect();
         if let Order::Shuffled { seed } = self.order {
             for last in (1..order.len()).rev() {
                 let other = below(draw(seed, epoch, last as u64), last as u64 + 1);
@@ -86,15 +86,15 @@ fn below(bits: u64, limit: u64) -> u64 {
 mod tests {
     use super::*;
 
-    fn plan(pairs: usize, batch_pairs: usize, order: Order) -> BatchPlan {
-        BatchPlan { pairs, batch_pairs, epochs: 2, order }
+    fn plan(examples: usize, batch: usize, order: Order) -> BatchPlan {
+        BatchPlan { examples, batch, epochs: 2, order }
     }
 
     #[test]
     fn the_last_short_batch_is_a_step_of_its_own() {
         let plan = plan(7, 3, Order::AsGiven);
         assert_eq!((plan.steps_per_epoch(), plan.steps()), (3, 6));
-        let steps: Vec<_> = (0..6).map(|step| plan.step_pairs(step)).collect();
+        let steps: Vec<_> = (0..6).map(|step| plan.step_examples(step)).collect();
         assert_eq!(steps[..3], [vec![0, 1, 2], vec![3, 4, 5], vec![6]]);
         assert_eq!(steps[3..], steps[..3]);
     }
@@ -110,7 +110,7 @@ mod tests {
             sorted.sort_unstable();
             assert_eq!(sorted, (0..50).collect::<Vec<_>>());
         }
-        let steps: Vec<usize> = (0..7).flat_map(|step| plan.step_pairs(step)).collect();
+        let steps: Vec<usize> = (0..7).flat_map(|step| plan.step_examples(step)).collect();
         assert_eq!(steps, one);
         let other = BatchPlan { order: Order::Shuffled { seed: 4 }, ..plan };
         assert_ne!(other.epoch_order(0), one);

@@ -51,19 +51,30 @@ pub enum TrainError {
         /// By reason.
         reasons: String,
     },
+    /// The same of conversations.
+    #[error(
+        "no conversation is left to train on: all {conversations} were left out ({reasons})\n\
+         try: a larger block_tokens (no more than the model has positions), or other conversations"
+    )]
+    NoConversations {
+        /// Conversations in the file.
+        conversations: usize,
+        /// Why, by reason.
+        reasons: String,
+    },
     /// A loss or a gradient that is NaN or infinite. The step was not applied.
     #[error(
         "step {step} gave {what} that is not finite{}; it was not applied\n\
-         try: a lower learning_rate, clipping (max_grad_norm), or look at this pair",
-        .pair.map_or(String::new(), |pair| format!(" (pair {pair} of those trained on, from 1)"))
+         try: a lower learning_rate, clipping (max_grad_norm), or look at the data",
+        .example.as_ref().map_or(String::new(), |example| format!(" ({example})"))
     )]
     NonFinite {
         /// The step, counted from 1.
         step: u64,
         /// "a loss" or "a gradient norm".
         what: &'static str,
-        /// The first pair whose loss is not finite, in the order of the data.
-        pair: Option<usize>,
+        /// The first pair or conversation whose loss is not finite, in the order of the data.
+        example: Option<String>,
     },
     /// The reference is broken.
     #[error(
@@ -181,7 +192,8 @@ mod tests {
         assert_eq!(full.failure_kind(), FailureKind::Disk);
         let told = crate::errors::with_causes(&full);
         assert!(told.ends_with("because: No space left on device (os error 28)"), "{told}");
-        let error = TrainError::NonFinite { step: 3, what: "a loss", pair: Some(7) };
+        let example = Some("pair 7 of those trained on, from 1".to_owned());
+        let error = TrainError::NonFinite { step: 3, what: "a loss", example };
         assert!(error.to_string().starts_with("step 3 gave a loss that is not finite (pair 7"));
         assert_eq!(error.failure_kind(), FailureKind::NonFinite);
     }

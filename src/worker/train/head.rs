@@ -38,6 +38,8 @@ pub enum Wanted {
 pub struct Scored {
     /// f32 `[positions]`, nats.
     pub logprobs: Tensor,
+    /// Bool `[positions]`: whether no id is likelier than the target; empty for log-probs only.
+    pub hits: Tensor,
     hidden: Tensor,
     targets: Tensor,
     slope: Option<Tensor>,
@@ -70,17 +72,19 @@ pub fn forward_in(
     let chunk = (room.chunk_bytes / 4 / vocabulary).max(1);
     let kept = positions.saturating_mul(vocabulary).saturating_mul(4) <= room.kept_bytes;
     let weight = if wanted == Wanted::Logprobs { Tensor::new() } else { weight(model) };
-    let mut logprobs = Vec::new();
+    let (mut logprobs, mut hits) = (Vec::new(), Vec::new());
     let mut slopes = Vec::new();
     let mut residuals = Vec::new();
     for (start, length) in chunks(positions, chunk) {
         let ids = targets.narrow(0, start, length).unsqueeze(1);
         let mut logits = model.logits(&hidden.narrow(0, start, length));
         let log_total = logits.logsumexp([-1_i64], true);
-        logprobs.push((logits.gather(1, &ids, false) - &log_total).squeeze_dim(1));
+        let own = logits.gather(1, &ids, false);
+        logprobs.push((&own - &log_total).squeeze_dim(1));
         if wanted == Wanted::Logprobs {
             continue;
         }
+        hits.push(own.ge_tensor(&logits.amax([-1_i64], true)).squeeze_dim(1));
         let residual = residual(&mut logits, &log_total, &ids);
         slopes.push(residual.to_kind(hidden.kind()).matmul(&weight).neg());
         if wanted == Wanted::WeightGradient {
@@ -88,9 +92,12 @@ pub fn forward_in(
         }
     }
     let slope = (wanted != Wanted::Logprobs).then(|| join(&slopes, &hidden));
-    let empty = || Tensor::zeros([0], (Kind::Float, hidden.device()));
-    let logprobs = if logprobs.is_empty() { empty() } else { Tensor::cat(&logprobs, 0) };
-    Scored { logprobs, targets: targets.shallow_clone(), slope, residuals, chunk, hidden }
+    let whole = |parts: &[Tensor], kind| {
+        let empty = || Tensor::zeros([0], (kind, hidden.device()));
+        if parts.is_empty() { empty() } else { Tensor::cat(parts, 0) }
+    };
+    let (logprobs, hits) = (whole(&logprobs, Kind::Float), whole(&hits, Kind::Bool));
+    Scored { logprobs, hits, targets: targets.shallow_clone(), slope, residuals, chunk, hidden }
 }
 
 impl Scored {

@@ -1,6 +1,6 @@
 //! One training from folder to folder: what the file mode and the daemon's units both do.
 //!
-//! In: a [`TrainJob`]: a model folder, a reference, pairs, settings. Out: a published checkpoint
+//! In: a [`TrainJob`]: a model folder, a reference, pairs or conversations, settings. Out: a published checkpoint
 //! folder, or an error and nothing under its name. Done again after a crash it goes on from the
 //! saved state, and a folder that this very unit has published is taken as it stands. May not
 //! enter: frames, command lines.
@@ -12,10 +12,10 @@ use rlhfd_protocol::manifest::FolderKind;
 
 use super::batches::{BatchPlan, Order};
 use super::error::TrainError;
+use super::examples::Examples;
 use super::learners::Learners;
 use super::loss::DpoLoss;
 use super::pack::TokenPair;
-use super::pairs::{self, Fitted, Limits};
 use super::publish::{Masters, Publication, STEPS};
 use super::start::Origin;
 use super::state::{self, Resume, StatePlace};
@@ -27,9 +27,9 @@ use crate::checkpoint::{self, Draft, Heading, Standing};
 use crate::device::Compute;
 use crate::errors::ModelError;
 use crate::model::{ModelFolder, Trainable, Transformer};
-use crate::render::{RenderRule, Renderer};
+use crate::render::RenderRule;
 
-/// Where the pairs come from.
+/// Where the pairs come from, or, of supervised fine-tuning, the conversations.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum PairSource {
     /// A JSONL file of texts or messages; the reference's log-probs are computed with the model in
@@ -41,6 +41,11 @@ pub enum PairSource {
         rule: RenderRule,
         /// The reference's folder.
         reference: Option<PathBuf>,
+    },
+    /// A JSONL file of conversations, for supervised fine-tuning.
+    Conversations {
+        /// The file.
+        path: PathBuf,
     },
     /// A JSONL file of token ids with the reference's log-probs.
     Ids {
@@ -83,7 +88,7 @@ pub enum PublishedAs {
 /// A training, from folder to folder.
 #[derive(Debug, Clone, PartialEq)]
 pub struct TrainJob {
-    /// DPO, or a reward model.
+    /// DPO, supervised fine-tuning, or a reward model.
     pub training: Training,
     /// The policy that goes on, or what a reward model is made from.
     pub base: PathBuf,
@@ -94,7 +99,7 @@ pub struct TrainJob {
     pub adapter_base: Option<AdapterBase>,
     /// LoRA: what is published.
     pub published: PublishedAs,
-    /// The pairs.
+    /// What is trained on.
     pub pairs: PairSource,
     /// The settings.
     pub settings: TrainSettings,
@@ -121,7 +126,7 @@ pub struct Outcome {
     pub rows: Vec<StepRow>,
     /// The first step that this attempt made; one past the last where it made none.
     pub first_step: u64,
-    /// Pairs left out, by reason.
+    /// Pairs or conversations left out, by reason.
     pub dropped: Vec<(String, u64)>,
 }
 
@@ -136,23 +141,23 @@ pub fn run(
 ) -> Result<Outcome, TrainError> {
     let origin = open_origin(job)?;
     let base = &origin.base;
-    let (mut fitted, renderer) = read_pairs(job, base)?;
-    if let Some(outcome) = already_published(job, &fitted)? {
+    let (mut examples, renderer) = Examples::read(job, base)?;
+    if let Some(outcome) = already_published(job, examples.dropped())? {
         return Ok(outcome);
     }
     // Begun before any computing, so that a place that cannot be written is told at once.
     let draft = Draft::begin(&job.out)?;
-    let reward = start::reward_folder(job, base, renderer.as_ref(), &fitted.pairs)?;
-    fill_reference(job, compute, &origin, &mut fitted.pairs, observer)?;
+    let reward = start::reward_folder(job, base, renderer.as_ref(), &examples.pairs)?;
+    fill_reference(job, compute, &origin, &mut examples.pairs, observer)?;
     let model = start::load(job, compute, &origin)?;
     let mut trunk = Trunk::new(&model, start::activations(&job.settings));
     if own_reference(job, &origin) {
         // The reference is the base: what the model is without its adapters.
         model.adapters().set(false);
-        reference::fill(&model, &mut trunk, &mut fitted.pairs, observer)?;
+        reference::fill(&model, &mut trunk, &mut examples.pairs, observer)?;
         model.adapters().set(true);
     }
-    let trained = train(job, &origin, &model, (trunk, &fitted.pairs), observer)?;
+    let trained = train(job, &origin, &model, (trunk, &examples), observer)?;
     let lora = origin.lora.as_ref();
     let pad_id = reward.as_ref().map(|reward| reward.pad_id);
     let learnt = lora.map(|lora| lora.learnt(&trained.learners));
@@ -180,7 +185,7 @@ pub fn run(
         standing,
         rows: trained.rows,
         first_step: trained.first_step,
-        dropped: dropped(&fitted),
+        dropped: examples.dropped(),
     })
 }
 
@@ -188,7 +193,7 @@ fn train(
     job: &TrainJob,
     origin: &Origin,
     model: &Transformer,
-    (trunk, pairs): (Trunk, &[TokenPair]),
+    (trunk, examples): (Trunk, &Examples),
     observer: &Observer<'_>,
 ) -> Result<Trained, TrainError> {
     let settings = &job.settings;
@@ -197,19 +202,23 @@ fn train(
     })?;
     let training = Loop {
         model,
-        pairs,
+        pairs: &examples.pairs,
         objective: match job.training {
             Training::Dpo => Objective::Dpo(DpoLoss {
                 loss: settings.loss,
                 beta: settings.beta,
                 label_smoothing: settings.label_smoothing,
             }),
+            Training::Sft => Objective::Sft(&examples.blocks),
             Training::Reward => Objective::Reward,
         },
         settings,
         plan: BatchPlan {
-            pairs: pairs.len(),
-            batch_pairs: settings.batch_pairs as usize,
+            examples: examples.count(),
+            batch: match job.training {
+                Training::Sft => settings.batch_sequences as usize,
+                Training::Dpo | Training::Reward => settings.batch_pairs as usize,
+            },
             epochs: u64::from(settings.epochs),
             order: job.order,
         },
@@ -218,7 +227,7 @@ fn train(
             resume: keeping.resume,
             every_steps: keeping.every_steps,
             every_s: keeping.every_s,
-            fingerprint: fingerprint(job, model, pairs),
+            fingerprint: fingerprint(job, model, examples),
         }),
         trunk,
     };
@@ -229,7 +238,7 @@ fn open_origin(job: &TrainJob) -> Result<Origin, TrainError> {
     let ground = lora::ground(job)?;
     let base = ModelFolder::open(&ground.base)?;
     let base = match job.training {
-        Training::Dpo => base.require_policy()?,
+        Training::Dpo | Training::Sft => base.require_policy()?,
         Training::Reward => base,
     };
     let layers = base.config.layers;
@@ -241,48 +250,11 @@ fn open_origin(job: &TrainJob) -> Result<Origin, TrainError> {
     Ok(Origin { base, masters, lora })
 }
 
-/// Pairs that fit, and the renderer where one is needed.
-fn read_pairs(
-    job: &TrainJob,
-    base: &ModelFolder,
-) -> Result<(Fitted, Option<Renderer>), TrainError> {
-    let needs_renderer =
-        job.training == Training::Reward || matches!(job.pairs, PairSource::Text { .. });
-    let renderer = if needs_renderer { Some(Renderer::open(base)?) } else { None };
-    let pairs = match (&job.pairs, &renderer) {
-        (PairSource::Text { path, rule, .. }, Some(renderer)) => {
-            let lines = pairs::read(path)?;
-            pairs::tokenise(path, &lines, renderer, (job.training, *rule))?
-        }
-        (PairSource::Text { path, .. } | PairSource::Ids { path }, _) => {
-            pairs::read_ids(path, base.config.vocabulary)?
-        }
-    };
-    let count = pairs.len();
-    let limits = Limits::of(&job.settings, job.training, base.config.positions_max);
-    let fitted = pairs::fit(pairs, &limits);
-    if fitted.pairs.is_empty() {
-        let dropped = dropped(&fitted);
-        let reasons = dropped.iter().map(|(why, n)| format!("{why}: {n}"));
-        let reasons = reasons.collect::<Vec<_>>().join(", ");
-        return Err(TrainError::NoPairs { pairs: count, dropped: count, reasons });
-    }
-    for (reason, left_out) in &fitted.dropped {
-        tracing::warn!("{left_out} of {count} pairs are left out: {reason}");
-    }
-    if fitted.truncated > 0 {
-        let most = limits.tokens_max;
-        tracing::warn!("{} of {count} pairs are cut to {most} tokens", fitted.truncated);
-    }
-    Ok((fitted, renderer))
-}
-
-fn dropped(fitted: &Fitted) -> Vec<(String, u64)> {
-    fitted.dropped.iter().map(|(why, count)| ((*why).to_owned(), *count)).collect()
-}
-
 /// What this unit has published already, before its row was written.
-fn already_published(job: &TrainJob, fitted: &Fitted) -> Result<Option<Outcome>, TrainError> {
+fn already_published(
+    job: &TrainJob,
+    dropped: Vec<(String, u64)>,
+) -> Result<Option<Outcome>, TrainError> {
     if job.unit.is_empty() || !job.out.is_dir() {
         return Ok(None);
     }
@@ -300,12 +272,12 @@ fn already_published(job: &TrainJob, fitted: &Fitted) -> Result<Option<Outcome>,
         .collect::<Result<_, _>>()
         .map_err(|error| unreadable(error.to_string()))?;
     let first_step = rows.len() as u64 + 1;
-    Ok(Some(Outcome { standing, rows, first_step, dropped: dropped(fitted) }))
+    Ok(Some(Outcome { standing, rows, first_step, dropped }))
 }
 
 fn folder_kind(training: Training) -> FolderKind {
     match training {
-        Training::Dpo => FolderKind::Policy,
+        Training::Dpo | Training::Sft => FolderKind::Policy,
         Training::Reward => FolderKind::RewardModel,
     }
 }
@@ -355,19 +327,9 @@ fn fill_reference(
 }
 
 /// All that shapes the steps: a state of anything else is never resumed.
-fn fingerprint(job: &TrainJob, model: &Transformer, pairs: &[TokenPair]) -> String {
+fn fingerprint(job: &TrainJob, model: &Transformer, examples: &Examples) -> String {
     let order = format!("{:?} {}", job.order, job.seed);
     let compute = format!("{:?} {:?}", model.device(), model.precision());
-    let mut data = Vec::new();
-    for pair in pairs {
-        for ids in [&pair.prompt, &pair.chosen, &pair.rejected] {
-            data.extend_from_slice(&(ids.len() as u64).to_le_bytes());
-            data.extend(ids.iter().flat_map(|id| id.to_le_bytes()));
-        }
-        let (chosen, rejected) = pair.reference.unwrap_or_default();
-        data.extend(chosen.to_le_bytes());
-        data.extend(rejected.to_le_bytes());
-    }
     state::fingerprint(&[
         format!("{:?}", job.training).as_bytes(),
         job.settings.to_toml(job.training).as_bytes(),
@@ -376,6 +338,6 @@ fn fingerprint(job: &TrainJob, model: &Transformer, pairs: &[TokenPair]) -> Stri
         job.unit.as_bytes(),
         job.parent_sha256.as_bytes(),
         job.base_sha256.as_bytes(),
-        &data,
+        &examples.bytes(),
     ])
 }

@@ -70,7 +70,7 @@ fn on_the_reference(job: &TrainJob, adapter: PathBuf, fresh: Ground) -> Result<G
     let merged = adapter != job.base;
     let reference = match &job.pairs {
         PairSource::Text { reference, .. } => reference.as_deref(),
-        PairSource::Ids { .. } => None,
+        PairSource::Conversations { .. } | PairSource::Ids { .. } => None,
     };
     match reference {
         Some(reference) if same_folder(reference, &job.base) && merged => Ok(fresh),

@@ -1,7 +1,7 @@
-//! The losses of preference training, per pair, over plain vectors.
+//! The losses of training over plain vectors: of pairs, and of documents' tokens.
 //!
 //! In: summed log-probs (or scores) of the chosen and rejected side of each pair, as tensors of one
-//! element a pair. Out: the unreduced loss and what is reported beside it. A loss sees neither
+//! element a pair; or log-probs of learnt tokens. Out: the unreduced loss and what is reported beside it. A loss sees neither
 //! tokens nor weights: the gradient reaches them through `d loss / d log-prob` alone, so a new loss
 //! is one arm here. May not enter: models, files, settings text.
 
@@ -74,6 +74,16 @@ pub fn bradley_terry(chosen: &Tensor, rejected: &Tensor) -> PairLoss {
         chosen: chosen.shallow_clone(),
         rejected: rejected.shallow_clone(),
     }
+}
+
+/// Sums over the learnt tokens of a micro-batch of documents, kept on the device: f64 `[5]` of the
+/// loss `−Σ log-prob` and of the hits, and three zeros, to be added up as [`PairLoss::sums`] are.
+///
+/// Shapes: both `[positions]`. Units: nats.
+pub fn token_sums(logprobs: &Tensor, hits: &Tensor) -> Tensor {
+    let zero = || Tensor::zeros([], (Kind::Double, logprobs.device()));
+    let loss = -logprobs.sum(Kind::Double);
+    Tensor::stack(&[loss, hits.sum(Kind::Double), zero(), zero(), zero()], 0)
 }
 
 impl PairLoss {

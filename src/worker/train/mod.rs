@@ -1,8 +1,8 @@
-//! Training: DPO of a policy, Bradley and Terry's reward model.
+//! Training: DPO of a policy, supervised fine-tuning, Bradley and Terry's reward model.
 //!
-//! In: a model folder, pairs (as text, or as token ids with the reference's log-probs), settings.
-//! Out: a checkpoint folder with its manifest and steps.jsonl. Reading order: `pairs` and `batches`
-//! say what is trained on and in which order, `pack`, `trunk`, `head` and `loss` compute a
+//! In: a model folder, pairs (as text, or as token ids with the reference's log-probs) or
+//! conversations, settings. Out: a checkpoint folder with its manifest and steps.jsonl. Reading
+//! order: `pairs`, `conversations`, `blocks` and `batches` say what is trained on and in which order, `pack`, `trunk`, `head` and `loss` compute a
 //! micro-batch, `schedule`, `adamw` and `learners` make a step of it, `trainer` is the loop,
 //! `state` saves and resumes it, `lora` and `adapter_files` are adapters'
 //! part, `weights` and `publish` write the folder, `start` and `job` put it
@@ -11,7 +11,10 @@
 pub mod adamw;
 mod adapter_files;
 pub mod batches;
+pub mod blocks;
+pub mod conversations;
 pub mod error;
+mod examples;
 pub mod head;
 pub mod job;
 pub mod learners;

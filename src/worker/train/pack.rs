@@ -1,9 +1,9 @@
-//! A micro-batch as tensors: token ids one after the other, and where the responses are predicted.
+//! A micro-batch as tensors: token ids one after the other, and where learnt ids are predicted.
 //!
-//! In: pairs of token ids. Out: one row of ids without padding. A pair stands there as a tree: what
-//! its two sides share once, then the rest of the chosen side, then the rest of the rejected one, so
-//! that a shared prompt is computed once, forward and backward. Nothing here ever looks at a pad id.
-//! May not enter: models, losses.
+//! In: examples (pairs, or blocks of documents) as token ids. Out: one row of ids without padding. A
+//! pair stands there as a tree: what its two sides share once, then the rest of the chosen side, then
+//! the rest of the rejected one, so that a shared prompt is computed once, forward and backward. A
+//! document stands alone. Nothing here ever looks at a pad id. May not enter: models, losses.
 
 use tch::{Device, Tensor};
 
@@ -47,14 +47,21 @@ impl TokenPair {
     }
 }
 
-/// Pairs as one row of trees: sequence 2i is pair i's chosen side, 2i + 1 its rejected one.
+/// What a micro-batch is made of.
+pub trait Example {
+    /// Writes its sequences behind those that stand there.
+    fn add_to(&self, columns: &mut Columns);
+}
+
+/// Examples as one row of trees. Of pairs, sequence 2i is pair i's chosen side, 2i + 1 its rejected
+/// one; of blocks, each document is a sequence.
 pub struct Packed {
     /// i64 `[1, tokens]`.
     pub ids: Tensor,
-    /// A tree a pair; two plain sequences where its sides share nothing.
+    /// A tree a pair, two plain sequences where its sides share nothing; a plain sequence a document.
     pub trees: Vec<Tree>,
-    /// i64 `[positions]`: where response ids are predicted, from the prompt's last position (which
-    /// serves both responses) to the one before the sequence's last.
+    /// i64 `[positions]`: where learnt ids are predicted. Of a pair, from the prompt's last position
+    /// (which serves both responses) to the one before the sequence's last.
     pub predicting: Tensor,
     /// i64 `[positions]`: the ids that follow there.
     pub targets: Tensor,
@@ -66,7 +73,7 @@ pub struct Packed {
 
 /// The same, still in host vectors.
 #[derive(Default)]
-struct Columns {
+pub struct Columns {
     ids: Vec<i64>,
     trees: Vec<Tree>,
     predicting: Vec<i64>,
@@ -75,8 +82,29 @@ struct Columns {
     last: Vec<i64>,
 }
 
+impl Example for TokenPair {
+    fn add_to(&self, columns: &mut Columns) {
+        columns.add_pair(self);
+    }
+}
+
 impl Columns {
-    fn add(&mut self, pair: &TokenPair) {
+    /// A sequence on its own. `learnt` says of each id whether it is predicted; the first never is.
+    pub fn add_document(&mut self, ids: &[u32], learnt: &[bool]) {
+        let (start, sequence) = (self.ids.len(), index(self.last.len()));
+        for (place, (id, learnt)) in ids.iter().zip(learnt).enumerate() {
+            if *learnt && place > 0 {
+                self.predicting.push(index(start + place - 1));
+                self.targets.push(i64::from(*id));
+                self.sequence_of.push(sequence);
+            }
+        }
+        self.ids.extend(ids.iter().map(|id| i64::from(*id)));
+        self.last.push(index(self.ids.len().saturating_sub(1)));
+        self.trees.push(Tree::plain(index(ids.len())));
+    }
+
+    fn add_pair(&mut self, pair: &TokenPair) {
         let shared = pair.shared();
         let start = self.ids.len();
         let trunk = if pair.prompt.is_empty() { &pair.chosen[..shared] } else { &pair.prompt };
@@ -108,12 +136,12 @@ impl Columns {
 }
 
 impl Packed {
-    /// Packs `pairs` onto `device`. A pair without response ids is refused where pairs are read.
+    /// Packs `examples` onto `device`. One without ids to learn is refused where they are read.
     #[must_use]
-    pub fn new(pairs: &[&TokenPair], device: Device) -> Self {
+    pub fn new<E: Example>(examples: &[&E], device: Device) -> Self {
         let mut columns = Columns::default();
-        for pair in pairs {
-            columns.add(pair);
+        for example in examples {
+            example.add_to(&mut columns);
         }
         let tensor = |values: &[i64]| Tensor::from_slice(values).to_device(device);
         Self {
@@ -132,7 +160,7 @@ impl Packed {
         self.ids.numel() as u64
     }
 
-    /// Sequences, twice the number of pairs.
+    /// Sequences: twice the number of pairs, or the number of documents.
     #[must_use]
     pub fn sequences(&self) -> i64 {
         self.last.numel() as i64
@@ -184,6 +212,30 @@ mod tests {
         let packed = Packed::new(&[&pair(&[], &[7, 2], &[8])], Device::Cpu);
         assert_eq!(packed.trees, [Tree::plain(2), Tree::plain(1)]);
         assert_eq!((values(&packed.ids), values(&packed.last)), (vec![7, 2, 8], vec![1, 2]));
+        assert_eq!(packed.sequences(), 2);
+    }
+
+    #[test]
+    fn documents_stand_alone_and_only_learnt_ids_are_predicted() {
+        use crate::train::blocks::{Block, Document};
+        let document = |ids: &[u32], learnt: &[bool]| Document {
+            line: 1,
+            ids: ids.to_vec(),
+            learnt: learnt.to_vec(),
+        };
+        let block = Block {
+            documents: vec![
+                document(&[7, 8, 9, 2], &[false, false, true, true]),
+                document(&[5, 6, 2], &[true, false, true]),
+            ],
+        };
+        let packed = Packed::new(&[&block], Device::Cpu);
+        assert_eq!(packed.trees, [Tree::plain(4), Tree::plain(3)]);
+        assert_eq!(values(&packed.ids), [7, 8, 9, 2, 5, 6, 2]);
+        // The 5 begins its document: what stands before it is another one's end.
+        assert_eq!(values(&packed.predicting), [1, 2, 5]);
+        assert_eq!(values(&packed.targets), [9, 2, 2]);
+        assert_eq!(values(&packed.sequence_of), [0, 0, 1]);
         assert_eq!(packed.sequences(), 2);
     }
 }

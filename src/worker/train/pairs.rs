@@ -114,7 +114,7 @@ pub fn tokenise(
                 rejected: ids.rejected,
                 reference: None,
             }),
-            Training::Reward => whole_conversations(&line.text, renderer),
+            Training::Sft | Training::Reward => whole_conversations(&line.text, renderer),
         };
         pairs.push(pair.map_err(|error| at_line(path, line.line, Refusal::from(error)))?);
     }
@@ -163,7 +163,7 @@ impl Limits {
             prompt_tokens_max: settings.max_prompt_length.map(|most| most as usize),
             overlong: match training {
                 Training::Dpo => settings.overlong,
-                Training::Reward => Overlong::Drop,
+                Training::Sft | Training::Reward => Overlong::Drop,
             },
         }
     }

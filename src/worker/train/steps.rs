@@ -5,26 +5,29 @@
 
 use serde::{Deserialize, Serialize};
 
-/// One optimiser step. All means are over the step's pairs, however they were cut into
-/// micro-batches.
+/// One optimiser step. All means are over the step's pairs, or, of supervised fine-tuning, over its
+/// learnt tokens, however they were cut into micro-batches. What a training does not have is absent.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct StepRow {
     /// Counted from 1.
     pub step: u64,
-    /// Mean loss over the step's pairs, before the step was applied.
+    /// Mean loss, before the step was applied.
     pub loss: f64,
     /// The learning rate that was applied.
     pub lr: f64,
     /// Euclidean norm of the gradient before clipping.
     pub grad_norm: f64,
     /// Share of pairs whose margin is above 0.
-    pub accuracy: f64,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub accuracy: Option<f64>,
     /// Mean margin: implicit rewards for DPO, scores (chosen − rejected) for a reward model.
-    pub margin: f64,
-    /// Mean implicit reward β·(policy − reference log-prob), in nats times β. None when a reward
-    /// model is trained.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub margin: Option<f64>,
+    /// Mean implicit reward β·(policy − reference log-prob), in nats times β. Only for DPO.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub implicit_reward_chosen: Option<f64>,
     /// As `implicit_reward_chosen`, of the rejected responses.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub implicit_reward_rejected: Option<f64>,
     /// Mean score of the chosen responses. Only when a reward model is trained.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -32,6 +35,9 @@ pub struct StepRow {
     /// As `score_chosen`, of the rejected responses.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub score_rejected: Option<f64>,
+    /// Share of learnt tokens that no other id was likelier than. Only for supervised fine-tuning.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub token_accuracy: Option<f64>,
 }
 
 /// The rows as JSON lines, each ended by a newline.
@@ -58,12 +64,13 @@ mod tests {
             loss: 0.5,
             lr: 0.0,
             grad_norm: 2.0,
-            accuracy: 1.0,
-            margin: 0.25,
+            accuracy: Some(1.0),
+            margin: Some(0.25),
             implicit_reward_chosen: Some(0.125),
             implicit_reward_rejected: Some(-0.125),
             score_chosen: None,
             score_rejected: None,
+            token_accuracy: None,
         };
         let text = to_jsonl(std::slice::from_ref(&row)).unwrap();
         assert_eq!(

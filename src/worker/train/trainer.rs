@@ -1,6 +1,6 @@
-//! The training loop: steps over pairs, for DPO and for reward models alike.
+//! The training loop: steps over pairs or blocks of conversations, for every kind of training.
 //!
-//! In: a loaded model, token pairs, settings, an order. Out: the model trained in place, and a row a
+//! In: a loaded model, examples of token ids, settings, an order. Out: the model trained in place, and a row a
 //! step. A step is: micro-batches forward and backward, one read of the step's numbers from the
 //! device, and, if they are finite, one update. Nothing else is synchronised to the host. May not
 //! enter: text, model folders, the protocol.
@@ -12,23 +12,26 @@ use tch::{Kind, Tensor};
 
 use super::adamw::AdamConfig;
 use super::batches::BatchPlan;
+use super::blocks::Block;
 use super::error::TrainError;
-use super::head::{self, Wanted};
+use super::head::{self, Scored, Wanted};
 use super::learners::Learners;
-use super::loss::{DpoLoss, Logprobs, PairLoss, bradley_terry};
-use super::pack::{Packed, TokenPair};
+use super::loss::{DpoLoss, Logprobs, PairLoss, bradley_terry, token_sums};
+use super::pack::{Example, Packed, TokenPair};
 use super::schedule::Schedule;
 use super::state::{self, StatePlace};
 use super::steps::StepRow;
-use super::trunk::{Trunk, push};
+use super::trunk::{Pass, Trunk, push};
 use crate::model::Transformer;
 use crate::watch::Watch;
 
 /// What is learnt.
 #[derive(Debug, Clone, Copy, PartialEq)]
-pub enum Objective {
+pub enum Objective<'a> {
     /// Direct preference optimisation, by the language head.
     Dpo(DpoLoss),
+    /// The likelihood of the assistant's tokens in these blocks, by the language head.
+    Sft(&'a [Block]),
     /// Bradley and Terry's likelihood, by the score head.
     Reward,
 }
@@ -47,17 +50,17 @@ pub struct Observer<'a> {
 pub struct Training<'a> {
     /// The model; its trainable parameters carry gradients.
     pub model: &'a Transformer,
-    /// The pairs, in the order of the data.
+    /// The pairs, in the order of the data; none where blocks are trained on.
     pub pairs: &'a [TokenPair],
     /// What is learnt.
-    pub objective: Objective,
+    pub objective: Objective<'a>,
     /// How fast, how long.
     pub settings: &'a TrainSettings,
-    /// Which pairs make which step.
+    /// Which examples make which step.
     pub plan: BatchPlan,
     /// Where the state is kept; None keeps none.
     pub state: Option<StatePlace>,
-    /// Frozen states already computed for these very pairs by this very model, or a fresh trunk.
+    /// Frozen states already computed for these very examples by this very model, or a fresh trunk.
     pub trunk: Trunk,
 }
 
@@ -133,20 +136,17 @@ impl Training<'_> {
         learners: &mut Learners,
         observer: &Observer<'_>,
     ) -> Result<StepRow, TrainError> {
-        let step_pairs = self.plan.step_pairs(index);
-        let count = step_pairs.len();
+        let examples = self.plan.step_examples(index);
+        let weight = self.weight(&examples);
         let mut sums = Vec::new();
         let mut losses = Vec::new();
-        let micro = usize::try_from(self.settings.micro_batch_pairs).unwrap_or(1).max(1);
-        for (number, part) in step_pairs.chunks(micro).enumerate() {
+        for (number, part) in examples.chunks(self.micro_batch_examples()).enumerate() {
             self.model.adapters().draw_for(index, number as u64);
-            let pairs: Vec<(usize, &TokenPair)> =
-                part.iter().map(|pair| (*pair, &self.pairs[*pair])).collect();
-            let (loss, tokens) = self.micro_batch(&pairs, count, learners);
-            sums.push(loss.sums());
-            losses.push(loss.loss.detach());
+            let part = self.micro_batch(part, weight.recip(), learners);
+            sums.push(part.sums);
+            losses.push(part.losses);
             learners.collect();
-            if observer.watch.tick(tokens).is_err() {
+            if observer.watch.tick(part.tokens).is_err() {
                 learners.clear();
                 return Err(TrainError::Cancelled { step: index });
             }
@@ -159,80 +159,168 @@ impl Training<'_> {
             return Err(non_finite(index, "a loss", None));
         };
         if !loss.is_finite() {
-            return Err(non_finite(index, "a loss", first_bad(&losses, &step_pairs)));
+            return Err(non_finite(index, "a loss", self.first_bad(&losses, &examples)));
         }
         if !norm.is_finite() {
             return Err(non_finite(index, "a gradient norm", None));
         }
         learners.apply(rate, index + 1, (norm, self.settings.max_grad_norm));
-        #[expect(clippy::cast_precision_loss, reason = "a batch is far below 2^52 pairs")]
-        let mean = |sum: f64| sum / count.max(1) as f64;
-        let numbers = [loss, ahead, margin, chosen, rejected].map(mean);
+        let numbers = [loss, ahead, margin, chosen, rejected].map(|sum| sum / weight);
         Ok(self.row(index + 1, rate, norm, numbers))
+    }
+
+    /// What the sums of a step are divided by: its pairs, or its learnt tokens.
+    fn weight(&self, examples: &[usize]) -> f64 {
+        let count = match self.objective {
+            Objective::Sft(blocks) => {
+                examples.iter().map(|index| blocks[*index].loss_tokens()).sum()
+            }
+            Objective::Dpo(_) | Objective::Reward => examples.len(),
+        };
+        #[expect(clippy::cast_precision_loss, reason = "a batch is far below 2^52 tokens")]
+        let count = count.max(1) as f64;
+        count
+    }
+
+    fn micro_batch_examples(&self) -> usize {
+        let examples = match self.objective {
+            Objective::Sft(_) => self.settings.micro_batch_sequences,
+            Objective::Dpo(_) | Objective::Reward => self.settings.micro_batch_pairs,
+        };
+        usize::try_from(examples).unwrap_or(1).max(1)
     }
 
     fn row(&self, step: u64, lr: f64, grad_norm: f64, numbers: [f64; 5]) -> StepRow {
         let [loss, accuracy, margin, chosen, rejected] = numbers;
         let dpo = matches!(self.objective, Objective::Dpo(_));
+        let reward = self.objective == Objective::Reward;
+        let sft = matches!(self.objective, Objective::Sft(_));
         StepRow {
             step,
             loss,
             lr,
             grad_norm,
-            accuracy,
-            margin,
+            accuracy: (!sft).then_some(accuracy),
+            margin: (!sft).then_some(margin),
             implicit_reward_chosen: dpo.then_some(chosen),
             implicit_reward_rejected: dpo.then_some(rejected),
-            score_chosen: (!dpo).then_some(chosen),
-            score_rejected: (!dpo).then_some(rejected),
+            score_chosen: reward.then_some(chosen),
+            score_rejected: reward.then_some(rejected),
+            token_accuracy: sft.then_some(accuracy),
         }
     }
 
-    /// Forward and backward of one micro-batch of a step of `count` pairs. Returns its numbers and
-    /// the tokens computed.
-    fn micro_batch(
-        &mut self,
-        pairs: &[(usize, &TokenPair)],
-        count: usize,
-        learners: &Learners,
-    ) -> (PairLoss, u64) {
-        let model = self.model;
-        let only: Vec<&TokenPair> = pairs.iter().map(|(_, pair)| *pair).collect();
-        let packed = Packed::new(&only, model.device());
-        let pass = self.trunk.forward(model, &packed, pairs);
-        #[expect(clippy::cast_precision_loss, reason = "a batch is far below 2^52 pairs")]
-        let share = 1.0 / count.max(1) as f64;
-        let loss = match self.objective {
+    /// The first pair or conversation, in the order of the data, whose loss is not finite.
+    fn first_bad(&self, losses: &[Tensor], examples: &[usize]) -> Option<String> {
+        let numbers: Vec<usize> = match self.objective {
+            Objective::Sft(blocks) => {
+                let documents = examples.iter().flat_map(|index| &blocks[*index].documents);
+                documents.map(|document| document.line).collect()
+            }
+            Objective::Dpo(_) | Objective::Reward => examples.iter().map(|pair| pair + 1).collect(),
+        };
+        let losses = Vec::<f32>::try_from(&Tensor::cat(losses, 0)).unwrap_or_default();
+        let bad = losses.iter().zip(numbers).filter(|(loss, _)| !loss.is_finite());
+        let first = bad.map(|(_, number)| number).min()?;
+        Some(match self.objective {
+            Objective::Sft(_) => format!("the conversation of line {first}"),
+            Objective::Dpo(_) | Objective::Reward => {
+                format!("pair {first} of those trained on, from 1")
+            }
+        })
+    }
+
+    /// Forward and backward of one micro-batch. `share` is what a pair, or a learnt token, counts in
+    /// its step.
+    fn micro_batch(&mut self, part: &[usize], share: f64, learners: &Learners) -> Part {
+        match self.objective {
             Objective::Dpo(dpo) => {
-                let hidden = model.final_norm(&pass.stream.index_select(0, &packed.predicting));
-                let head = learners.find(head::weight_name(model));
-                let wanted = match head {
-                    Some(_) => Wanted::WeightGradient,
-                    None => Wanted::HiddenGradient,
-                };
-                let scored = head::forward(model, &hidden, &packed.targets, wanted);
-                let (loss, slopes) = dpo_sequences(&dpo, &packed, &scored.logprobs, &only, share);
-                let coefficients = slopes.index_select(0, &packed.sequence_of);
-                if let Some(gradient) = scored.hidden_gradient(&coefficients) {
-                    push(&hidden, &gradient);
-                }
-                self.trunk.backward(model, &packed, &pass);
-                if let Some(head) = head {
-                    let mut gradient = head.gradient_to_add_to();
-                    scored.add_weight_gradient(model, &coefficients, &mut gradient);
-                }
-                loss
+                let (packed, pass) = self.forward(self.pairs, part);
+                let pairs: Vec<&TokenPair> = part.iter().map(|index| &self.pairs[*index]).collect();
+                let loss = self.through_head((&packed, &pass), learners, |scored| {
+                    let logprobs = &scored.logprobs;
+                    let (loss, slopes) = dpo_sequences(&dpo, &packed, logprobs, &pairs, share);
+                    (loss, slopes.index_select(0, &packed.sequence_of))
+                });
+                Part::of_pairs(&loss, &packed)
+            }
+            Objective::Sft(blocks) => {
+                let (packed, pass) = self.forward(blocks, part);
+                self.through_head((&packed, &pass), learners, |scored| {
+                    (Part::of_documents(scored, &packed), scored.logprobs.full_like(-share))
+                })
             }
             Objective::Reward => {
-                let hidden = model.final_norm(&pass.stream.index_select(0, &packed.last));
-                let scores = model.scores(&hidden).view([-1, 2]);
+                let (packed, pass) = self.forward(self.pairs, part);
+                let hidden = self.model.final_norm(&pass.stream.index_select(0, &packed.last));
+                let scores = self.model.scores(&hidden).view([-1, 2]);
                 let loss = bradley_terry(&scores.select(1, 0), &scores.select(1, 1));
                 (loss.loss.sum(Kind::Float) * share).backward();
-                self.trunk.backward(model, &packed, &pass);
-                loss
+                self.trunk.backward(self.model, &packed, &pass);
+                Part::of_pairs(&loss, &packed)
             }
+        }
+    }
+
+    /// The stream of the examples at these indices.
+    fn forward<E: Example>(&mut self, all: &[E], part: &[usize]) -> (Packed, Pass) {
+        let examples: Vec<(usize, &E)> = part.iter().map(|index| (*index, &all[*index])).collect();
+        let only: Vec<&E> = examples.iter().map(|(_, example)| *example).collect();
+        let packed = Packed::new(&only, self.model.device());
+        let pass = self.trunk.forward(self.model, &packed, &examples);
+        (packed, pass)
+    }
+
+    /// The language head over a micro-batch, forward and backward. `of` gives, from the log-probs,
+    /// what is reported and the loss's slope towards each of them (f32 `[positions]`).
+    fn through_head<T>(
+        &self,
+        (packed, pass): (&Packed, &Pass),
+        learners: &Learners,
+        of: impl FnOnce(&Scored) -> (T, Tensor),
+    ) -> T {
+        let model = self.model;
+        let hidden = model.final_norm(&pass.stream.index_select(0, &packed.predicting));
+        let head = learners.find(head::weight_name(model));
+        let wanted = match head {
+            Some(_) => Wanted::WeightGradient,
+            None => Wanted::HiddenGradient,
         };
-        (loss, packed.tokens())
+        let scored = head::forward(model, &hidden, &packed.targets, wanted);
+        let (told, slopes) = of(&scored);
+        if let Some(gradient) = scored.hidden_gradient(&slopes) {
+            push(&hidden, &gradient);
+        }
+        self.trunk.backward(model, packed, pass);
+        if let Some(head) = head {
+            let mut gradient = head.gradient_to_add_to();
+            scored.add_weight_gradient(model, &slopes, &mut gradient);
+        }
+        told
+    }
+}
+
+/// What a micro-batch gives.
+struct Part {
+    /// f64 `[5]`; see [`PairLoss::sums`] and [`token_sums`].
+    sums: Tensor,
+    /// f32, one loss a pair or document.
+    losses: Tensor,
+    /// Tokens computed.
+    tokens: u64,
+}
+
+impl Part {
+    fn of_pairs(loss: &PairLoss, packed: &Packed) -> Self {
+        Self { sums: loss.sums(), losses: loss.loss.detach(), tokens: packed.tokens() }
+    }
+
+    fn of_documents(scored: &Scored, packed: &Packed) -> Self {
+        Self {
+            sums: token_sums(&scored.logprobs, &scored.hits),
+            losses: -sequence_sums(packed, &scored.logprobs),
+            tokens: packed.tokens(),
+        }
     }
 }
 
@@ -267,15 +355,8 @@ pub fn sequence_sums(packed: &Packed, logprobs: &Tensor) -> Tensor {
     zeros.index_add(0, &packed.sequence_of, logprobs).detach()
 }
 
-fn non_finite(index: u64, what: &'static str, pair: Option<usize>) -> TrainError {
-    TrainError::NonFinite { step: index + 1, what, pair }
-}
-
-/// The first pair, in the order of the data and counted from 1, whose loss is not finite.
-fn first_bad(losses: &[Tensor], pairs: &[usize]) -> Option<usize> {
-    let losses = Vec::<f32>::try_from(&Tensor::cat(losses, 0)).unwrap_or_default();
-    let bad = losses.iter().zip(pairs).filter(|(loss, _)| !loss.is_finite());
-    bad.map(|(_, pair)| pair + 1).min()
+fn non_finite(index: u64, what: &'static str, example: Option<String>) -> TrainError {
+    TrainError::NonFinite { step: index + 1, what, example }
 }
 
 /// Saves every so many steps or seconds.

@@ -2,8 +2,8 @@
 //!
 //! In: a packed micro-batch. Out: the stream before the final norm, as a leaf whose gradient the
 //! caller fills, and the backward pass from there. The blocks below the lowest one that learns run
-//! without a graph; what they give for a pair never changes during a training, so it is computed
-//! once a pair and kept as long as a fixed budget lasts. With activation checkpointing a block's
+//! without a graph; what they give for an example never changes during a training, so it is computed
+//! once an example and kept as long as a fixed budget lasts. With activation checkpointing a block's
 //! activations are computed again in the backward pass (tch has no custom autograd: the gradient
 //! goes in as `(output · gradient).sum()`). May not enter: heads, losses, optimisers.
 
@@ -11,7 +11,7 @@ use std::collections::HashMap;
 
 use tch::{Kind, Tensor};
 
-use super::pack::{Packed, TokenPair};
+use super::pack::{Example, Packed};
 use crate::model::Transformer;
 
 /// Bytes of frozen states that a training keeps on the device.
@@ -75,19 +75,19 @@ impl Trunk {
         }
     }
 
-    /// A trunk for one look at each pair: nothing is kept.
+    /// A trunk for one look at each example: nothing is kept.
     #[must_use]
     pub fn once(model: &Transformer) -> Self {
         Self { kept_bytes_max: 0, ..Self::new(model, Activations::Kept) }
     }
 
-    /// The stream of a micro-batch, with a graph from the lowest learning block on. `pairs` are the
-    /// micro-batch's pairs and their indices in the training set, by which frozen states are kept.
-    pub fn forward(
+    /// The stream of a micro-batch, with a graph from the lowest learning block on. `examples` are the
+    /// micro-batch's and their indices in the training set, by which frozen states are kept.
+    pub fn forward<E: Example>(
         &mut self,
         model: &Transformer,
         packed: &Packed,
-        pairs: &[(usize, &TokenPair)],
+        examples: &[(usize, &E)],
     ) -> Pass {
         let rope = model.rope_packed(&packed.trees);
         let (mut x, first) = match self.begin {
@@ -95,7 +95,7 @@ impl Trunk {
                 (tch::no_grad(|| model.embed(&packed.ids)), 0)
             }
             Begin::Embedding => (model.embed(&packed.ids), 0),
-            Begin::Block(first) => (self.frozen(model, pairs, first), first),
+            Begin::Block(first) => (self.frozen(model, examples, first), first),
         };
         let mut inputs = Vec::new();
         if !self.checkpointing {
@@ -137,17 +137,17 @@ impl Trunk {
         }
     }
 
-    /// The stream below block `first`, `[1, tokens, width]`, put together from each pair's own.
-    fn frozen(
+    /// The stream below block `first`, `[1, tokens, width]`, put together from each example's own.
+    fn frozen<E: Example>(
         &mut self,
         model: &Transformer,
-        pairs: &[(usize, &TokenPair)],
+        examples: &[(usize, &E)],
         first: usize,
     ) -> Tensor {
         let _no_grad = tch::no_grad_guard();
-        let own: Vec<Tensor> = pairs
+        let own: Vec<Tensor> = examples
             .iter()
-            .map(|(index, pair)| self.frozen_pair(model, *index, pair, first))
+            .map(|(index, example)| self.frozen_example(model, *index, *example, first))
             .collect();
         match own.as_slice() {
             [one] => one.shallow_clone(),
@@ -155,19 +155,19 @@ impl Trunk {
         }
     }
 
-    /// A pair's own frozen state, `[1, its tokens, width]`. It is always computed for the pair
+    /// An example's own frozen state, `[1, its tokens, width]`. It is always computed for the example
     /// alone, so that its bits depend neither on the micro-batch nor on whether it was kept.
-    fn frozen_pair(
+    fn frozen_example<E: Example>(
         &mut self,
         model: &Transformer,
         index: usize,
-        pair: &TokenPair,
+        example: &E,
         first: usize,
     ) -> Tensor {
         if let Some(own) = self.kept.get(&index) {
             return own.shallow_clone();
         }
-        let packed = Packed::new(&[pair], model.device());
+        let packed = Packed::new(&[example], model.device());
         let rope = model.rope_packed(&packed.trees);
         let mut x = model.embed(&packed.ids);
         for block in &model.blocks()[..first] {

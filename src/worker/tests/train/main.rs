@@ -9,6 +9,7 @@ mod bad_input;
 mod lora;
 mod numbers;
 mod resume;
+mod sft;
 mod support;
 mod trl;
 mod weights;

@@ -27,24 +27,30 @@ pub fn model(name: &str) -> PathBuf {
     golden("models").join(name)
 }
 
-/// The first lines of a file of pairs, in a file of their own.
-pub fn first_pairs(dir: &Path, from: &Path, count: usize) -> PathBuf {
+/// The first lines of a file, in a file of their own.
+pub fn first_lines(dir: &Path, from: &Path, count: usize) -> PathBuf {
     let text = std::fs::read_to_string(from).unwrap();
     let lines: Vec<&str> = text.lines().take(count).collect();
-    let path = dir.join("pairs.jsonl");
+    let path = dir.join("data.jsonl");
     std::fs::write(&path, lines.join("\n")).unwrap();
     path
 }
 
-pub fn job(training: Training, base: PathBuf, pairs: PathBuf, out: PathBuf) -> TrainJob {
+pub fn job(training: Training, base: PathBuf, data: PathBuf, out: PathBuf) -> TrainJob {
     let reference = (training == Training::Dpo).then(|| base.clone());
+    let pairs = match training {
+        Training::Sft => PairSource::Conversations { path: data },
+        Training::Dpo | Training::Reward => {
+            PairSource::Text { path: data, rule: RenderRule::Conversation, reference }
+        }
+    };
     TrainJob {
         training,
         base,
         base_sha256: String::new(),
         adapter_base: None,
         published: PublishedAs::Model,
-        pairs: PairSource::Text { path: pairs, rule: RenderRule::Conversation, reference },
+        pairs,
         settings: TrainSettings::defaults(training).unwrap(),
         order: Order::AsGiven,
         seed: 0,
@@ -75,8 +81,16 @@ pub fn squared_distance(one: &[(String, Tensor)], two: &[(String, Tensor)]) -> f
 }
 
 pub fn small(dir: &Path, training: Training, base: &str, words: &[&str]) -> TrainJob {
-    let pairs = first_pairs(dir, &golden("pairs.jsonl"), 10);
-    let mut job = job(training, model(base), pairs, dir.join("out"));
+    let data = match training {
+        Training::Sft => "conversations_sft.jsonl",
+        Training::Dpo | Training::Reward => "pairs.jsonl",
+    };
+    let data = first_lines(dir, &golden(data), 10);
+    let mut job = job(training, model(base), data, dir.join("out"));
+    let own: &[&str] = match training {
+        Training::Sft => &["batch_sequences=4", "packing=false"],
+        Training::Dpo | Training::Reward => &[],
+    };
     let words: Vec<String> = [
         "learning_rate=1e-3",
         "batch_pairs=4",
@@ -86,6 +100,7 @@ pub fn small(dir: &Path, training: Training, base: &str, words: &[&str]) -> Trai
         "max_length=512",
     ]
     .iter()
+    .chain(own)
     .chain(words)
     .map(|word| (*word).to_owned())
     .collect();

@@ -8,7 +8,7 @@ use rlhfd_worker::train::job::{AdapterBase, PairSource};
 use serde::Deserialize;
 use serde_json::Value;
 
-use crate::support::{first_pairs, golden, job, model, run_quietly, squared_distance, tensors};
+use crate::support::{first_lines, golden, job, model, run_quietly, squared_distance, tensors};
 
 #[derive(Deserialize)]
 struct GoldenRun {
@@ -47,7 +47,7 @@ fn settings(training: Training, map: &serde_json::Map<String, Value>) -> TrainSe
 fn against_trl(training: Training, name: &str, words: &[&str]) {
     let golden_run = golden_run(name);
     let dir = tempfile::tempdir().unwrap();
-    let pairs = first_pairs(dir.path(), &golden(&golden_run.pairs), golden_run.pairs_used);
+    let pairs = first_lines(dir.path(), &golden(&golden_run.pairs), golden_run.pairs_used);
     let out = dir.path().join("out");
     let mut job = job(training, model(&golden_run.model), pairs, out.clone());
     if let PairSource::Text { reference: Some(reference), .. } = &mut job.pairs {
@@ -83,11 +83,11 @@ fn against_trl(training: Training, name: &str, words: &[&str]) {
             ("loss", ours.loss - theirs.loss, 1e-4),
             ("grad_norm", norm, 1e-3),
             ("lr", ours.lr - theirs.lr, 1e-12),
-            ("margin", ours.margin - theirs.margin, 1e-3),
+            ("margin", ours.margin.unwrap() - theirs.margin, 1e-3),
         ];
         // At the first step every margin is 0 but for rounding.
         if theirs.margin.abs() > 1e-3 {
-            table.push(("accuracy", ours.accuracy - theirs.accuracy, 1e-6));
+            table.push(("accuracy", ours.accuracy.unwrap() - theirs.accuracy, 1e-6));
         }
         for (name, ours, theirs) in [
             ("chosen", ours.implicit_reward_chosen, theirs.implicit_reward_chosen),

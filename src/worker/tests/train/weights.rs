@@ -18,6 +18,8 @@ fn frozen_tensors_are_the_same_to_the_bit_and_all_others_moved() {
     for (training, base) in [
         (Training::Dpo, "tiny-tied"),
         (Training::Dpo, "tiny-untied"),
+        (Training::Sft, "tiny-tied"),
+        (Training::Sft, "tiny-untied"),
         (Training::Reward, "tiny-reward"),
     ] {
         let top = ModelFolder::open(&model(base)).unwrap().config.layers - 1;

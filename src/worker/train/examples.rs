@@ -1,0 +1,140 @@
+//! What a training learns from, as its file gives it: pairs, or blocks of conversations.
+//!
+//! In: a job and its base folder. Out: [`Examples`] that fit, with a count of what was left out; an
+//! error where nothing is left. May not enter: tensors, steps.
+
+use std::collections::BTreeMap;
+
+use rlhfd_config::Training;
+
+use super::blocks::Block;
+use super::error::TrainError;
+use super::job::{PairSource, TrainJob};
+use super::pack::TokenPair;
+use super::pairs::{self, Limits};
+use super::{blocks, conversations};
+use crate::model::ModelFolder;
+use crate::render::Renderer;
+
+/// The examples of a training, and how many were left out, by reason.
+pub(super) struct Examples {
+    /// None where blocks are trained on.
+    pub pairs: Vec<TokenPair>,
+    /// None where pairs are trained on.
+    pub blocks: Vec<Block>,
+    dropped: BTreeMap<&'static str, u64>,
+}
+
+impl Examples {
+    /// Reads and fits them; the renderer where one was needed.
+    ///
+    /// # Errors
+    /// The first bad line's; `NoPairs`, `NoConversations`.
+    pub(super) fn read(
+        job: &TrainJob,
+        base: &ModelFolder,
+    ) -> Result<(Self, Option<Renderer>), TrainError> {
+        match &job.pairs {
+            PairSource::Conversations { path } => {
+                let renderer = Renderer::open(base)?;
+                let documents = conversations::read(path, &renderer)?;
+                Ok((Self::conversations(job, base, documents)?, Some(renderer)))
+            }
+            PairSource::Text { path, rule, .. } => {
+                let renderer = Renderer::open(base)?;
+                let lines = pairs::read(path)?;
+                let pairs = pairs::tokenise(path, &lines, &renderer, (job.training, *rule))?;
+                Ok((Self::pairs(job, base, pairs)?, Some(renderer)))
+            }
+            PairSource::Ids { path } => {
+                let scores = job.training == Training::Reward;
+                let renderer = scores.then(|| Renderer::open(base)).transpose()?;
+                let pairs = pairs::read_ids(path, base.config.vocabulary)?;
+                Ok((Self::pairs(job, base, pairs)?, renderer))
+            }
+        }
+    }
+
+    fn pairs(
+        job: &TrainJob,
+        base: &ModelFolder,
+        pairs: Vec<TokenPair>,
+    ) -> Result<Self, TrainError> {
+        let count = pairs.len();
+        let limits = Limits::of(&job.settings, job.training, base.config.positions_max);
+        let fitted = pairs::fit(pairs, &limits);
+        let examples = Self { pairs: fitted.pairs, blocks: Vec::new(), dropped: fitted.dropped };
+        if examples.pairs.is_empty() {
+            let reasons = examples.reasons();
+            return Err(TrainError::NoPairs { pairs: count, dropped: count, reasons });
+        }
+        examples.tell(count, "pairs");
+        if fitted.truncated > 0 {
+            let most = limits.tokens_max;
+            tracing::warn!("{} of {count} pairs are cut to {most} tokens", fitted.truncated);
+        }
+        Ok(examples)
+    }
+
+    fn conversations(
+        job: &TrainJob,
+        base: &ModelFolder,
+        documents: Vec<blocks::Document>,
+    ) -> Result<Self, TrainError> {
+        let count = documents.len();
+        let fitted = conversations::fit(documents, &job.settings, base.config.positions_max);
+        let examples = Self { pairs: Vec::new(), blocks: fitted.blocks, dropped: fitted.dropped };
+        if examples.blocks.is_empty() {
+            let reasons = examples.reasons();
+            return Err(TrainError::NoConversations { conversations: count, reasons });
+        }
+        examples.tell(count, "conversations");
+        Ok(examples)
+    }
+
+    fn tell(&self, count: usize, what: &str) {
+        for (reason, left_out) in &self.dropped {
+            tracing::warn!("{left_out} of {count} {what} are left out: {reason}");
+        }
+    }
+
+    fn reasons(&self) -> String {
+        let reasons = self.dropped.iter().map(|(why, n)| format!("{why}: {n}"));
+        reasons.collect::<Vec<_>>().join(", ")
+    }
+
+    /// How many were left out, by reason.
+    pub(super) fn dropped(&self) -> Vec<(String, u64)> {
+        self.dropped.iter().map(|(why, count)| ((*why).to_owned(), *count)).collect()
+    }
+
+    /// How many there are: pairs, or blocks.
+    pub(super) fn count(&self) -> usize {
+        self.pairs.len() + self.blocks.len()
+    }
+
+    /// All of them as bytes, for the fingerprint: equal examples give equal bytes.
+    pub(super) fn bytes(&self) -> Vec<u8> {
+        let mut data = Vec::new();
+        let add = |data: &mut Vec<u8>, ids: &[u32]| {
+            data.extend_from_slice(&(ids.len() as u64).to_le_bytes());
+            data.extend(ids.iter().flat_map(|id| id.to_le_bytes()));
+        };
+        for pair in &self.pairs {
+            for ids in [&pair.prompt, &pair.chosen, &pair.rejected] {
+                add(&mut data, ids);
+            }
+            let (chosen, rejected) = pair.reference.unwrap_or_default();
+            data.extend(chosen.to_le_bytes());
+            data.extend(rejected.to_le_bytes());
+        }
+        for block in &self.blocks {
+            data.extend_from_slice(&(block.documents.len() as u64).to_le_bytes());
+            for document in &block.documents {
+                add(&mut data, &document.ids);
+                data.extend(document.learnt.iter().map(|learnt| u8::from(*learnt)));
+            }
+        }
+        data
+    }
+}
