@@ -57,9 +57,12 @@ impl Adapters {
         self.matrices.iter().filter_map(|(name, _)| name.strip_suffix(DOWN))
     }
 
-    /// The matrix of that name.
+    /// The matrix of that name, or the score head.
     #[must_use]
     pub fn get(&self, name: &str) -> Option<&Tensor> {
+        if name == "score.weight" {
+            return self.score_head.as_ref();
+        }
         self.matrices.iter().find(|(candidate, _)| candidate == name).map(|(_, tensor)| tensor)
     }
 
@@ -67,8 +70,7 @@ impl Adapters {
     #[must_use]
     pub fn changes(&self, name: &str) -> bool {
         let module = name.strip_suffix(".weight").unwrap_or(name);
-        self.get(&format!("{module}{DOWN}")).is_some()
-            || (name == "score.weight" && self.score_head.is_some())
+        self.get(&format!("{module}{DOWN}")).is_some() || self.get(name).is_some()
     }
 
     /// The tensor of this name with the adapters merged: `weight + scaling · B·A`, in f32 on the CPU.
@@ -76,7 +78,7 @@ impl Adapters {
         let _no_grad = tch::no_grad_guard();
         let on_host =
             |tensor: &Tensor| tensor.detach().to_device(tch::Device::Cpu).to_kind(Kind::Float);
-        if let Some(head) = self.score_head.as_ref().filter(|_| name == "score.weight") {
+        if let Some(head) = self.get(name) {
             return on_host(head);
         }
         let module = name.strip_suffix(".weight").unwrap_or(name);

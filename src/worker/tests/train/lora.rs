@@ -4,13 +4,16 @@ use std::path::{Path, PathBuf};
 
 use rlhfd_config::{TrainSettings, Training};
 use rlhfd_worker::checkpoint;
+use rlhfd_worker::device::Compute;
 use rlhfd_worker::file_mode::{MergeArgs, merge};
 use rlhfd_worker::logprob::host_floats;
 use rlhfd_worker::model::adapter_folder::{ADAPTER_CONFIG, ADAPTER_WEIGHTS, BASE_NOTE};
 use rlhfd_worker::model::{
     AdapterFolder, Dropout, LoadOptions, ModelFolder, Precision, Trainable, Transformer,
 };
-use rlhfd_worker::train::job::{AdapterBase, PairSource, PublishedAs, TrainJob};
+use rlhfd_worker::train::job::{AdapterBase, PairSource, PublishedAs, TrainJob, run};
+use rlhfd_worker::train::trainer::Observer;
+use rlhfd_worker::watch::Watch;
 use serde::Deserialize;
 use serde_json::Value;
 use tch::{Device, Kind, Tensor};
@@ -306,7 +309,48 @@ fn a_reward_model_learns_by_adapters_and_a_head_of_its_own() {
             (&"SEQ_CLS".into(), &"score".into())
         );
         assert!(head.kind() == Kind::Float && head.size() == [1, folder.config.width as i64]);
+        // It goes on, head and all, where its base is named.
+        let still = TrainJob {
+            base: job.out.clone(),
+            adapter_base: Some(AdapterBase { dir: model(base), sha256: String::new() }),
+            settings: TrainSettings {
+                learning_rate: 1e-30,
+                weight_decay: 0.0,
+                ..job.settings.clone()
+            },
+            out: dir.path().join("still"),
+            ..job.clone()
+        };
+        run_quietly(&still).unwrap();
+        let weights = |job: &TrainJob| std::fs::read(job.out.join("adapter").join(ADAPTER_WEIGHTS));
+        assert_eq!(weights(&still).unwrap(), weights(&job).unwrap(), "{base}");
     }
+}
+
+/// What a GPU does, on CPU: adapters computed with in bf16 keep f32 masters, which move as in f32.
+#[test]
+fn bf16_compute_moves_f32_adapters_as_f32_compute_does() {
+    let dir = tempfile::tempdir().unwrap();
+    let words = ["learning_rate=1e-5", "epochs=4", "weight_decay=0"];
+    let one = lora(dir.path(), Training::Dpo, "tiny-tied", &words);
+    let two = TrainJob { out: dir.path().join("two"), ..one.clone() };
+    run_quietly(&one).unwrap();
+    let bf16 = Compute { device: Device::Cpu, precision: Precision::Bfloat16 };
+    let watch = Watch::default();
+    let observer = Observer { watch: &watch, filled: &|_, _| {}, stepped: &|_, _| {} };
+    run(&two, bf16, &observer).unwrap();
+    // The second matrices begin at 0, so that they are what moved.
+    let moved = |job: &TrainJob| {
+        let mut all = tensors(&job.out.join("adapter").join(ADAPTER_WEIGHTS));
+        all.retain(|(name, _)| name.ends_with("lora_B.weight"));
+        assert!(all.iter().all(|(_, tensor)| tensor.kind() == Kind::Float));
+        let all: Vec<Tensor> = all.iter().map(|(_, tensor)| tensor.view(-1)).collect();
+        Tensor::cat(&all, 0).to_kind(Kind::Double)
+    };
+    let (f32_move, bf16_move) = (moved(&one), moved(&two));
+    let product = f32_move.dot(&bf16_move).double_value(&[]);
+    let norms = f32_move.norm().double_value(&[]) * bf16_move.norm().double_value(&[]);
+    assert!(norms > 0.0 && product / norms > 0.9, "cosine {}", product / norms);
 }
 
 /// Two jobs alike, one published merged, one as the adapter alone.
