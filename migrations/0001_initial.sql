@@ -40,7 +40,7 @@ CREATE TABLE prompt_sets (
 CREATE TABLE uploads (
     id             INTEGER PRIMARY KEY,
     client_key     TEXT    UNIQUE,             -- makes a retry harmless
-    kind           TEXT    NOT NULL CHECK (kind IN ('prompts', 'preferences')),
+    kind           TEXT    NOT NULL CHECK (kind IN ('prompts', 'conversations', 'preferences')),
     name           TEXT    NOT NULL,           -- the prompt set, or the training job's name
     set_id         INTEGER REFERENCES prompt_sets(id),
     state          TEXT    NOT NULL CHECK (state IN ('open', 'published', 'failed')),
@@ -159,6 +159,7 @@ CREATE TABLE training_jobs (
     run_id         INTEGER NOT NULL REFERENCES runs(id),
     kind           TEXT    NOT NULL CHECK (kind IN ('sft', 'reward', 'preference')),
     name           TEXT    NOT NULL,
+    number         INTEGER NOT NULL,           -- among the jobs of this name, from 1
     upload_id      INTEGER REFERENCES uploads(id),
     config         TEXT    NOT NULL,
     config_sha256  TEXT    NOT NULL,
@@ -170,8 +171,11 @@ CREATE TABLE training_jobs (
     created_ms     INTEGER NOT NULL,
     started_ms     INTEGER,
     ended_ms       INTEGER,
-    UNIQUE (run_id, kind, name)
+    UNIQUE (run_id, kind, name, number)
 ) STRICT;
+-- A job that failed or was cancelled leaves its name to another one; its row stays.
+CREATE UNIQUE INDEX training_jobs_by_name ON training_jobs(run_id, kind, name)
+    WHERE status IN ('open', 'done');
 
 CREATE TABLE units (
     id             INTEGER PRIMARY KEY,
@@ -399,6 +403,7 @@ CREATE TABLE training_steps (
     margin         REAL,
     implicit_reward_chosen   REAL,
     implicit_reward_rejected REAL,
+    token_accuracy REAL,
     PRIMARY KEY (unit_id, step)
 ) STRICT, WITHOUT ROWID;
 
@@ -407,7 +412,7 @@ CREATE TABLE training_steps (
 CREATE TABLE checkpoints (
     id             INTEGER PRIMARY KEY,
     run_id         INTEGER NOT NULL REFERENCES runs(id),
-    name           TEXT    NOT NULL,           -- initial, reference, iteration-0001, reward-NAME, …
+    name           TEXT    NOT NULL,           -- initial, reference, iteration-0001, sft-NAME, reward-NAME, …
     kind           TEXT    NOT NULL CHECK (kind IN ('initial', 'reference', 'policy', 'reward', 'preference')),
     iteration      INTEGER,
     parent_id      INTEGER REFERENCES checkpoints(id),

@@ -73,11 +73,11 @@ pub enum Verb {
         /// The iteration that is meant: refused where another one is open
         #[arg(long, value_name = "N", conflicts_with = "job")]
         iteration: Option<u64>,
-        /// A training job, as reward/NAME
+        /// A training job, as KIND/NAME
         #[arg(long, value_name = "KIND/NAME")]
         job: Option<String>,
     },
-    /// Train a model that labels
+    /// Train a model beside the iterations
     #[command(subcommand)]
     Train(Train),
     /// Training jobs
@@ -130,17 +130,23 @@ pub enum Prompts {
 /// `rlhfctl train …`
 #[derive(Debug, Subcommand)]
 pub enum Train {
+    /// A policy from conversations, by supervised fine-tuning: {"messages": …} a line
+    Sft(Training),
     /// A Bradley-Terry reward model from preferences: {"chosen", "rejected"} or {"prompt", …} a line
-    Reward {
-        /// The JSONL file; - is standard input
-        #[arg(long, value_name = "FILE")]
-        data: PathBuf,
-        /// The job's name; a config names its model as job = "reward/NAME"
-        #[arg(long, value_name = "NAME", default_value = "main")]
-        name: String,
-        #[command(flatten)]
-        upload: Upload,
-    },
+    Reward(Training),
+}
+
+/// What all training jobs take.
+#[derive(Debug, Clone, clap::Args)]
+pub struct Training {
+    /// The JSONL file; - is standard input
+    #[arg(long, value_name = "FILE")]
+    pub data: PathBuf,
+    /// The job's name; a config names a reward model as job = "reward/NAME"
+    #[arg(long, value_name = "NAME", default_value = "main")]
+    pub name: String,
+    #[command(flatten)]
+    pub upload: Upload,
 }
 
 /// What all uploads share.

@@ -9,7 +9,7 @@ use std::io::{self, IsTerminal};
 use std::time::{Duration, Instant};
 
 use indicatif::{ProgressBar, ProgressStyle};
-use rlhfd_protocol::control::{Event, Jobs, Status, Table};
+use rlhfd_protocol::control::{Event, Job, Jobs, Status, Table};
 use serde_json::Value;
 
 use crate::connect::Daemon;
@@ -190,8 +190,9 @@ fn iteration_outcome(n: u64, status: &Status, history: &Table) -> Outcome {
 fn job_outcome(wanted: &str, status: &Status, jobs: &Jobs) -> Outcome {
     let run = status.run.as_ref().map_or("", |run| run.name.as_str());
     let named = |kind: &str, name: &str| format!("{kind}/{name}") == wanted;
-    let Some(job) = jobs.jobs.iter().find(|job| job.run == run && named(&job.kind, &job.name))
-    else {
+    // A name may be that of an earlier job too, which failed or was cancelled: the newest counts.
+    let own = |job: &&Job| job.run == run && named(&job.kind, &job.name);
+    let Some(job) = jobs.jobs.iter().rev().find(own) else {
         return Outcome::InVain(
             format!("run {run} has no training job {wanted}"),
             "`rlhfctl jobs` lists them".to_owned(),
@@ -298,7 +299,7 @@ fn speed(status: &Status) -> String {
 
 #[cfg(test)]
 mod tests {
-    use rlhfd_protocol::control::{IterationStatus, Job, RunStatus, StageStatus};
+    use rlhfd_protocol::control::{IterationStatus, RunStatus, StageStatus};
     use serde_json::json;
 
     use super::*;
@@ -363,6 +364,10 @@ mod tests {
             }],
         };
         let outcome = |word| job_outcome("reward/demo", &status(None), &job(word));
+        let mut again = job("failed");
+        again.jobs.extend(job("done").jobs);
+        let newest = job_outcome("reward/demo", &status(None), &again);
+        assert!(matches!(newest, Outcome::Reached(_)), "the newest of its name counts");
         assert!(matches!(outcome("done"), Outcome::Reached(_)));
         assert_eq!(outcome("open"), Outcome::Open);
         assert!(

@@ -3,7 +3,7 @@
 //! In: a [`Command`] and whose it was. Out: [`Told`], and the units that nobody wants any more. May
 //! not enter: HTTP.
 
-use rlhfd_domain::{Name, UnitId, UploadId};
+use rlhfd_domain::{JobKind, JobName, UnitId, UploadId};
 use rlhfd_store::{JobStatus, NewEvent, NewJob, PausedBy, Run, StoreError, UploadKind};
 
 use crate::actors::iteration::OrderContext;
@@ -31,8 +31,8 @@ pub async fn obey(
         Command::Pause { reason } => pause(ctx, &run, reason, uid).await,
         Command::Resume => resume(ctx, &run, uid).await,
         Command::CancelIteration { iteration } => cancel(ctx, &run, iteration, uid).await,
-        Command::CancelJob { name } => cancel_job(ctx, &run, &name, uid).await,
-        Command::TrainReward { name, upload } => train_reward(ctx, &run, &name, upload, uid).await,
+        Command::CancelJob { job } => cancel_job(ctx, &run, &job, uid).await,
+        Command::Train { job, upload } => train(ctx, &run, &job, upload, uid).await,
         Command::PromptsPublished => told("the prompts are seen"),
     }
 }
@@ -181,15 +181,15 @@ async fn cancel(
 async fn cancel_job(
     ctx: &OrderContext,
     run: &Run,
-    name: &Name,
+    named: &JobName,
     uid: Option<u32>,
 ) -> Result<(Told, Vec<UnitId>), AskError> {
-    let (id, wanted) = (run.id, name.as_str().to_owned());
-    let job = ctx.stage.store.read(move |r| r.job_by_name(id, "reward", &wanted)).await?;
-    let Some(job) = job else {
-        return Err(AskError::Refused(format!("there is no training job reward/{name}")));
+    let (id, wanted) = (run.id, named.clone());
+    let read = ctx.stage.store.read(move |r| r.job_by_name(id, wanted.kind, wanted.name.as_str()));
+    let Some(job) = read.await? else {
+        return Err(AskError::Refused(format!("there is no training job {named}")));
     };
-    let (job, event) = (job.id, event(run, "cancel_asked", &format!("reward/{name}"), uid));
+    let (job, event) = (job.id, event(run, "cancel_asked", &named.to_string(), uid));
     let running = ctx
         .stage
         .store
@@ -206,52 +206,53 @@ async fn cancel_job(
             s.append_event(&event, now_ms())
         })
         .await?;
-    Ok((
-        Told { message: format!("the training job reward/{name} is cancelled"), job: None },
-        running,
-    ))
+    Ok((Told { message: format!("the training job {named} is cancelled"), job: None }, running))
 }
 
-async fn train_reward(
+async fn train(
     ctx: &OrderContext,
     run: &Run,
-    name: &Name,
+    named: &JobName,
     upload: UploadId,
     uid: Option<u32>,
 ) -> Result<(Told, Vec<UnitId>), AskError> {
     let config = ctx.stage.config.borrow().clone();
     let row = ctx.stage.store.read(move |r| r.upload(upload)).await?;
-    if row.kind != UploadKind::Preferences.label() {
-        return Err(AskError::Refused(format!("upload {upload} holds no preferences")));
+    let (wanted, base) = match named.kind {
+        JobKind::Sft => (UploadKind::Conversations, config.sft_base_path()),
+        JobKind::Reward => (UploadKind::Preferences, config.reward_base_path()),
+    };
+    if row.kind != wanted.label() {
+        return Err(AskError::Refused(format!("upload {upload} holds no {}", wanted.label())));
     }
-    let base = match identity(ctx, config.reward_base_path()).await? {
+    let base = match identity(ctx, base).await? {
         Ok(base) => base,
         Err(sentence) => return Err(AskError::Refused(sentence)),
     };
     let text = config.to_frozen_toml();
     let new = NewJob {
         run: run.id,
-        kind: "reward".into(),
-        name: name.as_str().to_owned(),
+        kind: named.kind,
+        name: named.name.as_str().to_owned(),
         upload: Some(upload),
         config_sha256: sums::text_sum(&text),
         config: text,
         base,
     };
-    let units = plan::reward_job(name.as_str());
-    let asked = event(run, "job_asked", &format!("reward/{name}"), uid);
+    let kind = named.kind;
+    let asked = event(run, "job_asked", &named.to_string(), uid);
     let created = ctx
         .stage
         .store
         .write(move |s| {
-            let job = s.create_job(&new, &units, now_ms())?;
+            let job = s.create_job(&new, |slug| plan::job(kind, slug), now_ms())?;
             s.append_event(&asked, now_ms())?;
             Ok(job)
         })
         .await;
     match created {
         Ok(job) => {
-            let message = format!("the training job reward/{name} is queued");
+            let message = format!("the training job {named} is queued");
             Ok((Told { message, job: Some(job) }, Vec::new()))
         }
         Err(AskError::Store(error @ StoreError::Conflict { .. })) => {

@@ -10,7 +10,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use actix::dev::SendError;
 use actix::{Addr, Recipient};
 use rlhfd_config::CheckedConfig;
-use rlhfd_domain::{JobId, Name, UploadId};
+use rlhfd_domain::{JobId, JobName, UploadId};
 use rlhfd_store::{Reader, Store, StoreError};
 use tokio::sync::{Semaphore, oneshot, watch};
 
@@ -201,15 +201,15 @@ pub enum Command {
         /// By default the one that runs.
         iteration: Option<u32>,
     },
-    /// Cancel a reward training job.
+    /// Cancel a training job.
     CancelJob {
-        /// Its name.
-        name: Name,
+        /// Which.
+        job: JobName,
     },
-    /// A training job on preferences that an upload brought (`Places::upload_file`).
-    TrainReward {
-        /// The job's name.
-        name: Name,
+    /// A training job on the data that an upload brought (`Places::upload_file`).
+    Train {
+        /// The job.
+        job: JobName,
         /// The published upload.
         upload: UploadId,
     },

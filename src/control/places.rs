@@ -167,7 +167,7 @@ impl Places {
         self.state.join("uploads")
     }
 
-    /// The lines of a preference upload: written by the verb that takes it, read by the job's train
+    /// The lines of a training job's upload: written by the verb that takes it, read by the job's train
     /// unit, removed once the job's folder stands.
     #[must_use]
     pub fn upload_file(&self, upload: i64) -> PathBuf {

@@ -3,7 +3,7 @@
 //! In: words and numbers. Out: `CheckpointKind` and names. May not enter: folders, weights.
 
 use crate::UnknownWord;
-use crate::ids::Name;
+use crate::job::JobKind;
 
 /// What a checkpoint is in its run.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -12,7 +12,7 @@ pub enum CheckpointKind {
     Initial,
     /// The reference, where it is not the initial policy.
     Reference,
-    /// What an iteration trained.
+    /// What an iteration, or a supervised fine-tuning, trained.
     Policy,
     /// A reward model.
     Reward,
@@ -53,10 +53,10 @@ pub fn iteration_name(iteration: u32) -> String {
     format!("iteration-{iteration:04}")
 }
 
-/// The name of what a reward training makes: `reward-NAME`.
+/// The name of what a training job makes: `reward-NAME`. `slug` is [`crate::job::job_slug`]'s.
 #[must_use]
-pub fn reward_name(job: &Name) -> String {
-    format!("reward-{job}")
+pub fn job_checkpoint_name(kind: JobKind, slug: &str) -> String {
+    format!("{kind}-{slug}")
 }
 
 #[cfg(test)]
@@ -66,7 +66,7 @@ mod tests {
     #[test]
     fn names_sort_as_iterations_do() {
         assert!(iteration_name(2) < iteration_name(10));
-        assert_eq!(reward_name(&Name::parse("short", "job").unwrap()), "reward-short");
+        assert_eq!(job_checkpoint_name(JobKind::Reward, "short"), "reward-short");
         for kind in CheckpointKind::ALL {
             assert_eq!(CheckpointKind::parse(kind.label()).unwrap(), kind);
         }

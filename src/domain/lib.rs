@@ -12,6 +12,7 @@ pub mod counter;
 pub mod device;
 pub mod evaluation;
 pub mod ids;
+pub mod job;
 pub mod label;
 pub mod limits;
 pub mod plan;
@@ -28,6 +29,7 @@ pub use ids::{
     AttemptId, CheckpointId, DeviceId, EventId, JobId, LeaseId, Name, NameError, PreferenceId,
     PromptId, ResponseId, RunId, ScorerId, SetId, UnitId, UploadId,
 };
+pub use job::{JobKind, JobName};
 pub use plan::BatchPlan;
 pub use stage::Stage;
 pub use unit::{Effect, Event, IllegalEvent, State, Transition, Unit};

@@ -41,7 +41,7 @@ impl History {
 pub struct TrainStep {
     /// From 1.
     pub step: u64,
-    /// Mean over the step's pairs.
+    /// Mean over the step's pairs, or learnt tokens.
     pub loss: f64,
     /// The rate applied.
     pub lr: f64,
@@ -55,6 +55,8 @@ pub struct TrainStep {
     pub implicit_reward_chosen: Option<f64>,
     /// Mean over the step's pairs.
     pub implicit_reward_rejected: Option<f64>,
+    /// Share of learnt tokens that no other id was likelier than.
+    pub token_accuracy: Option<f64>,
 }
 
 /// Steps that are no account of a training.
@@ -104,6 +106,7 @@ mod tests {
             margin: None,
             implicit_reward_chosen: None,
             implicit_reward_rejected: None,
+            token_accuracy: None,
         }
     }
 

@@ -24,6 +24,8 @@ pub enum WorkKind {
     Logprobs,
     /// A DPO update.
     TrainDpo,
+    /// Supervised fine-tuning of a policy.
+    TrainSft,
     /// A reward model's training.
     TrainReward,
     /// A checkpoint folder is admitted; done by control.
@@ -34,7 +36,7 @@ pub enum WorkKind {
 
 impl WorkKind {
     /// All kinds, in flow order.
-    pub const ALL: [Self; 10] = [
+    pub const ALL: [Self; 11] = [
         Self::Probe,
         Self::Render,
         Self::Generate,
@@ -42,6 +44,7 @@ impl WorkKind {
         Self::Pair,
         Self::Logprobs,
         Self::TrainDpo,
+        Self::TrainSft,
         Self::TrainReward,
         Self::Checkpoint,
         Self::Summarise,
@@ -58,6 +61,7 @@ impl WorkKind {
             Self::Pair => "pair",
             Self::Logprobs => "logprobs",
             Self::TrainDpo => "train_dpo",
+            Self::TrainSft => "train_sft",
             Self::TrainReward => "train_reward",
             Self::Checkpoint => "checkpoint",
             Self::Summarise => "summarise",
@@ -69,15 +73,15 @@ impl WorkKind {
         Self::ALL.into_iter().find(|k| k.label() == word).ok_or_else(|| UnknownWord {
             what: "work",
             found: word.to_owned(),
-            known: "probe, render, generate, score, pair, logprobs, train_dpo, train_reward, \
-                    checkpoint, summarise",
+            known: "probe, render, generate, score, pair, logprobs, train_dpo, train_sft, \
+                    train_reward, checkpoint, summarise",
         })
     }
 
     /// Whether it updates a model: such a unit goes on from its last saved state and is never split.
     #[must_use]
     pub const fn trains(self) -> bool {
-        matches!(self, Self::TrainDpo | Self::TrainReward)
+        matches!(self, Self::TrainDpo | Self::TrainSft | Self::TrainReward)
     }
 
     /// Whether the control plane does it itself, without a worker.

@@ -9,7 +9,7 @@
 //! | `GET /v1/iterations` | – | [`Table`] of the view `iteration_history` |
 //! | `GET /v1/checkpoints?lineage=` | – | [`Table`] |
 //! | `GET /v1/training-jobs` | – | [`Jobs`] |
-//! | `POST /v1/training-jobs/reward/{name}?skip_bad=&client_key=` | JSONL | [`JobAdded`] |
+//! | `POST /v1/training-jobs/{kind}/{name}?skip_bad=&client_key=` | JSONL | [`JobAdded`] |
 //! | `GET /v1/events?since=&last=&follow=` | – | [`Event`]s: SSE or NDJSON |
 //! | `POST /v1/start`, `/v1/pause`, `/v1/resume`, `/v1/cancel` | [`Command`] | [`Done`] |
 //! | `POST /v1/sql` | [`Sql`] | [`Table`] |

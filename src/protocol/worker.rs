@@ -139,6 +139,9 @@ pub enum Work {
         folder: PathBuf,
         target: TrainTarget,
     },
+    /// Supervised fine-tuning of a policy from a job folder (conversations.jsonl and settings.toml, no
+    /// items).
+    TrainSft { base: ModelRef, folder: PathBuf, target: TrainTarget },
     /// A Bradley-Terry reward model (or the continuation of one) from a job folder (preferences.jsonl
     /// and settings.toml, no items).
     TrainReward { base: ModelRef, folder: PathBuf, target: TrainTarget },

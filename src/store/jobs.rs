@@ -2,7 +2,8 @@
 //!
 //! In: a name, data, a base model, a configuration, units. Out: `Job`. May not enter: the data.
 
-use rlhfd_domain::{CheckpointId, JobId, RunId, UnitId, UnknownWord, UploadId, limits};
+use rlhfd_domain::job::job_slug;
+use rlhfd_domain::{CheckpointId, JobId, JobKind, RunId, UnitId, UnknownWord, UploadId, limits};
 use rusqlite::{Connection, OptionalExtension, Row, params};
 
 use crate::error::{Result, StoreError};
@@ -57,8 +58,8 @@ impl JobStatus {
 pub struct NewJob {
     /// Of which run.
     pub run: RunId,
-    /// `sft`, `reward` or `preference`.
-    pub kind: String,
+    /// What it makes.
+    pub kind: JobKind,
     /// Its name among the jobs of its kind.
     pub name: String,
     /// Its data.
@@ -78,10 +79,12 @@ pub struct Job {
     pub id: JobId,
     /// Of which run.
     pub run: RunId,
-    /// `sft`, `reward` or `preference`.
-    pub kind: String,
+    /// What it makes.
+    pub kind: JobKind,
     /// Its name.
     pub name: String,
+    /// Among the jobs of this name, from 1.
+    pub number: u32,
     /// Its data.
     pub upload: Option<UploadId>,
     /// Its frozen configuration.
@@ -102,30 +105,40 @@ pub struct Job {
     pub ended_ms: Option<i64>,
 }
 
-const COLUMNS: &str = "id, run_id, kind, name, upload_id, config, config_sha256, base_path, \
-                       base_sha256, checkpoint_id, status, reason, created_ms, ended_ms";
+impl Job {
+    /// What its units, folder and checkpoint are called after.
+    #[must_use]
+    pub fn slug(&self) -> String {
+        job_slug(&self.name, self.number)
+    }
+}
 
-fn read(row: &Row<'_>) -> rusqlite::Result<(Job, String)> {
+const COLUMNS: &str = "id, run_id, name, number, upload_id, config, config_sha256, base_path, \
+                       base_sha256, checkpoint_id, reason, created_ms, ended_ms, kind, status";
+
+/// A row, and its words.
+fn read(row: &Row<'_>) -> rusqlite::Result<(Job, [String; 2])> {
     let job = Job {
         id: JobId(row.get(0)?),
         run: RunId(row.get(1)?),
-        kind: row.get(2)?,
-        name: row.get(3)?,
+        kind: JobKind::Sft,
+        name: row.get(2)?,
+        number: row.get(3)?,
         upload: row.get::<_, Option<i64>>(4)?.map(UploadId),
         config: row.get(5)?,
         config_sha256: row.get(6)?,
         base: ModelIdentity { path: row.get(7)?, sha256: row.get(8)? },
         checkpoint: row.get::<_, Option<i64>>(9)?.map(CheckpointId),
         status: JobStatus::Open,
-        reason: row.get(11)?,
-        created_ms: row.get(12)?,
-        ended_ms: row.get(13)?,
+        reason: row.get(10)?,
+        created_ms: row.get(11)?,
+        ended_ms: row.get(12)?,
     };
-    Ok((job, row.get(10)?))
+    Ok((job, [row.get(13)?, row.get(14)?]))
 }
 
-fn whole((job, status): (Job, String)) -> Result<Job> {
-    Ok(Job { status: JobStatus::parse(&status)?, ..job })
+fn whole((job, [kind, status]): (Job, [String; 2])) -> Result<Job> {
+    Ok(Job { kind: JobKind::parse(&kind)?, status: JobStatus::parse(&status)?, ..job })
 }
 
 fn get(conn: &Connection, id: JobId) -> Result<Job> {
@@ -140,13 +153,17 @@ impl Reader {
         get(&self.conn, id)
     }
 
-    /// A job by its name.
-    pub fn job_by_name(&self, run: RunId, kind: &str, name: &str) -> Result<Option<Job>> {
+    /// A job by its name: the newest of them.
+    pub fn job_by_name(&self, run: RunId, kind: JobKind, name: &str) -> Result<Option<Job>> {
+        newest(&self.conn, run, (kind, name))
+    }
+
+    /// The job that was made from an upload.
+    pub fn job_of_upload(&self, upload: UploadId) -> Result<Option<Job>> {
         let text = format!(
-            "SELECT {COLUMNS} FROM training_jobs WHERE run_id = ?1 AND kind = ?2 AND name = ?3"
+            "SELECT {COLUMNS} FROM training_jobs WHERE upload_id = ?1 ORDER BY id DESC LIMIT 1"
         );
-        let mut statement = self.conn.prepare_cached(&text)?;
-        let row = statement.query_row(params![run.get(), kind, name], read).optional()?;
+        let row = self.conn.prepare_cached(&text)?.query_row([upload.get()], read).optional()?;
         row.map(whole).transpose()
     }
 
@@ -162,31 +179,42 @@ impl Reader {
     }
 }
 
+impl JobStatus {
+    /// Whether the job's name is free for another one.
+    #[must_use]
+    pub const fn leaves_its_name(self) -> bool {
+        matches!(self, Self::Failed | Self::Cancelled)
+    }
+}
+
 impl Store {
-    /// Creates a job with its units. A name is used once, even where its job failed: rows stay.
-    pub fn create_job(&mut self, new: &NewJob, units: &[NewUnit], now_ms: i64) -> Result<JobId> {
+    /// Creates a job with its units, which `units` makes from its slug. A name is free again once its
+    /// job failed or was cancelled; the old row stays.
+    pub fn create_job(
+        &mut self,
+        new: &NewJob,
+        units: impl Fn(&str) -> Vec<NewUnit>,
+        now_ms: i64,
+    ) -> Result<JobId> {
         self.transact(|conn| {
-            let known: bool = conn.query_row(
-                "SELECT EXISTS (SELECT 1 FROM training_jobs
-                     WHERE run_id = ?1 AND kind = ?2 AND name = ?3)",
-                params![new.run.get(), new.kind, new.name],
-                |row| row.get(0),
-            )?;
-            if known {
+            let before = newest(conn, new.run, (new.kind, &new.name))?;
+            if let Some(standing) = before.as_ref().filter(|job| !job.status.leaves_its_name()) {
                 return Err(StoreError::Conflict {
                     what: "training job",
                     name: format!("{}/{}", new.kind, new.name),
-                    why: "stands already: choose another name".to_owned(),
+                    why: format!("is {} already: choose another name", standing.status.label()),
                 });
             }
+            let number = before.map_or(1, |job| job.number + 1);
             conn.execute(
-                "INSERT INTO training_jobs (run_id, kind, name, upload_id, config, config_sha256,
-                     base_path, base_sha256, created_ms)
-                 VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9)",
+                "INSERT INTO training_jobs (run_id, kind, name, number, upload_id, config,
+                     config_sha256, base_path, base_sha256, created_ms)
+                 VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10)",
                 params![
                     new.run.get(),
-                    new.kind,
+                    new.kind.label(),
                     new.name,
+                    number,
                     new.upload.map(UploadId::get),
                     new.config,
                     new.config_sha256,
@@ -196,10 +224,12 @@ impl Store {
                 ],
             )?;
             let job = JobId(conn.last_insert_rowid());
-            for unit in units {
-                insert(conn, new.run, None, Some(job), unit, now_ms)?;
+            for unit in units(&job_slug(&new.name, number)) {
+                insert(conn, new.run, None, Some(job), &unit, now_ms)?;
             }
-            let text = format!("training job {}/{} is queued", new.kind, new.name);
+            let again =
+                if number > 1 { format!(", number {number} of its name") } else { String::new() };
+            let text = format!("training job {}/{} is queued{again}", new.kind, new.name);
             append(conn, &NewEvent::of(new.run, "job_created", text), now_ms)?;
             Ok(job)
         })
@@ -238,6 +268,16 @@ impl Store {
             Ok(())
         })
     }
+}
+
+fn newest(conn: &Connection, run: RunId, (kind, name): (JobKind, &str)) -> Result<Option<Job>> {
+    let text = format!(
+        "SELECT {COLUMNS} FROM training_jobs WHERE run_id = ?1 AND kind = ?2 AND name = ?3
+         ORDER BY number DESC LIMIT 1"
+    );
+    let key = params![run.get(), kind.label(), name];
+    let row = conn.prepare_cached(&text)?.query_row(key, read).optional()?;
+    row.map(whole).transpose()
 }
 
 /// A job's checkpoint stands.

@@ -23,6 +23,7 @@ u.run_id = ?1 AND u.state IN ('open', 'running') AND u.state = 'open'
 AND CASE u.work
     WHEN 'render' THEN 1
     WHEN 'probe' THEN 1
+    WHEN 'train_sft' THEN 1
     WHEN 'train_reward' THEN 1
     WHEN 'generate' THEN
         NOT EXISTS (SELECT 1 FROM units b WHERE b.state IN ('open', 'running')

@@ -40,6 +40,7 @@ pub(crate) fn items_of(conn: &Connection, unit: &UnitRow, reason: &str) -> Resul
         | WorkKind::Probe
         | WorkKind::Pair
         | WorkKind::TrainDpo
+        | WorkKind::TrainSft
         | WorkKind::TrainReward
         | WorkKind::Checkpoint
         | WorkKind::Summarise => Ok(()),

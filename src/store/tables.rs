@@ -18,7 +18,7 @@ use crate::sql::{SqlAnswer, SqlValue};
 pub struct JobListing {
     /// The run's name.
     pub run: String,
-    /// `sft`, `reward` or `preference`.
+    /// `sft` or `reward`.
     pub kind: String,
     /// Its name among the jobs of its kind.
     pub name: String,

@@ -88,8 +88,8 @@ impl Store {
             )?;
             let mut add = conn.prepare_cached(
                 "INSERT INTO training_steps (unit_id, step, loss, lr, grad_norm, accuracy, margin,
-                     implicit_reward_chosen, implicit_reward_rejected)
-                 VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9)",
+                     implicit_reward_chosen, implicit_reward_rejected, token_accuracy)
+                 VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10)",
             )?;
             for step in steps {
                 add.execute(params![
@@ -102,6 +102,7 @@ impl Store {
                     step.margin,
                     step.implicit_reward_chosen,
                     step.implicit_reward_rejected,
+                    step.token_accuracy,
                 ])?;
             }
             if let Some(iteration) = unit.iteration {
@@ -168,7 +169,7 @@ impl Reader {
     pub fn training_steps(&self, unit: UnitId) -> Result<Vec<TrainStep>> {
         let mut statement = self.conn.prepare_cached(
             "SELECT step, loss, lr, grad_norm, accuracy, margin, implicit_reward_chosen,
-                    implicit_reward_rejected
+                    implicit_reward_rejected, token_accuracy
              FROM training_steps WHERE unit_id = ?1 ORDER BY step",
         )?;
         let rows = statement
@@ -182,6 +183,7 @@ impl Reader {
                     margin: row.get(5)?,
                     implicit_reward_chosen: row.get(6)?,
                     implicit_reward_rejected: row.get(7)?,
+                    token_accuracy: row.get(8)?,
                 })
             })?
             .collect::<rusqlite::Result<_>>()?;

@@ -24,7 +24,9 @@ use crate::rows::{count, found, int};
 pub enum UploadKind {
     /// Prompts for a set.
     Prompts,
-    /// Preferences for a training job; their rows lie in a file.
+    /// Conversations for a training job; they lie in a file.
+    Conversations,
+    /// Preferences for a training job; they lie in a file.
     Preferences,
 }
 
@@ -34,6 +36,7 @@ impl UploadKind {
     pub const fn label(self) -> &'static str {
         match self {
             Self::Prompts => "prompts",
+            Self::Conversations => "conversations",
             Self::Preferences => "preferences",
         }
     }
@@ -195,7 +198,7 @@ impl Store {
             }
             let set = match new.kind {
                 UploadKind::Prompts => Some(prompt_set(conn, new, now_ms)?),
-                UploadKind::Preferences => None,
+                UploadKind::Conversations | UploadKind::Preferences => None,
             };
             conn.execute(
                 "INSERT INTO uploads (client_key, kind, name, set_id, state, created_ms)

@@ -9,6 +9,7 @@ mod crashes;
 mod disk;
 mod faults;
 mod folders;
+mod jobs;
 mod labels;
 mod readers;
 mod story;

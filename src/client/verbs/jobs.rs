@@ -32,7 +32,7 @@ pub async fn run(daemon: &Daemon, json: bool) -> Result<(), ClientError> {
     render::table(
         &["run", "job", "status", "examples", "step", "loss", "checkpoint", "took", "made (UTC)"],
         &rows,
-        "no training job yet: `rlhfctl train reward --data FILE`",
+        "no training job yet: `rlhfctl train sft|reward --data FILE`",
     )
 }
 

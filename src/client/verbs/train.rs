@@ -1,9 +1,10 @@
-//! `rlhfctl train reward`: send preferences, and have a reward model trained on them.
+//! `rlhfctl train sft` and `train reward`: send conversations or preferences, and have a model trained
+//! on them.
 
 use rlhfd_protocol::control::{JobAdded, check_name};
 
 use super::tell_left_out;
-use crate::args::Train;
+use crate::args::{Train, Training};
 use crate::connect::{Daemon, escape};
 use crate::errors::ClientError;
 use crate::format::counted;
@@ -11,14 +12,18 @@ use crate::{render, upload};
 
 /// Sends the data and prints the job.
 pub async fn run(daemon: &Daemon, verb: Train, json: bool) -> Result<(), ClientError> {
-    let Train::Reward { data, name, upload: options } = verb;
+    let (kind, example, training) = match verb {
+        Train::Sft(training) => ("sft", "conversation", training),
+        Train::Reward(training) => ("reward", "preference", training),
+    };
+    let Training { data, name, upload: options } = training;
     check_name("training job", &name).map_err(|e| ClientError::Usage {
         what: format!("{}: {}", e.what, e.place),
         mend: e.mend,
     })?;
     let key = options.client_key.clone().unwrap_or_else(upload::fresh_key);
     let target = format!(
-        "/v1/training-jobs/reward/{}?skip_bad={}&client_key={}",
+        "/v1/training-jobs/{kind}/{}?skip_bad={}&client_key={}",
         escape(&name),
         options.skip_bad,
         escape(&key)
@@ -32,7 +37,7 @@ pub async fn run(daemon: &Daemon, verb: Train, json: bool) -> Result<(), ClientE
     render::line(&format!(
         "training job {} queued with {}{repeated}; `rlhfctl wait --job {}` shows its progress",
         added.job,
-        counted(added.examples, "preference"),
+        counted(added.examples, example),
         added.job
     ))
 }

@@ -264,6 +264,7 @@ async fn models(
         WorkKind::Probe
         | WorkKind::Render
         | WorkKind::TrainDpo
+        | WorkKind::TrainSft
         | WorkKind::TrainReward
         | WorkKind::Pair
         | WorkKind::Checkpoint

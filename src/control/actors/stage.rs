@@ -185,6 +185,7 @@ impl Stages {
             | WorkKind::Score
             | WorkKind::Logprobs
             | WorkKind::TrainDpo
+            | WorkKind::TrainSft
             | WorkKind::TrainReward => None,
         }
     }

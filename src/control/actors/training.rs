@@ -19,7 +19,9 @@ stage_actor! {
 async fn prepare(ctx: &StageContext, message: Prepare) -> Result<Prepared, StageError> {
     match message.unit.work {
         WorkKind::Logprobs => logprobs::prepare(ctx, &message.unit).await,
-        WorkKind::TrainDpo | WorkKind::TrainReward => train::prepare(ctx, &message.unit).await,
+        WorkKind::TrainDpo | WorkKind::TrainSft | WorkKind::TrainReward => {
+            train::prepare(ctx, &message.unit).await
+        }
         _ => Err(misplaced(&message.unit)),
     }
 }
@@ -27,7 +29,9 @@ async fn prepare(ctx: &StageContext, message: Prepare) -> Result<Prepared, Stage
 async fn conclude(ctx: &StageContext, done: Conclude) -> Result<(), StageError> {
     match done.unit.work {
         WorkKind::Logprobs => logprobs::conclude(ctx, done).await,
-        WorkKind::TrainDpo | WorkKind::TrainReward => train::conclude(ctx, done).await,
+        WorkKind::TrainDpo | WorkKind::TrainSft | WorkKind::TrainReward => {
+            train::conclude(ctx, done).await
+        }
         _ => Err(misplaced(&done.unit)),
     }
 }

@@ -7,7 +7,7 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use rlhfd_config::{CheckedConfig, ScorePosition, ScorerConfig, ScorerModel, WhenShort};
-use rlhfd_domain::{ScorerId, Stage, UnitId, WorkKind};
+use rlhfd_domain::{JobKind, ScorerId, Stage, UnitId, WorkKind};
 use rlhfd_store::{ModelIdentity, NewIteration, NewUnit, Run, Store, StoreError};
 
 use super::words::grouped;
@@ -113,7 +113,7 @@ async fn job_model(
         .stage
         .store
         .read(move |r| {
-            let job = r.job_by_name(id, "reward", &wanted)?;
+            let job = r.job_by_name(id, JobKind::Reward, &wanted)?;
             let checkpoint = match job.as_ref().and_then(|job| job.checkpoint) {
                 Some(checkpoint) => Some(r.checkpoint(checkpoint)?),
                 None => None,
@@ -129,11 +129,16 @@ async fn job_model(
             "the reward model {} is not sound; restore its folder {}, or train another one",
             checkpoint.name, checkpoint.path
         )),
-        (Some(job), None) => Err(format!(
-            "the training job reward/{name} is {}, and its reward model scores this run{}",
-            job.status.label(),
-            job.reason.map(|reason| format!(" ({reason})")).unwrap_or_default()
-        )),
+        (Some(job), None) => {
+            let again =
+                format!("; `rlhfctl train reward --data FILE --name {name}` makes another one");
+            Err(format!(
+                "the training job reward/{name} is {}, and its reward model scores this run{}{}",
+                job.status.label(),
+                job.reason.map(|reason| format!(" ({reason})")).unwrap_or_default(),
+                if job.status.leaves_its_name() { again.as_str() } else { "" }
+            ))
+        }
         (None, None) => Err(format!(
             "the reward model reward/{name} is not trained yet: \
              `rlhfctl train reward --data FILE --name {name}`"

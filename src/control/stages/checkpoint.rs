@@ -2,7 +2,7 @@
 //!
 //! In: a folder. Out: the row, and the head (or the done job). May not enter: weights.
 
-use rlhfd_domain::checkpoint::CheckpointKind;
+use rlhfd_domain::checkpoint::{CheckpointKind, job_checkpoint_name};
 use rlhfd_protocol::worker::Summary;
 use rlhfd_store::{NewCheckpoint, UnitRow};
 
@@ -71,8 +71,8 @@ async fn row(
         })
         .await?;
     Ok(NewCheckpoint {
-        name: format!("reward-{}", job.name),
-        kind: CheckpointKind::Reward,
+        name: job_checkpoint_name(job.kind, &job.slug()),
+        kind: job.kind.makes(),
         path,
         sha256,
         bytes,

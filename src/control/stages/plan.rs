@@ -5,7 +5,7 @@
 
 use rlhfd_config::CheckedConfig;
 use rlhfd_domain::plan::{BatchPlan, PlanError, cut, unit_items};
-use rlhfd_domain::{CheckpointId, ScorerId, Stage, WorkKind};
+use rlhfd_domain::{CheckpointId, JobKind, ScorerId, Stage, WorkKind};
 use rlhfd_store::{Drawn, NewUnit};
 
 use super::sums::evaluation_settings;
@@ -334,21 +334,21 @@ impl Planner<'_> {
     }
 }
 
-/// The units of a reward training job.
+/// The units of a training job, by its slug.
 #[must_use]
-pub fn reward_job(name: &str) -> Vec<NewUnit> {
+pub fn job(kind: JobKind, slug: &str) -> Vec<NewUnit> {
     let unit = |stage, work, last: &str| NewUnit {
         stage,
         work,
         lane: String::new(),
-        key: format!("job/reward/{name}/{last}"),
+        key: format!("job/{kind}/{slug}/{last}"),
         plan: None,
         policy: None,
         scorer: None,
         detail: None,
     };
     vec![
-        unit(Stage::Train, WorkKind::TrainReward, "train"),
+        unit(Stage::Train, kind.work(), "train"),
         unit(Stage::Checkpoint, WorkKind::Checkpoint, "checkpoint"),
     ]
 }

@@ -1,7 +1,7 @@
 //! Train: the immutable folder that a trainer works from, and the steps that come back.
 //!
 //! In: an iteration's preferences with the reference's log-probs, or an uploaded file of
-//! preferences. Out: the training folder, then rows of steps read from the published checkpoint.
+//! conversations or preferences. Out: the training folder, then rows of steps read from the published checkpoint.
 //! May not enter: losses, tensors.
 
 use std::fs::{self, File};
@@ -10,9 +10,10 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use rlhfd_config::{CheckedConfig, SavePolicy, Training};
+use rlhfd_domain::checkpoint::{iteration_name, job_checkpoint_name};
 use rlhfd_domain::limits::PAIRS_PAGE_ROWS;
 use rlhfd_domain::train::{History, TrainStep, check_steps};
-use rlhfd_domain::{UnitId, WorkKind};
+use rlhfd_domain::{JobKind, UnitId, WorkKind};
 use rlhfd_protocol::manifest::FolderKind;
 use rlhfd_protocol::worker::{ModelRef, TrainTarget, Work};
 use rlhfd_store::{Iteration, Job, Reader, Run, StoreError, UnitRow};
@@ -42,7 +43,7 @@ impl From<SumError> for StageError {
 /// Writes the folder, and says where the checkpoint is to stand.
 pub async fn prepare(ctx: &StageContext, unit: &Arc<UnitRow>) -> Result<Prepared, StageError> {
     let work = match unit.work {
-        WorkKind::TrainReward => reward(ctx, unit).await?,
+        WorkKind::TrainSft | WorkKind::TrainReward => of_job(ctx, unit).await?,
         _ => dpo(ctx, unit).await?,
     };
     // The trainer wants all the memory there is.
@@ -77,7 +78,7 @@ async fn dpo(ctx: &StageContext, unit: &Arc<UnitRow>) -> Result<Work, StageError
 /// The name of what an iteration trains.
 #[must_use]
 pub fn checkpoint_name(iteration: &Iteration) -> String {
-    rlhfd_domain::checkpoint::iteration_name(iteration.iteration)
+    iteration_name(iteration.iteration)
 }
 
 async fn iteration_folder(
@@ -142,7 +143,7 @@ fn write_settings(draft: &Draft, settings: &str) -> io::Result<()> {
     out.flush()
 }
 
-async fn reward(ctx: &StageContext, unit: &Arc<UnitRow>) -> Result<Work, StageError> {
+async fn of_job(ctx: &StageContext, unit: &Arc<UnitRow>) -> Result<Work, StageError> {
     let id = unit.run;
     let run = ctx.store.read(move |r| r.run(id)).await?;
     let job = job_of(ctx, unit).await?;
@@ -150,21 +151,32 @@ async fn reward(ctx: &StageContext, unit: &Arc<UnitRow>) -> Result<Work, StageEr
     let config = today.with_frozen(&job.config).map_err(|error| {
         StageError::Input(format!("the configuration frozen with the job cannot be read: {error}"))
     })?;
-    let folder = ctx.places.job(&run.name, "reward", &job.name);
+    let folder = ctx.places.job(&run.name, job.kind.label(), &job.slug());
     let base =
         ModelRef { path: ctx.places.resolve(&job.base.path), sha256: job.base.sha256.clone() };
-    let settings = config.reward.settings.to_toml(Training::Reward);
+    let (data, settings, save) = match job.kind {
+        JobKind::Sft => {
+            ("conversations.jsonl", config.sft.settings.to_toml(Training::Sft), config.sft.save)
+        }
+        JobKind::Reward => {
+            let settings = config.reward.settings.to_toml(Training::Reward);
+            ("preferences.jsonl", settings, config.reward.save)
+        }
+    };
     let upload = job.upload.map(|upload| ctx.places.upload_file(upload.get()));
     let (key, place, parent) = (unit.key.clone(), folder.clone(), base.sha256.clone());
     actix_rt::task::spawn_blocking(move || {
-        write_preferences(&place, upload.as_deref(), &settings, &key, &parent)
+        write_data((&place, data), upload.as_deref(), &settings, (&key, &parent))
     })
     .await
     .map_err(|_| StageError::Input("the job's folder could not be written: a defect".into()))??;
-    let name = format!("reward-{}", job.name);
+    let name = job_checkpoint_name(job.kind, &job.slug());
     let out = ctx.places.checkpoints(&run.name).join(name);
-    let target = target(ctx, unit, &run, out, config.reward.save, &base.sha256)?;
-    Ok(Work::TrainReward { base, folder, target })
+    let target = target(ctx, unit, &run, out, save, &base.sha256)?;
+    Ok(match job.kind {
+        JobKind::Sft => Work::TrainSft { base, folder, target },
+        JobKind::Reward => Work::TrainReward { base, folder, target },
+    })
 }
 
 /// The job of a training job's unit.
@@ -176,12 +188,11 @@ pub async fn job_of(ctx: &StageContext, unit: &UnitRow) -> Result<Job, StageErro
 }
 
 /// The job's folder, from the uploaded file; the file goes once the folder stands.
-fn write_preferences(
-    folder: &Path,
+fn write_data(
+    (folder, data): (&Path, &str),
     upload: Option<&Path>,
     settings: &str,
-    unit: &str,
-    parent_sha256: &str,
+    (unit, parent_sha256): (&str, &str),
 ) -> Result<(), StageError> {
     let place = |source| StageError::Place { path: folder.to_path_buf(), source };
     let arrived = upload.filter(|path| path.is_file());
@@ -193,7 +204,7 @@ fn write_preferences(
     let draft = Draft::begin(folder).map_err(place)?;
     let mut lines = File::open(upload)
         .map_err(|source| StageError::Place { path: upload.to_path_buf(), source })?;
-    let mut out = draft.file("preferences.jsonl").map_err(place)?;
+    let mut out = draft.file(data).map_err(place)?;
     io::copy(&mut lines, &mut out).map_err(place)?;
     out.flush().map_err(place)?;
     write_settings(&draft, settings).map_err(place)?;
@@ -238,6 +249,7 @@ struct StepLine {
     margin: Option<f64>,
     implicit_reward_chosen: Option<f64>,
     implicit_reward_rejected: Option<f64>,
+    token_accuracy: Option<f64>,
 }
 
 /// The steps that a checkpoint folder tells of. It blocks.
@@ -266,6 +278,7 @@ impl From<StepLine> for TrainStep {
             margin: line.margin,
             implicit_reward_chosen: line.implicit_reward_chosen,
             implicit_reward_rejected: line.implicit_reward_rejected,
+            token_accuracy: line.token_accuracy,
         }
     }
 }
@@ -275,8 +288,11 @@ pub async fn checkpoint_folder(ctx: &StageContext, unit: &UnitRow) -> Result<Pat
     let id = unit.run;
     let run = ctx.store.read(move |r| r.run(id)).await?;
     let name = match unit.iteration {
-        Some(number) => rlhfd_domain::checkpoint::iteration_name(number),
-        None => format!("reward-{}", job_of(ctx, unit).await?.name),
+        Some(number) => iteration_name(number),
+        None => {
+            let job = job_of(ctx, unit).await?;
+            job_checkpoint_name(job.kind, &job.slug())
+        }
     };
     Ok(ctx.places.checkpoints(&run.name).join(name))
 }
@@ -298,21 +314,22 @@ pub async fn conclude(ctx: &StageContext, done: Conclude) -> Result<(), StageErr
     Ok(())
 }
 
-/// Pairs left out are told, not hidden.
+/// Pairs and conversations left out are told, not hidden.
 async fn tell_dropped(
     ctx: &StageContext,
     unit: &UnitRow,
     dropped: &[(String, u64)],
 ) -> Result<(), StageError> {
     let said: Vec<String> = dropped.iter().map(|(why, n)| format!("{n} {why}")).collect();
+    let what = if unit.work == WorkKind::TrainSft { "conversations" } else { "pairs" };
     let event = rlhfd_store::NewEvent {
         level: rlhfd_store::Level::Warn,
-        kind: "pairs_dropped".into(),
+        kind: format!("{what}_dropped"),
         run: Some(unit.run),
         iteration: unit.iteration,
         unit: Some(unit.id),
         uid: None,
-        message: format!("pairs left out of training: {}", said.join(", ")),
+        message: format!("{what} left out of training: {}", said.join(", ")),
         data: None,
     };
     ctx.write_patiently(move |s| s.append_event(&event, now_ms())).await?;
@@ -366,12 +383,15 @@ mod tests {
         let upload = root.path().join("7.jsonl");
         let folder = root.path().join("jobs/reward-main");
         fs::write(&upload, "{}\n").unwrap();
-        write_preferences(&folder, Some(&upload), "epochs = 1\n", "job/reward/main/train", "ab")
-            .unwrap();
+        let write = |settings: &str| {
+            let made = ("job/reward/main/train", "ab");
+            write_data((&folder, "preferences.jsonl"), Some(&upload), settings, made)
+        };
+        write("epochs = 1\n").unwrap();
         assert!(!upload.exists());
         // The second attempt finds the folder and no upload.
-        write_preferences(&folder, Some(&upload), "", "", "").unwrap();
+        write("").unwrap();
         fs::remove_file(folder.join("preferences.jsonl")).unwrap();
-        write_preferences(&folder, Some(&upload), "", "", "").unwrap_err();
+        write("").unwrap_err();
     }
 }

@@ -2,6 +2,7 @@
 //! job.
 
 use actix_web::{HttpRequest, web};
+use rlhfd_domain::{JobKind, JobName};
 use rlhfd_protocol::control::check_name;
 
 use super::{Shared, asked, body, order};
@@ -25,13 +26,17 @@ pub async fn post(
             }
             _ => return wrong("no iteration has this number", "`rlhfctl iterations` lists them"),
         },
-        (None, Some(job)) => match job.split_once('/') {
-            Some(("reward", name)) => {
-                let name = check_name("training job", name).map_err(|e| Refusal::with(400, e))?;
-                Command::CancelJob { name }
-            }
-            _ => return wrong("the job is not named as reward/NAME", "`rlhfctl jobs` lists them"),
-        },
+        (None, Some(job)) => {
+            let (kind, name) = job.split_once('/').unwrap_or_default();
+            let Ok(kind) = JobKind::parse(kind) else {
+                return wrong(
+                    "the job is not named as sft/NAME or reward/NAME",
+                    "`rlhfctl jobs` lists them",
+                );
+            };
+            let name = check_name("training job", name).map_err(|e| Refusal::with(400, e))?;
+            Command::CancelJob { job: JobName { kind, name } }
+        }
     };
     order(&shared, &request, command).await
 }

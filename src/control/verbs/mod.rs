@@ -91,7 +91,7 @@ pub fn routes(config: &mut web::ServiceConfig) {
         at("/v1/iterations", "GET").route(web::get().to(iterations::get)),
         at("/v1/checkpoints", "GET").route(web::get().to(checkpoints::get)),
         at("/v1/training-jobs", "GET").route(web::get().to(jobs::get)),
-        at("/v1/training-jobs/reward/{name}", "POST").route(web::post().to(train::post)),
+        at("/v1/training-jobs/{kind}/{name}", "POST").route(web::post().to(train::post)),
         at("/v1/events", "GET").route(web::get().to(events::get)),
         at("/v1/start", "POST").route(web::post().to(start::post)),
         at("/v1/pause", "POST").route(web::post().to(pause::post)),
@@ -130,12 +130,12 @@ async fn list() -> Answer {
         "GET /v1/iterations?run=": "the view iteration_history",
         "GET /v1/checkpoints?run=&lineage=": "checkpoints; with lineage=NAME or head, the line back to the initial policy",
         "GET /v1/training-jobs": "training jobs",
-        "POST /v1/training-jobs/reward/{name}?skip_bad=&client_key=": "JSONL, one preference a line",
+        "POST /v1/training-jobs/{kind}/{name}?skip_bad=&client_key=": "JSONL; kind sft: one conversation a line, kind reward: one preference",
         "GET /v1/events?since=&last=&follow=": "events as NDJSON, or as SSE by Accept: text/event-stream",
         "POST /v1/start": {},
         "POST /v1/pause": { "reason": "why (optional)" },
         "POST /v1/resume": {},
-        "POST /v1/cancel": { "iteration": "N (optional)", "job": "reward/NAME (instead)" },
+        "POST /v1/cancel": { "iteration": "N (optional)", "job": "KIND/NAME (instead)" },
         "POST /v1/sql": { "sql": "one SELECT", "rows_max": "N (optional)" },
     })))
 }

@@ -19,7 +19,8 @@ use crate::live::{Live, LiveWorker};
 struct Stored {
     run: Option<(status::RunStatus, String)>,
     reserved: u64,
-    open_jobs: Vec<String>,
+    /// Names, and the beginnings of their units' keys.
+    open_jobs: Vec<(String, String)>,
     last_event: i64,
 }
 
@@ -45,10 +46,13 @@ fn read(reader: &Reader) -> Result<Stored> {
     Ok(stored)
 }
 
-fn open_jobs(reader: &Reader, run: rlhfd_domain::RunId) -> Result<Vec<String>> {
+fn open_jobs(reader: &Reader, run: rlhfd_domain::RunId) -> Result<Vec<(String, String)>> {
     let jobs = reader.jobs(run)?;
     let open = jobs.into_iter().filter(|job| job.status == rlhfd_store::JobStatus::Open);
-    Ok(open.map(|job| format!("{}/{}", job.kind, job.name)).collect())
+    let told = |job: rlhfd_store::Job| {
+        (format!("{}/{}", job.kind, job.name), format!("job/{}/{}/", job.kind, job.slug()))
+    };
+    Ok(open.map(told).collect())
 }
 
 fn head_name(reader: &Reader, head: CheckpointId) -> Result<String> {
@@ -92,10 +96,9 @@ fn whole(app: &AppState, stored: Stored, live: Live) -> Status {
     }
 }
 
-fn job_status(job: &str, running: &[&str]) -> JobStatus {
-    let prefix = format!("job/{job}/");
-    let runs = running.iter().any(|key| key.starts_with(&prefix));
-    JobStatus { job: job.to_owned(), state: if runs { "running" } else { "waiting" }.to_owned() }
+fn job_status((job, units): &(String, String), running: &[&str]) -> JobStatus {
+    let runs = running.iter().any(|key| key.starts_with(units));
+    JobStatus { job: job.clone(), state: if runs { "running" } else { "waiting" }.to_owned() }
 }
 
 fn iteration(progress: &Progress) -> IterationStatus {
@@ -201,7 +204,8 @@ mod tests {
 
     #[test]
     fn a_job_runs_while_one_of_its_units_does() {
-        assert_eq!(job_status("reward/demo", &["job/reward/demo/train"]).state, "running");
-        assert_eq!(job_status("reward/demo", &["job/reward/demo2/train"]).state, "waiting");
+        let job = ("reward/demo".to_owned(), "job/reward/demo/".to_owned());
+        assert_eq!(job_status(&job, &["job/reward/demo/train"]).state, "running");
+        assert_eq!(job_status(&job, &["job/reward/demo2/train"]).state, "waiting");
     }
 }

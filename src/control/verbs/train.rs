@@ -1,4 +1,5 @@
-//! `train reward`: take preferences in, and have a reward model trained on them.
+//! `train sft` and `train reward`: take conversations or preferences in, and have a model trained on
+//! them.
 //!
 //! The lines are checked and written, in one canonical form, to the upload's own file in the state
 //! folder; the job's immutable folder is made from it.
@@ -6,10 +7,10 @@
 use std::path::PathBuf;
 
 use actix_web::{HttpRequest, web};
-use rlhfd_domain::UploadId;
-use rlhfd_protocol::control::lines::PreferenceLine;
+use rlhfd_domain::{JobKind, JobName, UploadId};
 use rlhfd_protocol::control::{JobAdded, UploadQuery, check_name, lines};
 use rlhfd_store::{NewUpload, Upload, UploadKind};
+use serde::Serialize;
 use tokio::fs::File;
 use tokio::io::{AsyncWriteExt, BufWriter};
 
@@ -19,15 +20,15 @@ use crate::listener::answer::ok;
 use crate::listener::intake::{Opened, Report, Sink, check_key, open};
 use crate::listener::{Answer, Peer, Refusal, drain};
 
-/// `POST /v1/training-jobs/reward/{name}`
+/// `POST /v1/training-jobs/{kind}/{name}`
 pub async fn post(
     shared: web::Data<Shared>,
     request: HttpRequest,
-    name: web::Path<String>,
+    job: web::Path<(String, String)>,
     query: web::Query<UploadQuery>,
     mut payload: web::Payload,
 ) -> Answer {
-    let added = add(&shared, &request, &name, query.into_inner(), &mut payload).await;
+    let added = add(&shared, &request, &job, query.into_inner(), &mut payload).await;
     if added.is_err() {
         drain(&mut payload).await;
     }
@@ -37,18 +38,22 @@ pub async fn post(
 async fn add(
     shared: &Shared,
     request: &HttpRequest,
-    name: &str,
+    (kind, name): &(String, String),
     query: UploadQuery,
     payload: &mut web::Payload,
 ) -> Result<JobAdded, Refusal> {
+    let kind = JobKind::parse(kind).map_err(|error| {
+        Refusal::new(404, error.to_string(), asked(request), "`GET /v1` lists what there is")
+    })?;
     let name = check_name("training job", name).map_err(|e| Refusal::with(400, e))?;
     check_key(query.client_key.as_deref())?;
     let _place = place(&shared.uploads, "uploads", request)?;
-    let job = format!("reward/{name}");
+    let job = JobName { kind, name };
+    let data = data_of(kind);
     let new = NewUpload {
         client_key: query.client_key,
-        kind: UploadKind::Preferences,
-        name: name.clone(),
+        kind: data,
+        name: job.name.clone(),
         reserve_share: None,
     };
     let uid = Peer::of(request).uid;
@@ -58,24 +63,47 @@ async fn add(
             (upload, Report::default(), true)
         }
         Opened::Fresh(intake) => {
-            free_to_take(shared, &job, name.as_str()).await?;
+            free_to_take(shared, &job).await?;
             let id = intake.id();
             let mut sink = Examples::create(shared.app.places.upload_file(id.get())).await?;
             let skip_bad = query.skip_bad.unwrap_or(false);
             let (intake, report) =
-                intake.take(payload, lines::preference_line, &mut sink, skip_bad).await?;
+                intake.take(payload, example_of(kind), &mut sink, skip_bad).await?;
             let (kept, bad) = (sink.examples, report.bad);
             intake.write(move |store| store.count_lines(id, kept, 0)).await?;
-            let upload = intake.publish(bad, uid, &format!("preferences for {job}")).await?;
+            let upload = intake.publish(bad, uid, &format!("{} for {job}", data.label())).await?;
             sink.keep();
             (upload, report, false)
         }
     };
-    if !repeated || has_job(shared, name.as_str()).await? != Some(true) {
+    if !repeated || !made_a_job(shared, request, upload.id).await? {
         still_there(shared, &job, upload.id)?;
-        order(shared, request, upload.id, Command::TrainReward { name, upload: upload.id }).await?;
+        let command = Command::Train { job: job.clone(), upload: upload.id };
+        order(shared, request, upload.id, command).await?;
     }
-    Ok(told(job, &upload, report, repeated))
+    Ok(told(job.to_string(), &upload, report, repeated))
+}
+
+/// What a job of this kind is trained on.
+fn data_of(kind: JobKind) -> UploadKind {
+    match kind {
+        JobKind::Sft => UploadKind::Conversations,
+        JobKind::Reward => UploadKind::Preferences,
+    }
+}
+
+/// Reads a line of such data; gives its canonical form, with the line's end.
+fn example_of(kind: JobKind) -> fn(&[u8]) -> Result<Vec<u8>, String> {
+    match kind {
+        JobKind::Sft => |line| canonical(&lines::conversation_line(line)?),
+        JobKind::Reward => |line| canonical(&lines::preference_line(line)?),
+    }
+}
+
+fn canonical(example: &impl Serialize) -> Result<Vec<u8>, String> {
+    let mut json = serde_json::to_vec(example).map_err(|error| error.to_string())?;
+    json.push(b'\n');
+    Ok(json)
 }
 
 /// Makes the job. Where that is refused, the examples are of no use to anyone.
@@ -97,19 +125,30 @@ async fn order(
     }
 }
 
-/// Whether the active run has a job of this name; none where no run is open.
-async fn has_job(shared: &Shared, name: &str) -> Result<Option<bool>, Refusal> {
-    let (place, name) = (format!("reward/{name}"), name.to_owned());
+/// Whether a job was made from this upload before.
+async fn made_a_job(
+    shared: &Shared,
+    request: &HttpRequest,
+    upload: UploadId,
+) -> Result<bool, Refusal> {
+    let known = shared.app.store.read(move |reader| Ok(reader.job_of_upload(upload)?.is_some()));
+    known.await.map_err(|error| Refusal::ask(asked(request), &error))
+}
+
+/// Whether the active run has a job that holds this name; none where no run is open.
+async fn has_job(shared: &Shared, job: &JobName) -> Result<Option<bool>, Refusal> {
+    let wanted = job.clone();
     let known = shared.app.store.read(move |reader| {
         let Some(run) = reader.active_run()? else { return Ok(None) };
-        Ok(Some(reader.job_by_name(run.id, "reward", &name)?.is_some()))
+        let known = reader.job_by_name(run.id, wanted.kind, wanted.name.as_str())?;
+        Ok(Some(known.is_some_and(|job| !job.status.leaves_its_name())))
     });
-    known.await.map_err(|error| Refusal::ask(place, &error))
+    known.await.map_err(|error| Refusal::ask(job.to_string(), &error))
 }
 
 /// Told before the body is read, where it can be known by then that it would be in vain.
-async fn free_to_take(shared: &Shared, job: &str, name: &str) -> Result<(), Refusal> {
-    let (what, mend) = match has_job(shared, name).await? {
+async fn free_to_take(shared: &Shared, job: &JobName) -> Result<(), Refusal> {
+    let (what, mend) = match has_job(shared, job).await? {
         Some(false) => return Ok(()),
         Some(true) => (
             format!("the run has a training job {job} already"),
@@ -120,16 +159,16 @@ async fn free_to_take(shared: &Shared, job: &str, name: &str) -> Result<(), Refu
             "`rlhfctl status` says what is missing",
         ),
     };
-    Err(Refusal::new(409, what, job, mend))
+    Err(Refusal::new(409, what, job.to_string(), mend))
 }
 
 /// An upload that was taken before, whose job was refused then: its examples went with it.
-fn still_there(shared: &Shared, job: &str, upload: UploadId) -> Result<(), Refusal> {
+fn still_there(shared: &Shared, job: &JobName, upload: UploadId) -> Result<(), Refusal> {
     if shared.app.places.upload_file(upload.get()).exists() {
         return Ok(());
     }
     let mend = "send them again, with another client key";
-    Err(Refusal::new(409, "the examples of this upload are gone", job, mend))
+    Err(Refusal::new(409, "the examples of this upload are gone", job.to_string(), mend))
 }
 
 fn told(job: String, upload: &Upload, report: Report, repeated: bool) -> JobAdded {
@@ -172,12 +211,10 @@ impl Drop for Examples {
 }
 
 impl Sink for Examples {
-    type Item = PreferenceLine;
+    type Item = Vec<u8>;
 
-    async fn take(&mut self, line: PreferenceLine) -> Result<(), Refusal> {
-        let mut json = serde_json::to_vec(&line).map_err(|e| unwritten(&e.into()))?;
-        json.push(b'\n');
-        self.file.write_all(&json).await.map_err(|e| unwritten(&e))?;
+    async fn take(&mut self, example: Vec<u8>) -> Result<(), Refusal> {
+        self.file.write_all(&example).await.map_err(|e| unwritten(&e))?;
         self.examples += 1;
         Ok(())
     }

@@ -12,7 +12,7 @@ pub struct Command {
     /// `cancel`: the iteration; by default the one that runs.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub iteration: Option<u64>,
-    /// `cancel`: a training job as `reward/NAME` instead of an iteration.
+    /// `cancel`: a training job as `KIND/NAME` instead of an iteration.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub job: Option<String>,
 }

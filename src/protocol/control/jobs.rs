@@ -16,9 +16,10 @@ pub struct Jobs {
 pub struct Job {
     /// The run that it belongs to.
     pub run: String,
-    /// `sft`, `reward` or `preference`.
+    /// `sft` or `reward`.
     pub kind: String,
-    /// Its name; with the kind it is what a config's `job = "reward/NAME"` means.
+    /// Its name; with the kind it is what a config's `job = "reward/NAME"` means. A job that failed or
+    /// was cancelled may share it with newer ones.
     pub name: String,
     /// `open`, `done`, `failed` or `cancelled`.
     pub status: String,

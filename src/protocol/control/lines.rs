@@ -1,8 +1,9 @@
 //! The lines of an upload: one JSON object each, read strictly.
 //!
-//! In: the bytes of one line, without its end. Out: a checked prompt or preference, or the reason for
-//! which the line is bad. Pure. A prompt is what `rlhfd_domain::prompt` takes for one; both sides of a
-//! preference share such a prompt and end with the assistant's message.
+//! In: the bytes of one line, without its end. Out: a checked prompt, conversation or preference, or the
+//! reason for which the line is bad. Pure. A prompt is what `rlhfd_domain::prompt` takes for one; both
+//! sides of a preference share such a prompt and end with the assistant's message; in a conversation to
+//! learn from the assistant says something.
 
 use rlhfd_domain::limits::{LINE_BYTES_MAX, PROMPT_MESSAGES_MAX};
 use rlhfd_domain::prompt::{Prompt, Turn};
@@ -33,6 +34,13 @@ pub struct PreferenceLine {
     pub rejected: Vec<Message>,
 }
 
+/// A conversation to learn from, as it is kept.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ConversationLine {
+    /// Its turns, the assistant's among them.
+    pub messages: Vec<Message>,
+}
+
 /// Reads a prompt: `{"messages": […]}`, `{"prompt": "…"}` or `{"context_messages": […]}`; other keys
 /// are passed over.
 ///
@@ -57,6 +65,29 @@ pub fn canonical(prompt: &Prompt) -> String {
         Value::Object(Map::from_iter([("role".to_owned(), role), ("content".to_owned(), content)]))
     };
     Value::Array(prompt.turns().iter().map(message).collect()).to_string()
+}
+
+/// Reads a conversation to learn from: `{"messages": […]}`; other keys are passed over.
+///
+/// Errors: the reason why the line is bad, as a sentence.
+pub fn conversation_line(line: &[u8]) -> Result<ConversationLine, String> {
+    let object = object(line)?;
+    let value = object.get("messages").ok_or("has no `messages`")?;
+    let messages = messages("messages", value)?;
+    let roles = ["system", "user", "assistant", "tool"];
+    for (i, message) in messages.iter().enumerate() {
+        if !roles.contains(&message.role.as_str()) {
+            let role: String = message.role.chars().take(32).collect();
+            return Err(format!("`messages[{i}]` has the role `{role}`: use {}", roles.join(", ")));
+        }
+        if message.role == "assistant" && message.content.trim().is_empty() {
+            return Err(format!("`messages[{i}]`, the assistant's, is empty"));
+        }
+    }
+    if messages.iter().all(|message| message.role != "assistant") {
+        return Err("has no message of the assistant; there is nothing to learn".to_owned());
+    }
+    Ok(ConversationLine { messages })
 }
 
 /// Reads a preference: `{"chosen": [messages], "rejected": [messages]}`, or
@@ -337,10 +368,32 @@ mod tests {
         }
     }
 
+    #[test]
+    fn each_bad_conversation_has_its_reason() {
+        let good =
+            r#"{"messages":[{"role":"user","content":""},{"role":"assistant","content":"a"}]}"#;
+        let line = conversation_line(good.as_bytes()).unwrap();
+        assert_eq!(serde_json::to_string(&line).unwrap(), good);
+        for (line, reason) in [
+            (r#"{"prompt": "Q"}"#, "has no `messages`"),
+            (r#"{"messages": []}"#, "`messages` is empty"),
+            (r#"{"messages": [{"role": "user", "content": "q"}]}"#, "no message of the assistant"),
+            (
+                r#"{"messages": [{"role": "user", "content": "q"}, {"role": "assistant", "content": " "}]}"#,
+                "`messages[1]`, the assistant's, is empty",
+            ),
+            (r#"{"messages": [{"role": "bot", "content": "q"}]}"#, "has the role `bot`"),
+        ] {
+            let found = conversation_line(line.as_bytes()).unwrap_err();
+            assert!(found.contains(reason), "{line}: {found}");
+        }
+    }
+
     proptest! {
         #[test]
         fn no_line_panics(line in prop::collection::vec(any::<u8>(), 0..64)) {
             let _ = prompt_line(&line);
+            let _ = conversation_line(&line);
             let _ = preference_line(&line);
         }
 

@@ -132,7 +132,7 @@ impl Flow {
                 let scoring = paper_scoring(store, unit, self.scorer)?;
                 store.finish_pair(end, &scoring, &PAPER, NOW).map(|_| ())
             }
-            WorkKind::TrainDpo | WorkKind::TrainReward => {
+            WorkKind::TrainDpo | WorkKind::TrainSft | WorkKind::TrainReward => {
                 store.finish_train(end, &[step(1, 0.69), step(2, 0.6)], 1, NOW)
             }
             WorkKind::Checkpoint => {
@@ -279,6 +279,7 @@ pub(crate) fn step(step: u64, loss: f64) -> TrainStep {
         margin: Some(0.1),
         implicit_reward_chosen: Some(0.05),
         implicit_reward_rejected: Some(-0.05),
+        token_accuracy: None,
     }
 }
 

@@ -276,19 +276,22 @@ fn a_training_job_ends_with_its_checkpoint() {
     let run = bench.run();
     let job = crate::NewJob {
         run: run.id,
-        kind: "reward".into(),
+        kind: rlhfd_domain::JobKind::Reward,
         name: "short".into(),
         upload: None,
         config: String::new(),
         config_sha256: String::new(),
         base: ModelIdentity { path: "m".into(), sha256: "a".into() },
     };
-    let plan = [
-        a_unit(Stage::Train, WorkKind::TrainReward, "job/reward/short/train"),
-        a_unit(Stage::Checkpoint, WorkKind::Checkpoint, "job/reward/short/checkpoint"),
-    ];
-    let id = bench.store.create_job(&job, &plan, NOW).unwrap();
-    assert!(bench.store.create_job(&job, &plan, NOW).is_err());
+    let plan = |slug: &str| {
+        let key = |last: &str| format!("job/reward/{slug}/{last}");
+        vec![
+            a_unit(Stage::Train, WorkKind::TrainReward, &key("train")),
+            a_unit(Stage::Checkpoint, WorkKind::Checkpoint, &key("checkpoint")),
+        ]
+    };
+    let id = bench.store.create_job(&job, plan, NOW).unwrap();
+    assert!(bench.store.create_job(&job, plan, NOW).is_err());
     assert_eq!(bench.ready(run.id), ["job/reward/short/train"]);
     let train = bench.unit(run.id, "job/reward/short/train");
     let end = bench.begin(&train);
@@ -306,6 +309,21 @@ fn a_training_job_ends_with_its_checkpoint() {
     assert_eq!((done.status, done.checkpoint), (crate::JobStatus::Done, Some(made)));
     assert_eq!(bench.store.run(run.id).unwrap().head, run.head, "a reward model is no head");
     assert!(bench.store.end_job(id, crate::JobStatus::Cancelled, "late", NOW).is_err());
+    assert!(bench.store.create_job(&job, plan, NOW).is_err(), "it is done");
+
+    // A job that failed or was cancelled leaves its name, and stands in nobody's way.
+    let other = crate::NewJob { name: "other".into(), ..job };
+    for (number, status) in (1..).zip([crate::JobStatus::Cancelled, crate::JobStatus::Failed]) {
+        let id = bench.store.create_job(&other, plan, NOW).unwrap();
+        assert_eq!(bench.store.job(id).unwrap().number, number);
+        assert!(bench.store.create_job(&other, plan, NOW).is_err(), "it is open");
+        bench.store.end_job(id, status, "asked for", NOW).unwrap();
+    }
+    let third = bench.store.create_job(&other, plan, NOW).unwrap();
+    let found = bench.store.job_by_name(run.id, other.kind, "other").unwrap().unwrap();
+    assert_eq!((found.id, found.slug().as_str()), (third, "other~3"));
+    assert_eq!(bench.ready(run.id), ["job/reward/other~3/train"]);
+    assert_eq!(bench.store.jobs(run.id).unwrap().len(), 4, "every row stays");
 }
 
 /// Instructions of SQLite's machine that asking what is ready and how far it is takes, in hundreds.

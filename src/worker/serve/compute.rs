@@ -132,7 +132,10 @@ impl Engine<'_> {
     }
 
     fn begin(&mut self, unit: Unit) {
-        let trains = matches!(unit.work, Work::TrainDpo { .. } | Work::TrainReward { .. });
+        let trains = matches!(
+            unit.work,
+            Work::TrainDpo { .. } | Work::TrainSft { .. } | Work::TrainReward { .. }
+        );
         self.shared.begin(unit.attempt, trains);
         self.unit = Some(Running { unit, begun: Instant::now(), failed: false });
     }
@@ -213,6 +216,11 @@ impl Engine<'_> {
                 let trained = unit::train_dpo(models, (folder, target), self.compute, &observer)?;
                 own.checkpoint = Some(trained);
             }
+            Work::TrainSft { base, folder, target } => {
+                self.models.clear();
+                let trained = unit::train_sft((base, folder), target, self.compute, &observer)?;
+                own.checkpoint = Some(trained);
+            }
             Work::TrainReward { base, folder, target } => {
                 self.models.clear();
                 let trained = unit::train_reward((base, folder), target, self.compute, &observer)?;
@@ -256,6 +264,7 @@ impl Engine<'_> {
             Work::Render { .. }
             | Work::Probe { .. }
             | Work::TrainDpo { .. }
+            | Work::TrainSft { .. }
             | Work::TrainReward { .. } => Err(Failure::input("this work has no ids to compute")),
         }
     }

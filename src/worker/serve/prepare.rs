@@ -78,7 +78,10 @@ impl Preparer<'_> {
             Work::Logprobs { model, batch_items } => {
                 (Some((model, Head::Language)), *batch_items as usize)
             }
-            Work::Probe { .. } | Work::TrainDpo { .. } | Work::TrainReward { .. } => (None, 1),
+            Work::Probe { .. }
+            | Work::TrainDpo { .. }
+            | Work::TrainSft { .. }
+            | Work::TrainReward { .. } => (None, 1),
         };
         let side = model.map(|(model, wanted)| self.side(model, wanted)).transpose();
         let (side, failure) = match side {

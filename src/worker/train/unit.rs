@@ -1,6 +1,6 @@
 //! The daemon's train units: from the words of the protocol to a [`TrainJob`] and back.
 //!
-//! In: a `train_dpo` or `train_reward` work. Out: what was published. May not enter: frames,
+//! In: a `train_dpo`, `train_sft` or `train_reward` work. Out: what was published. May not enter: frames,
 //! sockets, training itself.
 
 use std::path::Path;
@@ -20,6 +20,7 @@ use crate::render::RenderRule;
 /// Names of the files in an iteration's or a job's folder.
 const SETTINGS: &str = "settings.toml";
 const PAIRS: &str = "pairs.jsonl";
+const CONVERSATIONS: &str = "conversations.jsonl";
 const PREFERENCES: &str = "preferences.jsonl";
 
 /// A DPO update from an iteration folder: pairs.jsonl with token ids and the reference's log-probs
@@ -38,6 +39,21 @@ pub fn train_dpo(
     let mut job = job_of(Training::Dpo, (policy, folder), pairs, target)?;
     job.adapter_base =
         Some(AdapterBase { dir: initial.path.clone(), sha256: initial.sha256.clone() });
+    job::run(&job, compute, observer).map(published)
+}
+
+/// Supervised fine-tuning from a job folder: conversations.jsonl with texts, and settings.toml.
+///
+/// # Errors
+/// See [`TrainError`].
+pub fn train_sft(
+    (base, folder): (&ModelRef, &Path),
+    target: &TrainTarget,
+    compute: Compute,
+    observer: &Observer<'_>,
+) -> Result<Published, TrainError> {
+    let data = PairSource::Conversations { path: folder.join(CONVERSATIONS) };
+    let job = job_of(Training::Sft, (base, folder), data, target)?;
     job::run(&job, compute, observer).map(published)
 }
 

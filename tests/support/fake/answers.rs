@@ -14,6 +14,7 @@ pub(super) fn work_name(work: &Work) -> &'static str {
         Work::Score { .. } => "score",
         Work::Logprobs { .. } => "logprobs",
         Work::TrainDpo { .. } => "train_dpo",
+        Work::TrainSft { .. } => "train_sft",
         Work::TrainReward { .. } => "train_reward",
     }
 }

@@ -188,7 +188,7 @@ impl Worker {
         self.shared.items.store(0, Ordering::SeqCst);
         self.shared.attempt.store(unit.attempt, Ordering::SeqCst);
         let ended = match &unit.work {
-            Work::TrainDpo { .. } | Work::TrainReward { .. } => {
+            Work::TrainDpo { .. } | Work::TrainSft { .. } | Work::TrainReward { .. } => {
                 train::run(self, unit.attempt, &unit.work)
             }
             _ => self.run_items(unit),

@@ -34,6 +34,7 @@ struct Job<'a> {
     pairs: Vec<String>,
     batch_pairs: usize,
     epochs: u64,
+    file: String,
 }
 
 pub(super) fn run(worker: &mut Worker, attempt: u64, work: &Work) -> Result<Summary, Stop> {
@@ -41,6 +42,9 @@ pub(super) fn run(worker: &mut Worker, attempt: u64, work: &Work) -> Result<Summ
     let job = match work {
         Work::TrainDpo { policy, folder, target, .. } => {
             Job::read(&policy.path, folder, "pairs.jsonl", FolderKind::Policy, target)?
+        }
+        Work::TrainSft { base, folder, target } => {
+            Job::read(&base.path, folder, "conversations.jsonl", FolderKind::Policy, target)?
         }
         Work::TrainReward { base, folder, target } => {
             Job::read(&base.path, folder, "preferences.jsonl", FolderKind::RewardModel, target)?
@@ -115,7 +119,11 @@ impl<'a> Job<'a> {
             base,
             kind,
             pairs: text.lines().map(str::to_owned).collect(),
-            batch_pairs: usize::try_from(number("batch_pairs", 128))?,
+            batch_pairs: match file {
+                "conversations.jsonl" => usize::try_from(number("batch_sequences", 32))?,
+                _ => usize::try_from(number("batch_pairs", 128))?,
+            },
+            file: file.to_owned(),
             epochs: u64::try_from(number("epochs", 1))?,
         })
     }
@@ -135,10 +143,13 @@ impl<'a> Job<'a> {
         let mut fraction = || numbers.below(1000) as f64 / 1000.0;
         let (loss, margin) = (0.2 + fraction() / 2.0, fraction());
         let row = match self.kind {
+            _ if self.file == "conversations.jsonl" => serde_json::json!({
+                "step": state.step, "loss": loss, "lr": 0.001, "grad_norm": 1.0 + fraction(),
+                "token_accuracy": margin,
+            }),
             FolderKind::RewardModel => serde_json::json!({
                 "step": state.step, "loss": loss, "lr": 0.001, "grad_norm": 1.0 + fraction(),
                 "accuracy": 0.5, "margin": margin,
-                "implicit_reward_chosen": null, "implicit_reward_rejected": null,
             }),
             _ => serde_json::json!({
                 "step": state.step, "loss": loss, "lr": 0.001, "grad_norm": 1.0 + fraction(),

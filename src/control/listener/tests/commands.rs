@@ -40,12 +40,13 @@ async fn commands_are_ordered_as_they_were_asked() {
     let got = daemon.post("/v1/cancel", b"{\"job\": \"reward/demo\"}").await;
     assert_eq!(got.json(), json!({"message": "done"}));
     let name = rlhfd_domain::Name::parse("demo", "training job").unwrap();
+    let job = rlhfd_domain::JobName { kind: rlhfd_domain::JobKind::Reward, name };
     let expected = [
         Command::Start,
         Command::Pause { reason: Some("maintenance".to_owned()) },
         Command::Resume,
         Command::CancelIteration { iteration: Some(3) },
-        Command::CancelJob { name },
+        Command::CancelJob { job },
     ];
     assert_eq!(*daemon.orders.lock().unwrap(), expected);
 }

@@ -206,3 +206,4 @@ fn parse(answer: &[u8]) -> Got {
 const GOOD: &[u8] = b"{\"prompt\": \"one\"}\n\n{\"prompt\": \"two\"}\r\n{\"prompt\": \"one\"}";
 const PROMPTS: &str = "/v1/prompt-sets/own/prompts";
 const REWARD: &str = "/v1/training-jobs/reward/demo";
+const SFT: &str = "/v1/training-jobs/sft/demo";

@@ -4,7 +4,7 @@ use serde_json::json;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::UnixStream;
 
-use super::{Daemon, GOOD, PROMPTS, REWARD, parse};
+use super::{Daemon, GOOD, PROMPTS, REWARD, SFT, parse};
 use crate::handles::Command;
 
 #[actix_rt::test]
@@ -81,7 +81,7 @@ async fn bad_lines_may_be_left_out() {
 #[actix_rt::test]
 async fn an_upload_that_is_cut_off_leaves_nothing() {
     let daemon = Daemon::start().await;
-    for target in [PROMPTS, REWARD] {
+    for target in [PROMPTS, REWARD, SFT] {
         let mut stream = UnixStream::connect(&daemon.socket).await.unwrap();
         let head = format!("POST {target} HTTP/1.1\r\nHost: d\r\nContent-Length: 9000000\r\n\r\n");
         stream.write_all(head.as_bytes()).await.unwrap();
@@ -94,7 +94,7 @@ async fn an_upload_that_is_cut_off_leaves_nothing() {
         drop(stream);
         daemon.assert_empty().await;
     }
-    daemon.until("select count(*) FROM uploads WHERE state = 'failed'", json!([[2]])).await;
+    daemon.until("select count(*) FROM uploads WHERE state = 'failed'", json!([[3]])).await;
 }
 
 #[actix_rt::test]
@@ -124,14 +124,32 @@ async fn preferences_become_a_file_and_a_job() {
     assert_eq!(got.status, 200, "{}", got.text);
     assert_eq!((&got.json()["job"], &got.json()["examples"]), (&json!("reward/demo"), &json!(2)));
     let orders = daemon.orders.lock().unwrap().clone();
-    let [Command::TrainReward { name, upload }] = orders.as_slice() else { panic!("{orders:?}") };
-    assert_eq!(name.as_str(), "demo");
+    let [Command::Train { job, upload }] = orders.as_slice() else { panic!("{orders:?}") };
+    assert_eq!(job.to_string(), "reward/demo");
     let file = daemon.folder.path().join(format!("state/uploads/{upload}.jsonl"));
     let lines = std::fs::read_to_string(file).unwrap();
     assert_eq!(
         lines.lines().next().unwrap(),
         r#"{"chosen":[{"role":"user","content":"Q"},{"role":"assistant","content":"a"}],"rejected":[{"role":"user","content":"Q"},{"role":"assistant","content":"b"}]}"#
     );
+}
+
+#[actix_rt::test]
+async fn conversations_become_a_file_and_a_job() {
+    let daemon = Daemon::start().await;
+    let body = br#"{"messages": [{"role": "user", "content": "Q"}, {"content": "a", "role": "assistant"}], "id": 3}"#;
+    let got = daemon.post(SFT, body).await;
+    assert_eq!(got.status, 200, "{}", got.text);
+    assert_eq!((&got.json()["job"], &got.json()["examples"]), (&json!("sft/demo"), &json!(1)));
+    let orders = daemon.orders.lock().unwrap().clone();
+    let [Command::Train { job, upload }] = orders.as_slice() else { panic!("{orders:?}") };
+    assert_eq!(job.to_string(), "sft/demo");
+    let file = daemon.folder.path().join(format!("state/uploads/{upload}.jsonl"));
+    assert_eq!(
+        std::fs::read_to_string(file).unwrap(),
+        "{\"messages\":[{\"role\":\"user\",\"content\":\"Q\"},{\"role\":\"assistant\",\"content\":\"a\"}]}\n"
+    );
+    daemon.until("select kind FROM uploads", json!([["conversations"]])).await;
 }
 
 #[actix_rt::test]
