@@ -137,6 +137,7 @@ impl Subject {
                 chosen: self.ids(300 + pair, RESPONSE_TOKENS - pair as usize),
                 rejected: self.ids(400 + pair, RESPONSE_TOKENS / 2 + pair as usize),
                 reference: None,
+                weight: 1.0,
             })
             .collect()
     }

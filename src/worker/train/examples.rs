@@ -124,6 +124,7 @@ impl Examples {
             for ids in [&pair.prompt, &pair.chosen, &pair.rejected] {
                 add(&mut data, ids);
             }
+            data.extend(pair.weight.to_le_bytes());
             let (chosen, rejected) = pair.reference.unwrap_or_default();
             data.extend(chosen.to_le_bytes());
             data.extend(rejected.to_le_bytes());

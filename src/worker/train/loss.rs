@@ -87,15 +87,20 @@ pub fn token_sums(logprobs: &Tensor, hits: &Tensor) -> Tensor {
 }
 
 impl PairLoss {
-    /// Sums over the pairs, kept on the device: f64 `[5]` of loss, accuracy (margins above 0),
-    /// margin, chosen, rejected. One step adds these up and reads them once.
-    pub fn sums(&self) -> Tensor {
-        let ahead = self.margin.gt(0.0).to_kind(Kind::Double).sum(Kind::Double);
-        let sum = |x: &Tensor| x.detach().sum(Kind::Double);
-        Tensor::stack(
-            &[sum(&self.loss), ahead, sum(&self.margin), sum(&self.chosen), sum(&self.rejected)],
-            0,
-        )
+    /// Weighted sums over the pairs, kept on the device: f64 `[5]` of loss, accuracy (margins above 0),
+    /// margin, chosen, rejected. One step adds these up and reads them once. `weights`: f64 `[pairs]`.
+    pub fn sums(&self, weights: &Tensor) -> Tensor {
+        let ahead = self.margin.gt(0.0);
+        let sum = |x: &Tensor| (x.detach().to_kind(Kind::Double) * weights).sum(Kind::Double);
+        let all = [&self.loss, &ahead, &self.margin, &self.chosen, &self.rejected];
+        Tensor::stack(&all.map(sum), 0)
+    }
+
+    /// What a step minimises of these pairs: Σ weight·loss by `share`, one over the weights of all pairs
+    /// of the step, so that a step's loss is the weighted mean over its pairs, however it is cut.
+    pub fn share_of_step(&self, weights: &Tensor, share: f64) -> Tensor {
+        let shares = (weights * share).to_kind(Kind::Float);
+        (&self.loss * shares).sum(Kind::Float)
     }
 }
 
@@ -162,10 +167,29 @@ mod tests {
         // gaps 1.0 and −2.0: ln(1 + e^−1) = 0.3132617, ln(1 + e^2) = 2.1269280
         let chosen = Tensor::from_slice(&[3.0_f32, 0.5]);
         let rejected = Tensor::from_slice(&[2.0_f32, 2.5]);
-        let sums = bradley_terry(&chosen, &rejected).sums();
+        let sums = bradley_terry(&chosen, &rejected).sums(&Tensor::from_slice(&[1.0_f64, 1.0]));
         for (index, wanted) in [2.440_189_7, 1.0, -1.0, 3.5, 4.5].into_iter().enumerate() {
             assert_close(&sums.get(i64::try_from(index).unwrap()).view(1), wanted);
         }
+    }
+
+    #[test]
+    fn weights_make_a_weighted_mean() {
+        // losses 0.3132617 and 2.1269280 as above, weights 1 and 3:
+        // (1·0.3132617 + 3·2.1269280) / (1 + 3) = 6.6940457 / 4 = 1.6735114
+        // its slope by the first score: 1/4 · (σ(1) − 1) = −0.25 · 0.2689414 = −0.0672354
+        let chosen = Tensor::from_slice(&[3.0_f32, 0.5]).set_requires_grad(true);
+        let rejected = Tensor::from_slice(&[2.0_f32, 2.5]);
+        let weights = Tensor::from_slice(&[1.0_f64, 3.0]);
+        let pairs = bradley_terry(&chosen, &rejected);
+        assert_close(&pairs.sums(&weights).get(0).view(1), 6.694_045_7);
+        let mean = pairs.share_of_step(&weights, 0.25);
+        assert_close(&mean.view(1), 1.673_511_4);
+        mean.backward();
+        assert_close(&chosen.grad(), -0.067_235_4);
+        // Weights that are all alike change nothing: 2.4401897 / 2.
+        let alike = Tensor::from_slice(&[0.2_f64, 0.2]);
+        assert_close(&pairs.share_of_step(&alike, 2.5).view(1), 1.220_094_9);
     }
 
     #[test]

@@ -21,6 +21,8 @@ pub struct TokenPair {
     /// The reference's summed log-probs of chosen and rejected, in nats; None where they are not
     /// known yet, or not needed (reward model).
     pub reference: Option<(f64, f64)>,
+    /// Its share in the mean of its step, against the other pairs' weights; above 0, usually 1.
+    pub weight: f64,
 }
 
 impl TokenPair {
@@ -185,6 +187,7 @@ mod tests {
             chosen: chosen.to_vec(),
             rejected: rejected.to_vec(),
             reference: None,
+            weight: 1.0,
         }
     }
 

@@ -56,6 +56,12 @@ struct IdLine {
     rejected_ids: Vec<u32>,
     reference_logprob_chosen: f64,
     reference_logprob_rejected: f64,
+    #[serde(default = "plain_weight")]
+    weight: f64,
+}
+
+fn plain_weight() -> f64 {
+    1.0
 }
 
 /// Reads the pairs of an iteration folder: token ids, and the reference's log-probs.
@@ -86,11 +92,15 @@ fn id_pair(line: IdLine, vocabulary: usize) -> Result<TokenPair, Refusal> {
     if !(reference.0.is_finite() && reference.1.is_finite()) {
         return Err(refusal("a reference log-prob is not finite"));
     }
+    if !(line.weight.is_finite() && line.weight > 0.0) {
+        return Err(refusal(format!("the weight {} is not above 0", line.weight)));
+    }
     Ok(TokenPair {
         prompt: line.prompt_ids,
         chosen: line.chosen_ids,
         rejected: line.rejected_ids,
         reference: Some(reference),
+        weight: line.weight,
     })
 }
 
@@ -113,6 +123,7 @@ pub fn tokenise(
                 chosen: ids.chosen,
                 rejected: ids.rejected,
                 reference: None,
+                weight: 1.0,
             }),
             Training::Sft | Training::Reward => whole_conversations(&line.text, renderer),
         };
@@ -139,7 +150,7 @@ fn whole_conversations(text: &PairText, renderer: &Renderer) -> Result<TokenPair
             (whole(chosen)?, whole(rejected)?)
         }
     };
-    Ok(TokenPair { prompt: Vec::new(), chosen, rejected, reference: None })
+    Ok(TokenPair { prompt: Vec::new(), chosen, rejected, reference: None, weight: 1.0 })
 }
 
 /// What a pair may measure.

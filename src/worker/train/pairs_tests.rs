@@ -37,7 +37,18 @@ fn pairs_of_ids_are_held_to_the_model() {
     };
     std::fs::write(&path, line("[1]", "[2, 3]", "[4]", "-1.5")).unwrap();
     let pairs = read_ids(&path, 5).unwrap();
-    assert_eq!(pairs[0].reference, Some((-1.5, -2.5)));
+    assert_eq!((pairs[0].reference, pairs[0].weight), (Some((-1.5, -2.5)), 1.0));
+    let weighted = |weight: &str| {
+        let line = line("[1]", "[2, 3]", "[4]", "-1.5");
+        std::fs::write(&path, line.replace("\"key\": 1", &format!("\"weight\": {weight}")))
+            .unwrap();
+        read_ids(&path, 5)
+    };
+    assert_eq!(weighted("0.25").unwrap()[0].weight, 0.25);
+    for weight in ["0", "-1.0", "1e999"] {
+        let found = weighted(weight).unwrap_err().to_string();
+        assert!(found.contains("weight") || found.contains("no JSON"), "{found}");
+    }
     for (bad, reason) in [
         (line("[1]", "[2, 5]", "[4]", "-1"), "id 5 is beyond"),
         (line("[]", "[2]", "[4]", "-1"), "no token ids"),
@@ -57,7 +68,8 @@ fn ids(prompt: usize, chosen: usize, rejected: usize) -> TokenPair {
     if let Some(last) = chosen.last_mut() {
         *last = 9;
     }
-    TokenPair { prompt: vec![1; prompt], chosen, rejected: vec![7; rejected], reference: None }
+    let (prompt, rejected) = (vec![1; prompt], vec![7; rejected]);
+    TokenPair { prompt, chosen, rejected, reference: None, weight: 1.0 }
 }
 
 fn fitted(text: &str, training: Training, pair: TokenPair) -> Result<TokenPair, &'static str> {

@@ -6,7 +6,8 @@
 use serde::{Deserialize, Serialize};
 
 /// One optimiser step. All means are over the step's pairs, or, of supervised fine-tuning, over its
-/// learnt tokens, however they were cut into micro-batches. What a training does not have is absent.
+/// learnt tokens, however they were cut into micro-batches; pairs count by their weights, Σ weight·x
+/// over Σ weight. What a training does not have is absent.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct StepRow {
     /// Counted from 1.

@@ -8,7 +8,7 @@
 use std::time::{Duration, Instant};
 
 use rlhfd_config::TrainSettings;
-use tch::{Kind, Tensor};
+use tch::{Device, Kind, Tensor};
 
 use super::adamw::AdamConfig;
 use super::batches::BatchPlan;
@@ -171,11 +171,13 @@ impl Training<'_> {
 
     /// What the sums of a step are divided by: its pairs, or its learnt tokens.
     fn weight(&self, examples: &[usize]) -> f64 {
-        let count = match self.objective {
+        let count: usize = match self.objective {
             Objective::Sft(blocks) => {
                 examples.iter().map(|index| blocks[*index].loss_tokens()).sum()
             }
-            Objective::Dpo(_) | Objective::Reward => examples.len(),
+            Objective::Dpo(_) | Objective::Reward => {
+                return examples.iter().map(|pair| self.pairs[*pair].weight).sum();
+            }
         };
         #[expect(clippy::cast_precision_loss, reason = "a batch is far below 2^52 tokens")]
         let count = count.max(1) as f64;
@@ -242,7 +244,7 @@ impl Training<'_> {
                     let (loss, slopes) = dpo_sequences(&dpo, &packed, logprobs, &pairs, share);
                     (loss, slopes.index_select(0, &packed.sequence_of))
                 });
-                Part::of_pairs(&loss, &packed)
+                Part::of_pairs(&loss, &packed, &weights_of(&pairs, packed.ids.device()))
             }
             Objective::Sft(blocks) => {
                 let (packed, pass) = self.forward(blocks, part);
@@ -255,9 +257,11 @@ impl Training<'_> {
                 let hidden = self.model.final_norm(&pass.stream.index_select(0, &packed.last));
                 let scores = self.model.scores(&hidden).view([-1, 2]);
                 let loss = bradley_terry(&scores.select(1, 0), &scores.select(1, 1));
-                (loss.loss.sum(Kind::Float) * share).backward();
+                let pairs: Vec<&TokenPair> = part.iter().map(|index| &self.pairs[*index]).collect();
+                let weights = weights_of(&pairs, packed.ids.device());
+                loss.share_of_step(&weights, share).backward();
                 self.trunk.backward(self.model, &packed, &pass);
-                Part::of_pairs(&loss, &packed)
+                Part::of_pairs(&loss, &packed, &weights)
             }
         }
     }
@@ -311,8 +315,8 @@ struct Part {
 }
 
 impl Part {
-    fn of_pairs(loss: &PairLoss, packed: &Packed) -> Self {
-        Self { sums: loss.sums(), losses: loss.loss.detach(), tokens: packed.tokens() }
+    fn of_pairs(loss: &PairLoss, packed: &Packed, weights: &Tensor) -> Self {
+        Self { sums: loss.sums(weights), losses: loss.loss.detach(), tokens: packed.tokens() }
     }
 
     fn of_documents(scored: &Scored, packed: &Packed) -> Self {
@@ -325,7 +329,7 @@ impl Part {
 }
 
 /// The DPO loss of a micro-batch from per-token log-probs, and its slope towards each sequence's summed
-/// log-prob (f32 `[sequences]`). `share` is a pair's weight in its step.
+/// log-prob (f32 `[sequences]`). `share` is what a weight of 1 counts in its step.
 fn dpo_sequences(
     dpo: &DpoLoss,
     packed: &Packed,
@@ -344,9 +348,16 @@ fn dpo_sequences(
         &Logprobs { chosen: policy.select(1, 0), rejected: policy.select(1, 1) },
         &Logprobs { chosen: reference(|pair| pair.0), rejected: reference(|pair| pair.1) },
     );
-    (loss.loss.sum(Kind::Float) * share).backward();
+    let weights = weights_of(pairs, logprobs.device());
+    loss.share_of_step(&weights, share).backward();
     let slopes = policy.grad().view(-1);
     (loss, slopes)
+}
+
+/// The pairs' weights: f64 `[pairs]`.
+fn weights_of(pairs: &[&TokenPair], device: Device) -> Tensor {
+    let weights: Vec<f64> = pairs.iter().map(|pair| pair.weight).collect();
+    Tensor::from_slice(&weights).to_device(device)
 }
 
 /// Per-token log-probs summed by sequence: f32 `[sequences]`.

@@ -8,6 +8,7 @@
 mod bad_input;
 mod lora;
 mod numbers;
+mod replay;
 mod resume;
 mod sft;
 mod support;
