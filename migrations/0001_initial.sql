@@ -40,9 +40,11 @@ CREATE TABLE prompt_sets (
 CREATE TABLE uploads (
     id             INTEGER PRIMARY KEY,
     client_key     TEXT    UNIQUE,             -- makes a retry harmless
-    kind           TEXT    NOT NULL CHECK (kind IN ('prompts', 'conversations', 'preferences')),
-    name           TEXT    NOT NULL,           -- the prompt set, or the training job's name
+    kind           TEXT    NOT NULL CHECK (kind IN
+                     ('prompts', 'conversations', 'preferences', 'offline_preferences')),
+    name           TEXT    NOT NULL,           -- the set's, or the training job's
     set_id         INTEGER REFERENCES prompt_sets(id),
+    preference_set_id INTEGER REFERENCES preference_sets(id),
     state          TEXT    NOT NULL CHECK (state IN ('open', 'published', 'failed')),
     lines          INTEGER NOT NULL DEFAULT 0,
     kept           INTEGER NOT NULL DEFAULT 0,
@@ -64,12 +66,12 @@ CREATE TABLE prompts (
 CREATE INDEX prompts_by_sum ON prompts(sha256);
 CREATE INDEX prompts_by_upload ON prompts(upload_id, reserved, id);
 
--- The same prompt in two uploads that were open at once: whichever is published second loses it.
+-- The same row in two uploads that were open at once: whichever is published second loses it.
 CREATE TABLE upload_twins (
     upload_id      INTEGER NOT NULL REFERENCES uploads(id),
-    prompt_id      INTEGER NOT NULL,
+    row_id         INTEGER NOT NULL,           -- of prompts or offline_preferences, by the upload's kind
     other_upload_id INTEGER NOT NULL REFERENCES uploads(id),
-    PRIMARY KEY (upload_id, prompt_id, other_upload_id)
+    PRIMARY KEY (upload_id, row_id, other_upload_id)
 ) STRICT, WITHOUT ROWID;
 CREATE INDEX upload_twins_by_other ON upload_twins(other_upload_id);
 
@@ -150,6 +152,67 @@ CREATE TABLE prompt_ids (
     ids_key        INTEGER NOT NULL,           -- equal ids have equal keys
     ids            BLOB    NOT NULL,
     PRIMARY KEY (prompt_id, run_id)
+) STRICT, WITHOUT ROWID;
+
+-- ── offline preferences: D_off, which an iteration trains on beside its own ─────────────────────
+
+CREATE TABLE preference_sets (
+    id             INTEGER PRIMARY KEY,
+    name           TEXT    NOT NULL UNIQUE,
+    preferences    INTEGER NOT NULL DEFAULT 0, -- published
+    created_ms     INTEGER NOT NULL
+) STRICT;
+
+CREATE TABLE offline_preferences (
+    id             INTEGER PRIMARY KEY,
+    upload_id      INTEGER NOT NULL REFERENCES uploads(id), -- and by it the set
+    messages       TEXT    NOT NULL,           -- the prompt, JSON: [{"role", "content"}, …]
+    chosen         TEXT    NOT NULL,
+    rejected       TEXT    NOT NULL,
+    sha256         BLOB    NOT NULL,           -- of prompt, chosen and rejected: 32 bytes
+    CHECK (chosen <> rejected)
+) STRICT;
+CREATE INDEX offline_preferences_by_sum ON offline_preferences(sha256);
+CREATE INDEX offline_preferences_by_upload ON offline_preferences(upload_id, id);
+
+-- The offline preferences that a run has taken up: one list a run, which only grows, so that ids and
+-- log-probs are made once and never again in later iterations.
+CREATE TABLE offline_pairs (
+    run_id         INTEGER NOT NULL REFERENCES runs(id),
+    ordinal        INTEGER NOT NULL,
+    offline_id     INTEGER NOT NULL REFERENCES offline_preferences(id),
+    set_id         INTEGER NOT NULL REFERENCES preference_sets(id),
+    prompt_tokens  INTEGER,                    -- null: not rendered
+    pair_tokens    INTEGER,                    -- of the longer side, its prompt included
+    set_aside      TEXT,                       -- reason, where it cannot be rendered
+    PRIMARY KEY (run_id, ordinal),
+    UNIQUE (offline_id, run_id)
+) STRICT, WITHOUT ROWID;
+
+-- An offline preference as the run's policy sees it.
+CREATE TABLE offline_ids (
+    run_id         INTEGER NOT NULL,
+    ordinal        INTEGER NOT NULL,
+    prompt_ids     BLOB    NOT NULL,
+    chosen_ids     BLOB    NOT NULL,
+    rejected_ids   BLOB    NOT NULL,
+    PRIMARY KEY (run_id, ordinal),
+    FOREIGN KEY (run_id, ordinal) REFERENCES offline_pairs(run_id, ordinal)
+) STRICT, WITHOUT ROWID;
+
+-- The sets that an iteration trains on, frozen at its start: offline_pairs 0..pairs_to of each.
+CREATE TABLE iteration_sets (
+    run_id         INTEGER NOT NULL,
+    iteration      INTEGER NOT NULL,
+    place          INTEGER NOT NULL,           -- in training order
+    set_id         INTEGER NOT NULL REFERENCES preference_sets(id),
+    pairs_to       INTEGER NOT NULL,
+    weight         REAL    NOT NULL CHECK (weight > 0),
+    tokens_max     INTEGER NOT NULL,           -- of a side with its prompt: longer pairs are over-long
+    prompt_tokens_max INTEGER,
+    PRIMARY KEY (run_id, iteration, place),
+    UNIQUE (run_id, iteration, set_id),
+    FOREIGN KEY (run_id, iteration) REFERENCES iterations(run_id, iteration)
 ) STRICT, WITHOUT ROWID;
 
 -- ── training jobs, units, attempts, leases, devices ─────────────────────────────────────────────
@@ -384,12 +447,30 @@ CREATE TABLE reference_logprobs (
     PRIMARY KEY (response_id, reference_id)
 ) STRICT, WITHOUT ROWID;
 
--- What an update was trained on, in order.
+-- Of both sides of an offline pair, per reference: kept, never computed twice.
+CREATE TABLE offline_logprobs (
+    run_id         INTEGER NOT NULL,
+    ordinal        INTEGER NOT NULL,
+    reference_id   INTEGER NOT NULL REFERENCES checkpoints(id),
+    chosen         REAL,                       -- nats, summed; null: set aside
+    rejected       REAL,
+    chosen_logprobs   BLOB,
+    rejected_logprobs BLOB,
+    set_aside      TEXT,                       -- reason
+    unit_id        INTEGER NOT NULL REFERENCES units(id),
+    PRIMARY KEY (run_id, ordinal, reference_id),
+    FOREIGN KEY (run_id, ordinal) REFERENCES offline_pairs(run_id, ordinal),
+    CHECK ((chosen IS NULL) = (set_aside IS NOT NULL) AND (rejected IS NULL) = (chosen IS NULL))
+) STRICT, WITHOUT ROWID;
+
+-- What an update was trained on, in order: a preference of an iteration, or an offline one.
 CREATE TABLE training_set_members (
     unit_id        INTEGER NOT NULL REFERENCES units(id),
     position       INTEGER NOT NULL,
-    preference_id  INTEGER NOT NULL REFERENCES preferences(id),
-    weight         REAL    NOT NULL DEFAULT 1,
+    preference_id  INTEGER REFERENCES preferences(id),
+    offline_id     INTEGER REFERENCES offline_preferences(id),
+    weight         REAL    NOT NULL DEFAULT 1 CHECK (weight > 0),
+    CHECK ((preference_id IS NULL) <> (offline_id IS NULL)),
     PRIMARY KEY (unit_id, position)
 ) STRICT, WITHOUT ROWID;
 
@@ -484,6 +565,7 @@ CREATE TABLE iteration_totals (
     length_penalty REAL,
     score_length_correlation REAL,
     canary_score_mean REAL,
+    offline        INTEGER,
     PRIMARY KEY (run_id, iteration),
     FOREIGN KEY (run_id, iteration) REFERENCES iterations(run_id, iteration)
 ) STRICT, WITHOUT ROWID;
@@ -522,7 +604,8 @@ SELECT r.name                            AS run,
        t.kl_k3, t.eval_score_mean, t.eval_win_rate,
        t.generate_s, t.label_s, t.train_s, t.evaluate_s, t.device,
        i.started_ms, i.ended_ms,
-       t.length_penalty, t.score_length_correlation, t.canary_score_mean
+       t.length_penalty, t.score_length_correlation, t.canary_score_mean,
+       t.offline
 FROM iterations i
 JOIN runs r ON r.id = i.run_id
 JOIN checkpoints pin ON pin.id = i.policy_in

@@ -7,6 +7,7 @@
 use std::fs;
 use std::sync::OnceLock;
 
+use rlhfd_tests::binaries::{program, root};
 use rlhfd_tests::dump::{self, Dump};
 use rlhfd_tests::scene::{Scene, Settings, signal};
 use rlhfd_tests::wait;
@@ -269,4 +270,112 @@ fn an_adapter_goes_on_over_the_initial_policy_and_killed_it_ends_the_same() {
     killed(&scene, TRAIN, Victim::Worker);
     assert!(scene.number(FIRST_STEP) > 1);
     dump::assert_same(&undisturbed, &dump::dump(&scene.database()), "worker, train with LoRA");
+}
+
+/// Offline pairs as whole conversations, which file mode and daemon read alike.
+fn offline_pairs(scene: &Scene) -> String {
+    let side = |question: &str, answer: &str| {
+        serde_json::json!([
+            {"role": "user", "content": question}, {"role": "assistant", "content": answer}
+        ])
+    };
+    let line = |n: usize| {
+        let question = format!("say {} again", "word ".repeat(n % 4));
+        let chosen = side(&question, &format!("short {n}"));
+        let rejected = side(&question, &format!("a long answer {n} that goes on"));
+        serde_json::json!({"chosen": chosen, "rejected": rejected}).to_string() + "\n"
+    };
+    let lines: String = (0..6).map(line).collect();
+    scene.write("kept.jsonl", &lines).to_string_lossy().into_owned()
+}
+
+/// Runs the worker's file mode.
+fn worker(scene: &Scene, words: &[&str]) {
+    let mut command = std::process::Command::new(program("rlhfd-worker"));
+    command.env("RLHFD_LIBTORCH", root().join("libtorch"));
+    command.args(words).args(["--device", "cpu", "--threads", "1"]);
+    let output = command.current_dir(scene.path("")).output().unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+}
+
+fn json_lines(text: &str) -> Vec<serde_json::Value> {
+    text.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
+}
+
+/// An iteration that has offline pairs alone makes the steps that file mode makes of the same file: the
+/// same token ids, the same reference, and at first no margin.
+#[test]
+fn offline_pairs_are_trained_on_as_file_mode_trains_on_them() {
+    let train = "batch_pairs = 8\nmicro_batch_pairs = 1\nepochs = 4\nlearning_rate = 1e-3\n\
+                 warmup_ratio = 0.0\noffline = [\"kept\"]";
+    let settings = settings().with("train", train).with("pair", "score_gap_min = 1000.0").set(
+        "run",
+        "iterations_max",
+        "1",
+    );
+    let Some(scene) = Scene::real(&settings) else { return };
+    let daemon = scene.start();
+    let file = offline_pairs(&scene);
+    scene.ctl_ok(&["preferences", "add", &file, "--set", "kept"]);
+    queue(&scene);
+    scene.wait_iterations(1);
+    assert_eq!(scene.number("SELECT offline FROM iteration_history WHERE preferences = 0"), 6);
+    daemon.terminate();
+
+    let model = "models/policy";
+    worker(&scene, &["logprobs", "--model", model, "--data", &file, "--out", "sums.jsonl"]);
+    let sums = json_lines(&fs::read_to_string(scene.path("sums.jsonl")).unwrap());
+    let pairs = scene.state().join("runs/main/iterations/0001/pairs.jsonl");
+    let pairs = json_lines(&fs::read_to_string(pairs).unwrap());
+    assert_eq!(pairs.len(), 6);
+    for (pair, sum) in pairs.iter().zip(&sums) {
+        for side in ["chosen", "rejected"] {
+            let own = pair[format!("reference_logprob_{side}")].as_f64().unwrap();
+            let theirs = sum[side].as_f64().unwrap();
+            assert!((own - theirs).abs() < 1e-3, "{side}: {own} and {theirs}");
+        }
+    }
+    let own = train.lines().filter(|line| !line.starts_with("offline")).collect::<Vec<_>>();
+    scene.write("train.toml", &own.join("\n"));
+    let words = ["train", "dpo", "--policy", model, "--reference", model, "--data", &file];
+    worker(&scene, &[&words[..], &["--out", "out", "--config", "train.toml"]].concat());
+    let steps = |folder| json_lines(&fs::read_to_string(scene.path(folder)).unwrap());
+    let theirs = steps("out/steps.jsonl");
+    let ours = steps("state/runs/main/checkpoints/iteration-0001/steps.jsonl");
+    assert_eq!((ours.len(), theirs.len()), (4, 4));
+    let number = |row: &serde_json::Value, key: &str| row[key].as_f64().unwrap();
+    assert!((number(&ours[0], "loss") - std::f64::consts::LN_2).abs() < 1e-5);
+    assert!(number(&ours[0], "margin").abs() < 1e-5);
+    assert!(number(&ours[3], "loss") < 0.68, "nothing was learnt: {ours:?}");
+    for (ours, theirs) in ours.iter().zip(&theirs) {
+        for (key, near) in [("loss", 1e-4), ("margin", 1e-3), ("grad_norm", 1e-2)] {
+            let (ours, theirs) = (number(ours, key), number(theirs, key));
+            assert!((ours - theirs).abs() < near, "{key}: {ours} and {theirs}");
+        }
+    }
+}
+
+#[test]
+fn a_worker_that_dies_among_offline_pairs_changes_nothing() {
+    let settings =
+        settings().set("train", "offline", "[\"kept\"]").set("run", "iterations_max", "1");
+    let told = |kill: bool| -> Option<Dump> {
+        let scene = Scene::real(&settings)?;
+        let daemon = scene.start();
+        let file = offline_pairs(&scene);
+        scene.ctl_ok(&["preferences", "add", &file, "--set", "kept"]);
+        queue(&scene);
+        if kill {
+            signal(frozen(&scene, "u.work IN ('render_pairs', 'logprobs_pairs')"), Signal::KILL);
+        }
+        scene.wait_iterations(1);
+        assert_eq!(scene.number("SELECT offline FROM iteration_history"), 6);
+        let mixed = "SELECT count(*) FROM training_set_members WHERE preference_id IS NOT NULL";
+        assert!(scene.number(mixed) > 0);
+        let dump = dump::dump(&scene.database());
+        daemon.terminate();
+        Some(dump)
+    };
+    let (Some(undisturbed), Some(killed)) = (told(false), told(true)) else { return };
+    dump::assert_same(&undisturbed, &killed, "killed among offline pairs");
 }

@@ -26,6 +26,9 @@ pub enum Verb {
     /// Queue prompts, or list the sets
     #[command(subcommand)]
     Prompts(Prompts),
+    /// Bring offline preferences for iterations to train on, or list the sets
+    #[command(subcommand)]
+    Preferences(Preferences),
     /// What runs, how fast, how long still, and what it waits for
     Status {
         /// Show it again every second until interrupted
@@ -124,6 +127,23 @@ pub enum Prompts {
         upload: Upload,
     },
     /// The prompt sets
+    List,
+}
+
+/// `rlhfctl preferences …`
+#[derive(Debug, Subcommand)]
+pub enum Preferences {
+    /// Add a JSONL file to a set: {"chosen", "rejected"} or {"prompt", "chosen", "rejected"} a line
+    Add {
+        /// The file; - is standard input
+        file: PathBuf,
+        /// The set's name; it is made where it does not exist
+        #[arg(long, value_name = "NAME")]
+        set: String,
+        #[command(flatten)]
+        upload: Upload,
+    },
+    /// The preference sets
     List,
 }
 

@@ -47,6 +47,8 @@ pub enum Kind {
     },
     /// `"all-linear"`, or a list of module names, none twice, at least one.
     Modules,
+    /// A list of names of sets, none twice; it may be empty.
+    Sets,
     /// `"auto"`, or a list of device names: `"cpu"`, an index, or a GPU's UUID.
     Devices,
 }

@@ -29,11 +29,11 @@ pub use checked::CheckedConfig;
 pub use problem::{ConfigError, Problem, Problems};
 pub use sample::commented_toml;
 pub use sections::{
-    ArmConfig, ControlConfig, DevicesConfig, EvaluateConfig, GenerateConfig, History, LabelConfig,
+    ArmConfig, ControlConfig, DevicesConfig, EvaluateConfig, GenerateConfig, LabelConfig,
     LengthUnit, Normalise, PairArms, PairConfig, PairRule, Place, PromptsConfig, RewardConfig,
     RunConfig, SavePolicy, SchedulerConfig, ScorePosition, ScorerConfig, ScorerModel, ScorerRole,
     StoreConfig, TrainConfig, Unfinished, UseDevices, WhenShort, WorkerConfig,
 };
 pub use setting::LoraTargets;
 pub use spelling::nearest;
-pub use train::{Loss, Overlong, SftConfig, Shape, TrainSettings, Training};
+pub use train::{History, Loss, Overlong, SftConfig, Shape, TrainSettings, Training};

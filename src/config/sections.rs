@@ -13,7 +13,7 @@ pub use self::label::{
 };
 pub use crate::setting::Place;
 use crate::setting::{Setting, section, words};
-use crate::train::{TrainSettings, Training};
+use crate::train::{History, TrainSettings, Training};
 use crate::values::{Entry, Value};
 
 /// Keys and values of one table, in their order.
@@ -26,16 +26,6 @@ words! {
         Wait = "wait",
         /// After `wait_max_s`, take what there is.
         TakeRest = "take_rest",
-    }
-}
-
-words! {
-    /// Which iterations' preferences an update trains on.
-    History {
-        /// Those of all iterations so far.
-        All = "all",
-        /// Those of its own iteration only.
-        Newest = "newest",
     }
 }
 
@@ -191,8 +181,14 @@ pub struct SavePolicy {
 pub struct TrainConfig {
     /// What the worker gets.
     pub settings: TrainSettings,
-    /// What it trains on.
+    /// What it trains on of earlier iterations.
     pub history: History,
+    /// The weight of these; above 0.
+    pub history_weight: f64,
+    /// Preference sets that it trains on too.
+    pub offline: Vec<String>,
+    /// The weight of their preferences; above 0.
+    pub offline_weight: f64,
     /// When it saves.
     pub save: SavePolicy,
 }
@@ -295,13 +291,22 @@ impl SavePolicy {
 
 impl TrainConfig {
     pub(crate) fn of(entry: &Entry, settings: TrainSettings, base_dir: &Path) -> Option<Self> {
-        let history = get(entry, "history", base_dir)?;
-        Some(Self { settings, history, save: SavePolicy::of(entry, base_dir)? })
+        Some(Self {
+            settings,
+            history: get(entry, "history", base_dir)?,
+            history_weight: get(entry, "history_weight", base_dir)?,
+            offline: get(entry, "offline", base_dir)?,
+            offline_weight: get(entry, "offline_weight", base_dir)?,
+            save: SavePolicy::of(entry, base_dir)?,
+        })
     }
 
     pub(crate) fn values(&self) -> Rows {
         let mut rows = self.settings.rows(Training::Dpo);
         rows.push(("history", self.history.value()));
+        rows.push(("history_weight", self.history_weight.value()));
+        rows.push(("offline", self.offline.value()));
+        rows.push(("offline_weight", self.offline_weight.value()));
         rows.extend(self.save.values());
         rows
     }

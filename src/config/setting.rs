@@ -161,6 +161,19 @@ impl Setting for LoraTargets {
     }
 }
 
+impl Setting for Vec<String> {
+    fn of(value: Option<&Value>, _: &Path) -> Option<Self> {
+        match value {
+            Some(Value::Texts(texts)) => Some(texts.clone()),
+            _ => None,
+        }
+    }
+
+    fn value(&self) -> Option<Value> {
+        Some(Value::Texts(self.clone()))
+    }
+}
+
 impl<T: Setting> Setting for Option<T> {
     fn of(value: Option<&Value>, base_dir: &Path) -> Option<Self> {
         match value {

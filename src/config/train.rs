@@ -56,6 +56,16 @@ words! {
     }
 }
 
+words! {
+    /// Which iterations' preferences an update trains on.
+    History {
+        /// Those of all iterations so far.
+        All = "all",
+        /// Those of its own iteration only.
+        Newest = "newest",
+    }
+}
+
 section! {
     /// Everything that shapes a training besides its data and its seed. Ranges, defaults and their
     /// sources stand in the rows of `knobs`.

@@ -159,6 +159,7 @@ fn accept(kind: Kind, value: &RawValue) -> Option<Value> {
             Some(Value::Text(text.clone()))
         }
         (Kind::Modules, RawValue::List(items)) => modules(items),
+        (Kind::Sets, RawValue::List(items)) => sets(items),
         (Kind::Devices, RawValue::Text(text)) if text == "auto" => Some(Value::Text(text.clone())),
         (Kind::Devices, RawValue::List(items)) => devices(items),
         _ => None,
@@ -209,6 +210,19 @@ fn modules(items: &[Given]) -> Option<Value> {
         }
     }
     (1..=LIST_MAX).contains(&list.len()).then_some(Value::Texts(list))
+}
+
+/// Names as uploads give them to their sets, none twice.
+fn sets(items: &[Given]) -> Option<Value> {
+    let mut list: Vec<String> = Vec::new();
+    for item in items {
+        let RawValue::Text(text) = &item.value else { return None };
+        if !is_name(text) || text.chars().any(|c| c.is_ascii_uppercase()) || list.contains(text) {
+            return None;
+        }
+        list.push(text.clone());
+    }
+    (list.len() <= LIST_MAX).then_some(Value::Texts(list))
 }
 
 /// Names of devices, none twice; "cpu" stands alone.
@@ -262,6 +276,9 @@ pub(crate) fn wanted(kind: Kind) -> String {
         Kind::Modules => format!(
             "\"{ALL_LINEAR}\", or a list of different module names, as [\"q_proj\", \"v_proj\"]"
         ),
+        Kind::Sets => "a list of different names, each of at most 64 of a-z, 0-9, `.`, `_`, `-`, \
+                       beginning with a letter or digit"
+            .to_owned(),
         Kind::Devices => {
             "\"auto\", [\"cpu\"], or a list of different GPU indices or UUIDs".to_owned()
         }

@@ -20,10 +20,10 @@ pub async fn obey(
     command: Command,
     uid: Option<u32>,
 ) -> Result<(Told, Vec<UnitId>), AskError> {
-    if command == Command::PromptsPublished {
+    if command == Command::UploadPublished {
         // Prompts may wait for a run that cannot be opened yet.
         let _ = active(ctx).await;
-        return told("the prompts are seen");
+        return told("the upload is seen");
     }
     let run = active(ctx).await?;
     match command {
@@ -33,7 +33,7 @@ pub async fn obey(
         Command::CancelIteration { iteration } => cancel(ctx, &run, iteration, uid).await,
         Command::CancelJob { job } => cancel_job(ctx, &run, &job, uid).await,
         Command::Train { job, upload } => train(ctx, &run, &job, upload, uid).await,
-        Command::PromptsPublished => told("the prompts are seen"),
+        Command::UploadPublished => told("the upload is seen"),
     }
 }
 

@@ -120,7 +120,7 @@ async fn live(asked: &Asked) -> Result<(), StartError> {
     let daemon = Daemon::start(store, &places, configs.clone());
     let iteration = IterationHandle::new(daemon.iteration.clone());
     // Who asks first finds the run open; a large model's sum is not waited for.
-    let opened = iteration.order(Command::PromptsPublished, None);
+    let opened = iteration.order(Command::UploadPublished, None);
     let _ = actix_rt::time::timeout(OPEN_WAIT, opened).await;
     let app = AppState {
         store: daemon.store.clone(),

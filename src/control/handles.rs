@@ -213,8 +213,8 @@ pub enum Command {
         /// The published upload.
         upload: UploadId,
     },
-    /// Prompts were published: look whether an iteration may start.
-    PromptsPublished,
+    /// Prompts or offline preferences were published: look whether an iteration may start.
+    UploadPublished,
 }
 
 /// What a command did.

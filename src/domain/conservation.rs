@@ -29,6 +29,17 @@ pub struct LabelCounts {
     pub set_aside: u64,
 }
 
+/// What became of the offline preferences that an iteration uses.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct OfflineCounts {
+    /// Preferences of its sets.
+    pub used: u64,
+    /// Those that it trains on.
+    pub trained: u64,
+    /// Those that were set aside, by reason.
+    pub set_aside: Vec<(String, u64)>,
+}
+
 /// A law that does not hold: a defect of ours, and a reason not to train.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum Broken {
@@ -49,6 +60,12 @@ pub enum Broken {
         /// What was counted.
         counts: LabelCounts,
     },
+    /// Of the offline preferences.
+    #[error(
+        "{} offline preferences are used, but {} are trained on and {} set aside",
+        .0.used, .0.trained, .0.set_aside.iter().map(|(_, n)| n).sum::<u64>()
+    )]
+    Offline(OfflineCounts),
 }
 
 /// Prompts drawn = paired + tied + without a pair + set aside.
@@ -65,6 +82,16 @@ pub fn labels(scorer: &str, counts: LabelCounts) -> Result<(), Broken> {
         Ok(())
     } else {
         Err(Broken::Labels { scorer: scorer.to_owned(), counts })
+    }
+}
+
+/// Offline preferences used = trained on + set aside.
+pub fn offline(counts: OfflineCounts) -> Result<OfflineCounts, Broken> {
+    let set_aside: u64 = counts.set_aside.iter().map(|(_, n)| n).sum();
+    if counts.trained.saturating_add(set_aside) == counts.used {
+        Ok(counts)
+    } else {
+        Err(Broken::Offline(counts))
     }
 }
 
@@ -87,5 +114,15 @@ mod tests {
         assert!(labels("help", LabelCounts { kept: 4, labelled: 3, set_aside: 1 }).is_ok());
         let error = labels("help", LabelCounts { kept: 4, labelled: 3, set_aside: 0 }).unwrap_err();
         assert!(error.to_string().contains("scorer help"));
+    }
+
+    #[test]
+    fn a_lost_offline_preference_is_told() {
+        let set_aside = vec![("over_long".to_owned(), 2), ("template".to_owned(), 1)];
+        let whole = OfflineCounts { used: 10, trained: 7, set_aside };
+        assert!(offline(whole.clone()).is_ok());
+        let error = offline(OfflineCounts { trained: 6, ..whole }).unwrap_err();
+        let said = "10 offline preferences are used, but 6 are trained on and 3 set aside";
+        assert_eq!(error.to_string(), said);
     }
 }

@@ -37,6 +37,10 @@ ids! {
     UploadId,
     /// A row of `prompts`.
     PromptId,
+    /// A row of `preference_sets`.
+    PreferenceSetId,
+    /// A row of `offline_preferences`.
+    OfflineId,
     /// A row of `training_jobs`.
     JobId,
     /// A row of `units`.

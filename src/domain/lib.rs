@@ -15,6 +15,7 @@ pub mod ids;
 pub mod job;
 pub mod label;
 pub mod limits;
+pub mod offline;
 pub mod plan;
 pub mod preference;
 pub mod prompt;
@@ -26,8 +27,8 @@ pub mod work;
 
 pub use cause::Cause;
 pub use ids::{
-    AttemptId, CheckpointId, DeviceId, EventId, JobId, LeaseId, Name, NameError, PreferenceId,
-    PromptId, ResponseId, RunId, ScorerId, SetId, UnitId, UploadId,
+    AttemptId, CheckpointId, DeviceId, EventId, JobId, LeaseId, Name, NameError, OfflineId,
+    PreferenceId, PreferenceSetId, PromptId, ResponseId, RunId, ScorerId, SetId, UnitId, UploadId,
 };
 pub use job::{JobKind, JobName};
 pub use plan::BatchPlan;

@@ -20,6 +20,10 @@ pub const LINE_BYTES_MAX: usize = 4 * 1024 * 1024;
 pub const UPLOAD_BATCH_ROWS: usize = 2_000;
 /// Rows that a sweep deletes in one transaction.
 pub const SWEEP_BATCH_ROWS: u32 = 2_000;
+/// Offline preferences that a run may take up.
+pub const OFFLINE_PAIRS_MAX: u64 = 1_000_000;
+/// Tokens of a side of an offline pair with its prompt: the ids of both sides fit one frame.
+pub const PAIR_TOKENS_MAX: u32 = 65_536;
 /// Uploads that may be open at once.
 pub const UPLOADS_OPEN_MAX: u64 = 64;
 /// Characters of a client's key.

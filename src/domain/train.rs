@@ -1,6 +1,6 @@
 //! What an update is trained on, and what a step of it says.
 //!
-//! In: words and numbers. Out: `History`, `TrainStep`. May not enter: losses, tensors.
+//! In: words and numbers. Out: `History`, `Replay`, `TrainStep`. May not enter: losses, tensors.
 
 use crate::UnknownWord;
 
@@ -35,13 +35,22 @@ impl History {
     }
 }
 
+/// What of the past an update is trained on beside its own iteration's preferences.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Replay {
+    /// Which earlier iterations.
+    pub history: History,
+    /// The weight of their preferences in the loss; above 0.
+    pub history_weight: f64,
+}
+
 /// One optimiser step, as steps.jsonl has it. Implicit rewards are β·(policy − reference log-prob) in
 /// nats; `margin` is chosen − rejected. What a kind of training does not have is absent.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct TrainStep {
     /// From 1.
     pub step: u64,
-    /// Mean over the step's pairs, or learnt tokens.
+    /// Mean over the step's pairs by their weights, or over learnt tokens.
     pub loss: f64,
     /// The rate applied.
     pub lr: f64,

@@ -20,8 +20,12 @@ pub enum WorkKind {
     Score,
     /// Best against worst; done by control.
     Pair,
+    /// Offline preferences to token ids.
+    RenderPairs,
     /// Log-probs of the reference.
     Logprobs,
+    /// Log-probs of the reference, of both sides of offline preferences.
+    LogprobsPairs,
     /// A DPO update.
     TrainDpo,
     /// Supervised fine-tuning of a policy.
@@ -36,13 +40,15 @@ pub enum WorkKind {
 
 impl WorkKind {
     /// All kinds, in flow order.
-    pub const ALL: [Self; 11] = [
+    pub const ALL: [Self; 13] = [
         Self::Probe,
         Self::Render,
         Self::Generate,
         Self::Score,
         Self::Pair,
+        Self::RenderPairs,
         Self::Logprobs,
+        Self::LogprobsPairs,
         Self::TrainDpo,
         Self::TrainSft,
         Self::TrainReward,
@@ -59,7 +65,9 @@ impl WorkKind {
             Self::Generate => "generate",
             Self::Score => "score",
             Self::Pair => "pair",
+            Self::RenderPairs => "render_pairs",
             Self::Logprobs => "logprobs",
+            Self::LogprobsPairs => "logprobs_pairs",
             Self::TrainDpo => "train_dpo",
             Self::TrainSft => "train_sft",
             Self::TrainReward => "train_reward",
@@ -73,8 +81,8 @@ impl WorkKind {
         Self::ALL.into_iter().find(|k| k.label() == word).ok_or_else(|| UnknownWord {
             what: "work",
             found: word.to_owned(),
-            known: "probe, render, generate, score, pair, logprobs, train_dpo, train_sft, \
-                    train_reward, checkpoint, summarise",
+            known: "probe, render, generate, score, pair, render_pairs, logprobs, logprobs_pairs, \
+                    train_dpo, train_sft, train_reward, checkpoint, summarise",
         })
     }
 

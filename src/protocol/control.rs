@@ -6,6 +6,8 @@
 //! | `GET /v1/runs` | – | [`Runs`] |
 //! | `GET /v1/prompt-sets` | – | [`PromptSets`] |
 //! | `POST /v1/prompt-sets/{name}/prompts?reserve=&skip_bad=&client_key=` | JSONL | [`PromptsAdded`] |
+//! | `GET /v1/preference-sets` | – | [`PreferenceSets`] |
+//! | `POST /v1/preference-sets/{name}/preferences?skip_bad=&client_key=` | JSONL | [`PreferencesAdded`] |
 //! | `GET /v1/iterations` | – | [`Table`] of the view `iteration_history` |
 //! | `GET /v1/checkpoints?lineage=` | – | [`Table`] |
 //! | `GET /v1/training-jobs` | – | [`Jobs`] |
@@ -23,6 +25,7 @@ mod events;
 mod jobs;
 pub mod lines;
 mod names;
+mod preferences;
 mod prompts;
 mod runs;
 mod status;
@@ -33,6 +36,7 @@ pub use errors::{BadLine, ErrorBody, ErrorDetail};
 pub use events::{Event, EventsQuery};
 pub use jobs::{Job, JobAdded, Jobs, UploadQuery};
 pub use names::check_name;
+pub use preferences::{PreferenceSet, PreferenceSets, PreferencesAdded};
 pub use prompts::{PromptSet, PromptSets, PromptsAdded, PromptsQuery};
 pub use runs::{Run, Runs};
 pub use status::{

@@ -116,6 +116,9 @@ pub enum Work {
     Probe { policies: Vec<ModelRef>, scorers: Vec<(ModelRef, ScorePosition)>, max_new_tokens: u32 },
     /// Prompts to token ids, with the policy's template and its generation prompt.
     Render { policy: ModelRef, prompt_tokens_max: u32 },
+    /// Pairs of answers to token ids, as TRL renders them: the prompt with its generation prompt, a
+    /// response as the rest of its whole conversation. A side is at most `pair_tokens_max` long.
+    RenderPairs { policy: ModelRef, pair_tokens_max: u32 },
     /// Write responses. `samples_before` shifts the sample numbers of the first arm.
     Generate {
         policy: ModelRef,
@@ -173,6 +176,8 @@ pub struct TrainTarget {
 pub enum Item {
     /// For `render`.
     Prompt { messages: Vec<Message> },
+    /// For `render_pairs`: a prompt and two answers to it.
+    Pair { messages: Vec<Message>, chosen: String, rejected: String },
     /// For `generate`. Payload: the prompt's token ids.
     PromptIds {
         /// Which of the equal prompts of this draw it is, from 0.
@@ -200,6 +205,8 @@ pub enum Finish {
 pub enum ItemResult {
     /// Payload: the prompt's token ids.
     Rendered { tokens: u32 },
+    /// Payload: the ids of the prompt, of the chosen and of the rejected response.
+    RenderedPair { prompt_tokens: u32, chosen_tokens: u32, rejected_tokens: u32 },
     /// One response. `sample` counts over all arms. Payload: the ids (u32), then as many log-probs
     /// (f32), at temperature 1 and untruncated.
     Response { arm: u32, sample: u32, finish: Finish, tokens: u32, logprob: f64, text: String },
@@ -223,6 +230,8 @@ pub enum Reason {
     NonFinite,
     /// Nothing was written.
     Empty,
+    /// The two sides of a pair have the same ids.
+    SameIds,
 }
 
 /// What a finished unit says of itself.

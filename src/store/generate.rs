@@ -253,14 +253,14 @@ fn check_answers(conn: &Connection, unit: &UnitRow, items: &[Generated]) -> Resu
     Ok(())
 }
 
-fn check_all(unit: &UnitRow, left: usize) -> Result<()> {
+pub(crate) fn check_all(unit: &UnitRow, left: usize) -> Result<()> {
     if left == 0 {
         return Ok(());
     }
     Err(StoreError::Misfit { unit: unit.id, why: format!("{left} of its items have no answer") })
 }
 
-fn check_ordinal(unit: &UnitRow, ordinal: u64) -> Result<()> {
+pub(crate) fn check_ordinal(unit: &UnitRow, ordinal: u64) -> Result<()> {
     if unit.plan.is_some_and(|plan| (plan.from..plan.to).contains(&ordinal)) {
         return Ok(());
     }

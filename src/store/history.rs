@@ -44,6 +44,7 @@ pub struct HistoryRow {
     pub length_penalty: Option<f64>,
     pub score_length_correlation: Option<f64>,
     pub canary_score_mean: Option<f64>,
+    pub offline: Option<i64>,
 }
 
 /// A row of `checkpoint_lineage`.
@@ -97,6 +98,7 @@ fn read(row: &Row<'_>) -> rusqlite::Result<HistoryRow> {
         length_penalty: row.get("length_penalty")?,
         score_length_correlation: row.get("score_length_correlation")?,
         canary_score_mean: row.get("canary_score_mean")?,
+        offline: row.get("offline")?,
     })
 }
 

@@ -90,13 +90,13 @@ fn responses_of(unit: &UnitRow) -> &'static str {
     }
 }
 
-struct Range {
-    iteration: u32,
-    from: i64,
-    to: i64,
+pub(crate) struct Range {
+    pub(crate) iteration: u32,
+    pub(crate) from: i64,
+    pub(crate) to: i64,
 }
 
-fn range_of(unit: &UnitRow) -> Result<Range> {
+pub(crate) fn range_of(unit: &UnitRow) -> Result<Range> {
     let misfit =
         || StoreError::Misfit { unit: unit.id, why: "it has no items of an iteration".to_owned() };
     let plan = unit.plan.ok_or_else(misfit)?;

@@ -10,13 +10,14 @@ use rusqlite::{Connection, OptionalExtension, Row, params};
 use crate::error::{Result, StoreError};
 use crate::events::{Level, NewEvent, append};
 use crate::journal::cancel;
+use crate::offline_pairs::{OfflineDrawn, OfflineUse, take_up};
 use crate::open::{Reader, Store};
 use crate::rows::{count, found, int};
 use crate::units::{NewUnit, insert};
 use crate::{draws, prompts, runs};
 
 /// An iteration to start.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct NewIteration {
     /// Of which run.
     pub run: RunId,
@@ -28,6 +29,8 @@ pub struct NewIteration {
     pub prompts_max: u64,
     /// Reserved prompts to evaluate on, at most.
     pub evaluate_prompts_max: u64,
+    /// Offline preferences to train on.
+    pub offline: OfflineUse,
 }
 
 /// What the new iteration has, for the plan of its units.
@@ -43,6 +46,8 @@ pub struct Drawn {
     pub evaluate_rendered: u64,
     /// The policy that generates.
     pub policy_in: CheckpointId,
+    /// Offline pairs.
+    pub offline: OfflineDrawn,
 }
 
 /// A row of `iterations`.
@@ -173,7 +178,8 @@ impl Store {
                     now_ms
                 ],
             )?;
-            let drawn = draw(conn, new, number, run.head)?;
+            let offline = take_up(conn, (new.run, number, run.reference), &new.offline)?;
+            let drawn = Drawn { offline, ..draw(conn, new, number, run.head)? };
             if drawn.prompts == 0 {
                 return Err(refused("has no fresh prompt: add some with `rlhfctl prompts add`"));
             }
@@ -276,7 +282,8 @@ fn draw(
         |row| row.get(0),
     )?;
     let evaluate_rendered = count(rendered);
-    Ok(Drawn { iteration, prompts, evaluate, evaluate_rendered, policy_in })
+    let offline = OfflineDrawn::default();
+    Ok(Drawn { iteration, prompts, evaluate, evaluate_rendered, policy_in, offline })
 }
 
 fn begin(conn: &Connection, run: RunId, drawn: &Drawn, units: usize, now_ms: i64) -> Result<()> {

@@ -22,6 +22,8 @@ pub mod journal;
 pub mod labels;
 pub mod leases;
 pub mod migrations;
+pub mod offline;
+pub mod offline_pairs;
 pub mod open;
 pub mod pairs;
 pub mod preferences;
@@ -56,6 +58,11 @@ pub use iterations::{Drawn, Iteration, NewIteration};
 pub use jobs::{Job, JobStatus, NewJob};
 pub use labels::{Logprobs, Scored};
 pub use leases::{DeviceRow, Lease};
+pub use offline::{NewOffline, PreferenceSet};
+pub use offline_pairs::{
+    OfflineDrawn, OfflineLogprobItem, OfflineRenderItem, OfflineUse, PairIds, PairLogprobs,
+    RenderedPair,
+};
 pub use open::{Reader, Store, database};
 pub use pairs::TrainingPair;
 pub use preferences::PairTotals;

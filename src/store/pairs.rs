@@ -19,9 +19,9 @@ pub struct TrainingPair {
     pub position: u64,
     /// Its weight in the loss.
     pub weight: f64,
-    /// The iteration that it was collected in.
+    /// The iteration that it was collected in; 0: it is an offline preference.
     pub iteration: u32,
-    /// Its prompt's place in that draw.
+    /// Its prompt's place in that draw, or its own in the run's list of offline pairs.
     pub ordinal: u64,
     /// Where a prompt gives several.
     pub rank: u32,
@@ -35,10 +35,10 @@ pub struct TrainingPair {
     pub reference_chosen: f64,
     /// That of the rejected one.
     pub reference_rejected: f64,
-    /// What the scorer gave the chosen one.
-    pub chosen_score: f64,
+    /// What the scorer gave the chosen one; offline preferences have no scores.
+    pub chosen_score: Option<f64>,
     /// What it gave the rejected one.
-    pub rejected_score: f64,
+    pub rejected_score: Option<f64>,
 }
 
 fn read(row: &Row<'_>) -> rusqlite::Result<TrainingPair> {
@@ -80,11 +80,21 @@ impl Reader {
                ON kc.response_id = f.chosen_id AND kc.reference_id = ?2
              JOIN reference_logprobs kr
                ON kr.response_id = f.rejected_id AND kr.reference_id = ?2
-             WHERE m.unit_id = ?1 AND m.position > ?3 ORDER BY m.position LIMIT ?4",
+             WHERE m.unit_id = ?1 AND m.position > ?3
+             UNION ALL
+             SELECT m.position, m.weight, 0, o.ordinal, 0, d.prompt_ids, d.chosen_ids, d.rejected_ids,
+                    k.chosen, k.rejected, NULL, NULL
+             FROM training_set_members m
+             JOIN offline_pairs o ON o.offline_id = m.offline_id AND o.run_id = ?5
+             JOIN offline_ids d ON d.run_id = o.run_id AND d.ordinal = o.ordinal
+             JOIN offline_logprobs k
+               ON k.run_id = o.run_id AND k.ordinal = o.ordinal AND k.reference_id = ?2
+             WHERE m.unit_id = ?1 AND m.position > ?3
+             ORDER BY 1 LIMIT ?4",
         )?;
         let after = after.map_or(-1, int);
         let rows = rows.min(limits::PAIRS_PAGE_ROWS);
-        let key = params![unit.get(), reference.get(), after, rows];
+        let key = params![unit.get(), reference.get(), after, rows, row.run.get()];
         let pairs = statement.query_map(key, read)?.collect::<rusqlite::Result<_>>()?;
         Ok(pairs)
     }

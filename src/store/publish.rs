@@ -4,7 +4,7 @@
 //! meanwhile are taken out before, a bounded number a call. May not enter: how rows came in.
 
 use rlhfd_domain::{UploadId, limits};
-use rusqlite::{Connection, params};
+use rusqlite::{Connection, OptionalExtension, params};
 
 use crate::error::Result;
 use crate::events::{NewEvent, append};
@@ -21,7 +21,7 @@ impl Store {
                 return Ok(Publish::Done(open));
             }
             get_open(conn, upload)?;
-            if drop_lost_twins(conn, upload)? {
+            if drop_lost_twins(conn, &open)? {
                 return Ok(Publish::Again);
             }
             publish(conn, upload, now_ms).map(Publish::Done)
@@ -55,22 +55,26 @@ pub(crate) fn fail(conn: &Connection, upload: UploadId, now_ms: i64) -> Result<(
 }
 
 /// Takes out rows whose twin was published meanwhile, a bounded number; whether there were any.
-fn drop_lost_twins(conn: &Connection, upload: UploadId) -> Result<bool> {
+fn drop_lost_twins(conn: &Connection, open: &Upload) -> Result<bool> {
+    let upload = open.id;
     let lost: Vec<i64> = conn
         .prepare_cached(
-            "SELECT DISTINCT t.prompt_id FROM upload_twins t JOIN uploads u ON u.id = t.other_upload_id
+            "SELECT DISTINCT t.row_id FROM upload_twins t JOIN uploads u ON u.id = t.other_upload_id
              WHERE t.upload_id = ?1 AND u.state = 'published' LIMIT ?2",
         )?
         .query_map(params![upload.get(), limits::SWEEP_BATCH_ROWS], |row| row.get(0))?
         .collect::<rusqlite::Result<_>>()?;
     let mut reserved_lost = 0_u64;
-    for prompt in &lost {
-        let reserved: bool = conn
-            .prepare_cached("DELETE FROM prompts WHERE id = ?1 RETURNING reserved")?
-            .query_row([prompt], |row| row.get(0))?;
+    let take_out = match open.preference_set {
+        None => "DELETE FROM prompts WHERE id = ?1 RETURNING reserved",
+        Some(_) => "DELETE FROM offline_preferences WHERE id = ?1 RETURNING 0",
+    };
+    for row in &lost {
+        let reserved: bool =
+            conn.prepare_cached(take_out)?.query_row([row], |taken| taken.get(0))?;
         reserved_lost += u64::from(reserved);
-        conn.prepare_cached("DELETE FROM upload_twins WHERE upload_id = ?1 AND prompt_id = ?2")?
-            .execute(params![upload.get(), prompt])?;
+        conn.prepare_cached("DELETE FROM upload_twins WHERE upload_id = ?1 AND row_id = ?2")?
+            .execute(params![upload.get(), row])?;
     }
     conn.execute(
         "UPDATE uploads SET kept = kept - ?2, duplicates = duplicates + ?2, reserved = reserved - ?3
@@ -94,6 +98,12 @@ fn publish(conn: &Connection, upload: UploadId, now_ms: i64) -> Result<Upload> {
             params![set.get(), int(done.kept), int(done.reserved)],
         )?;
     }
+    if let Some(set) = done.preference_set {
+        conn.execute(
+            "UPDATE preference_sets SET preferences = preferences + ?2 WHERE id = ?1",
+            params![set.get(), int(done.kept)],
+        )?;
+    }
     let text = format!(
         "{} {} for {}: {} of them held back, {} there before, {} bad",
         done.kept, done.kind, done.name, done.reserved, done.duplicates, done.bad
@@ -103,33 +113,42 @@ fn publish(conn: &Connection, upload: UploadId, now_ms: i64) -> Result<Upload> {
 }
 
 fn sweep(conn: &Connection) -> Result<bool> {
-    let failed: Vec<i64> = conn
-        .prepare_cached("SELECT id FROM uploads WHERE state = 'failed' AND set_id IS NOT NULL")?
-        .query_map([], |row| row.get(0))?
-        .collect::<rusqlite::Result<_>>()?;
-    let Some(upload) = failed.first() else { return Ok(false) };
-    let rows = limits::SWEEP_BATCH_ROWS;
-    let deleted = conn.execute(
+    let failed: Option<(i64, Option<i64>, Option<i64>)> = conn
+        .prepare_cached(
+            "SELECT id, set_id, preference_set_id FROM uploads WHERE state = 'failed'
+             AND (set_id IS NOT NULL OR preference_set_id IS NOT NULL) LIMIT 1",
+        )?
+        .query_row([], |row| Ok((row.get(0)?, row.get(1)?, row.get(2)?)))
+        .optional()?;
+    let Some((upload, set, preference_set)) = failed else { return Ok(false) };
+    let mut deleted = 0;
+    for rows_of in [
         "DELETE FROM prompts WHERE id IN (SELECT id FROM prompts WHERE upload_id = ?1 LIMIT ?2)",
-        params![upload, rows],
-    )?;
-    let twins = conn.execute(
-        "DELETE FROM upload_twins WHERE (upload_id, prompt_id, other_upload_id) IN
-             (SELECT upload_id, prompt_id, other_upload_id FROM upload_twins
+        "DELETE FROM offline_preferences WHERE id IN
+             (SELECT id FROM offline_preferences WHERE upload_id = ?1 LIMIT ?2)",
+        "DELETE FROM upload_twins WHERE (upload_id, row_id, other_upload_id) IN
+             (SELECT upload_id, row_id, other_upload_id FROM upload_twins
               WHERE upload_id = ?1 OR other_upload_id = ?1 LIMIT ?2)",
-        params![upload, rows],
-    )?;
-    if deleted + twins > 0 {
+    ] {
+        deleted += conn.execute(rows_of, params![upload, limits::SWEEP_BATCH_ROWS])?;
+    }
+    if deleted > 0 {
         return Ok(true);
     }
     // The upload has no rows left: it lets its set go, and a set that nobody ever filled with it.
-    let set: i64 =
-        conn.query_row("SELECT set_id FROM uploads WHERE id = ?1", [upload], |row| row.get(0))?;
-    conn.execute("UPDATE uploads SET set_id = NULL WHERE id = ?1", [upload])?;
+    conn.execute(
+        "UPDATE uploads SET set_id = NULL, preference_set_id = NULL WHERE id = ?1",
+        [upload],
+    )?;
     conn.execute(
         "DELETE FROM prompt_sets WHERE id = ?1 AND prompts = 0
          AND NOT EXISTS (SELECT 1 FROM uploads WHERE set_id = ?1)",
         [set],
+    )?;
+    conn.execute(
+        "DELETE FROM preference_sets WHERE id = ?1 AND preferences = 0
+         AND NOT EXISTS (SELECT 1 FROM uploads WHERE preference_set_id = ?1)",
+        [preference_set],
     )?;
     Ok(true)
 }

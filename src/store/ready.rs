@@ -14,8 +14,9 @@ use crate::units::{UnitRow, select_by};
 
 /// `b` is an unclosed unit that must be closed before `u` may begin. Control's own works and training
 /// wait for all before them; generating waits for all rendering, because the occurrence of a prompt
-/// is counted over the whole draw; scoring and log-probs wait for the responses of their items.
-/// Unclosed units that generate in one lane never overlap, so that the last one to begin before `u`
+/// is counted over the whole draw; scoring and log-probs wait for the responses of their items,
+/// log-probs of offline pairs for the rendering of all of them. Unclosed units that generate in one
+/// lane never overlap, so that the last one to begin before `u`
 /// ends is the only one that can stand in its way: the answer costs one step of the index, not one
 /// per unit.
 const READY: &str = "
@@ -23,6 +24,7 @@ u.run_id = ?1 AND u.state IN ('open', 'running') AND u.state = 'open'
 AND CASE u.work
     WHEN 'render' THEN 1
     WHEN 'probe' THEN 1
+    WHEN 'render_pairs' THEN 1
     WHEN 'train_sft' THEN 1
     WHEN 'train_reward' THEN 1
     WHEN 'generate' THEN
@@ -51,10 +53,14 @@ AND CASE u.work
                 AND b.work = 'generate' AND b.from_item < u.to_item
                 ORDER BY b.from_item DESC LIMIT 1), 0) <= u.from_item
         END
+    WHEN 'logprobs_pairs' THEN
+        NOT EXISTS (SELECT 1 FROM units b WHERE b.state IN ('open', 'running')
+            AND b.run_id = u.run_id AND b.iteration = u.iteration AND b.lane = ''
+            AND b.work = 'render_pairs')
     WHEN 'train_dpo' THEN
         NOT EXISTS (SELECT 1 FROM units b WHERE b.state IN ('open', 'running')
             AND b.run_id = u.run_id AND b.iteration = u.iteration AND b.lane = ''
-            AND b.work IN ('pair', 'logprobs'))
+            AND b.work IN ('pair', 'render_pairs', 'logprobs', 'logprobs_pairs'))
     WHEN 'checkpoint' THEN
         CASE WHEN u.job_id IS NULL THEN
             EXISTS (SELECT 1 FROM units d WHERE d.run_id = u.run_id AND d.iteration = u.iteration
@@ -71,8 +77,9 @@ ORDER BY
     u.iteration IS NOT NULL,
     CASE WHEN u.stage = 'evaluate' THEN 1 ELSE 0 END,
     CASE WHEN u.lane LIKE 'initial%' THEN 1 ELSE 0 END,
-    CASE u.work WHEN 'probe' THEN 0 WHEN 'render' THEN 1 WHEN 'score' THEN 2 WHEN 'generate' THEN 3
-        WHEN 'logprobs' THEN 4 ELSE 5 END,
+    CASE u.work WHEN 'probe' THEN 0 WHEN 'render' THEN 1 WHEN 'render_pairs' THEN 1
+        WHEN 'score' THEN 2 WHEN 'generate' THEN 3 WHEN 'logprobs' THEN 4
+        WHEN 'logprobs_pairs' THEN 4 ELSE 5 END,
     u.from_item, u.id
 LIMIT ?2";
 

@@ -4,7 +4,7 @@
 //! `checkpoints`; the head, the iteration's policy or the job's checkpoint move with them.
 //! May not enter: folders, losses.
 
-use rlhfd_domain::train::{History, TrainStep, check_steps};
+use rlhfd_domain::train::{History, Replay, TrainStep, check_steps};
 use rlhfd_domain::{CheckpointId, RunId, UnitId};
 use rusqlite::{Connection, params};
 
@@ -17,27 +17,28 @@ use crate::open::{Reader, Store};
 use crate::rows::{count, found, int};
 use crate::runs::set_head;
 use crate::units::{Finish, UnitRow, get, tell};
-use crate::{iterations, jobs};
+use crate::{iterations, jobs, offline_pairs};
 
 impl Store {
-    /// Fixes what a train unit is trained on, in training order: by iteration, then ordinal. Pairs
-    /// without log-probs under the reference are left out. Doing it again gives the same set.
-    /// Returns how many pairs there are, and how many were left out.
+    /// Fixes what a train unit is trained on, in training order: offline pairs by set, then by
+    /// iteration and ordinal. Own pairs without log-probs under the reference are left out. Doing it
+    /// again gives the same set. Returns how many pairs there are, and how many were left out.
     pub fn fix_training_set(
         &mut self,
         unit: UnitId,
-        history: History,
+        replay: Replay,
         now_ms: i64,
     ) -> Result<(u64, u64)> {
         self.transact(|conn| {
             let row = get(conn, unit)?;
             let iteration = found(row.iteration, "iteration of unit", unit)?;
-            let from = match history {
+            let from = match replay.history {
                 History::All => 1,
                 History::Newest => iteration,
             };
             let reference = reference_of(conn, &row)?;
             conn.execute("DELETE FROM training_set_members WHERE unit_id = ?1", [unit.get()])?;
+            let offline = offline_pairs::fix_members(conn, &row, (iteration, reference), now_ms)?;
             let known = "EXISTS (SELECT 1 FROM reference_logprobs k
                          WHERE k.response_id = f.chosen_id AND k.reference_id = ?5)
                      AND EXISTS (SELECT 1 FROM reference_logprobs k
@@ -45,18 +46,28 @@ impl Store {
             let of_history = "f.run_id = ?2 AND f.iteration BETWEEN ?3 AND ?4
                      AND NOT EXISTS (SELECT 1 FROM iterations i WHERE i.run_id = f.run_id
                          AND i.iteration = f.iteration AND i.cancelled_ms IS NOT NULL)";
-            let key = params![unit.get(), row.run.get(), from, iteration, reference.get()];
+            let key = params![
+                unit.get(),
+                row.run.get(),
+                from,
+                iteration,
+                reference.get(),
+                int(offline),
+                replay.history_weight
+            ];
             let kept = conn.execute(
                 &format!(
-                    "INSERT INTO training_set_members (unit_id, position, preference_id)
-                     SELECT ?1, row_number() OVER (ORDER BY f.iteration, f.ordinal, f.rank) - 1, f.id
+                    "INSERT INTO training_set_members (unit_id, position, preference_id, weight)
+                     SELECT ?1, ?6 + row_number() OVER (ORDER BY f.iteration, f.ordinal, f.rank) - 1,
+                            f.id, iif(f.iteration = ?4, 1.0, ?7)
                      FROM preferences f WHERE {of_history} AND {known}"
                 ),
                 key,
             )? as u64;
             let all: i64 = conn.query_row(
                 &format!(
-                    "SELECT count(*) FROM preferences f WHERE {of_history} AND ?1 = ?1 AND ?5 = ?5"
+                    "SELECT count(*) FROM preferences f WHERE {of_history} AND ?1 = ?1 AND ?5 = ?5
+                     AND ?6 = ?6 AND ?7 = ?7"
                 ),
                 key,
                 |row| row.get(0),
@@ -66,7 +77,7 @@ impl Store {
                 let text = format!("{left_out} pairs have no log-probs of the reference: left out");
                 tell(conn, &row, Level::Warn, "pairs_left_out", text, now_ms)?;
             }
-            Ok((kept, left_out))
+            Ok((offline + kept, left_out))
         })
     }
 

@@ -6,16 +6,17 @@
 //!    └──▶ failed ──sweep (again until done)──▶ failed, without rows
 //! ```
 //!
-//! In: checked prompts with their sums. Out: `Upload`. A slow client never holds the writer, and rows
+//! In: checked prompts with their sums (offline preferences: `offline`). Out: `Upload`. A slow client never holds the writer, and rows
 //! of an upload that is not published are never drawn, counted or listed. Duplicates are recognised
 //! within the upload and against all published ones as rows come in; against another open upload they
 //! are kept as twins, and the one that is published second loses its copy.
 //! May not enter: JSON lines, sockets.
 
-use rlhfd_domain::{Name, SetId, UploadId, limits, prompt};
-use rusqlite::{Connection, OptionalExtension, Row, params};
+use rlhfd_domain::{Name, PreferenceSetId, SetId, UploadId, limits, prompt};
+use rusqlite::{Connection, OptionalExtension, Row, Rows, params};
 
 use crate::error::{Result, StoreError};
+use crate::offline;
 use crate::open::{Reader, Store};
 use crate::rows::{count, found, int};
 
@@ -28,6 +29,8 @@ pub enum UploadKind {
     Conversations,
     /// Preferences for a training job; they lie in a file.
     Preferences,
+    /// Offline preferences for a set that iterations train on.
+    OfflinePreferences,
 }
 
 impl UploadKind {
@@ -38,6 +41,7 @@ impl UploadKind {
             Self::Prompts => "prompts",
             Self::Conversations => "conversations",
             Self::Preferences => "preferences",
+            Self::OfflinePreferences => "offline_preferences",
         }
     }
 }
@@ -49,7 +53,7 @@ pub struct NewUpload {
     pub client_key: Option<String>,
     /// What it brings.
     pub kind: UploadKind,
-    /// The prompt set, or the training job.
+    /// The prompt or preference set, or the training job.
     pub name: Name,
     /// Share of the set held back for evaluation; none: the set's own, 0 for a new one.
     pub reserve_share: Option<f64>,
@@ -71,12 +75,14 @@ pub struct Upload {
     pub id: UploadId,
     /// The client's key.
     pub client_key: Option<String>,
-    /// `prompts` or `preferences`.
+    /// As [`UploadKind::label`].
     pub kind: String,
-    /// The prompt set, or the training job.
+    /// The prompt or preference set, or the training job.
     pub name: String,
     /// The prompt set.
     pub set: Option<SetId>,
+    /// The preference set.
+    pub preference_set: Option<PreferenceSetId>,
     /// `open`, `published` or `failed`.
     pub state: String,
     /// Lines seen.
@@ -125,7 +131,7 @@ pub enum Publish {
 }
 
 const COLUMNS: &str = "id, client_key, kind, name, set_id, state, lines, kept, reserved, \
-                       duplicates, bad, created_ms, ended_ms";
+                       duplicates, bad, created_ms, ended_ms, preference_set_id";
 
 fn read(row: &Row<'_>) -> rusqlite::Result<Upload> {
     Ok(Upload {
@@ -142,6 +148,7 @@ fn read(row: &Row<'_>) -> rusqlite::Result<Upload> {
         bad: count(row.get(10)?),
         created_ms: row.get(11)?,
         ended_ms: row.get(12)?,
+        preference_set: row.get::<_, Option<i64>>(13)?.map(PreferenceSetId),
     })
 }
 
@@ -177,7 +184,7 @@ impl Reader {
 }
 
 impl Store {
-    /// Opens an upload, and its prompt set where there is none of that name.
+    /// Opens an upload, and its set where there is none of that name.
     pub fn open_upload(&mut self, new: &NewUpload, now_ms: i64) -> Result<UploadOpened> {
         self.transact(|conn| {
             if let Some(key) = &new.client_key
@@ -198,16 +205,24 @@ impl Store {
             }
             let set = match new.kind {
                 UploadKind::Prompts => Some(prompt_set(conn, new, now_ms)?),
-                UploadKind::Conversations | UploadKind::Preferences => None,
+                UploadKind::Conversations
+                | UploadKind::Preferences
+                | UploadKind::OfflinePreferences => None,
+            };
+            let preference_set = match new.kind {
+                UploadKind::OfflinePreferences => Some(offline::set(conn, &new.name, now_ms)?),
+                UploadKind::Prompts | UploadKind::Conversations | UploadKind::Preferences => None,
             };
             conn.execute(
-                "INSERT INTO uploads (client_key, kind, name, set_id, state, created_ms)
-                 VALUES (?1, ?2, ?3, ?4, 'open', ?5)",
+                "INSERT INTO uploads (client_key, kind, name, set_id, preference_set_id, state,
+                                      created_ms)
+                 VALUES (?1, ?2, ?3, ?4, ?5, 'open', ?6)",
                 params![
                     new.client_key,
                     new.kind.label(),
                     new.name.as_str(),
                     set.map(SetId::get),
+                    preference_set.map(PreferenceSetId::get),
                     now_ms
                 ],
             )?;
@@ -217,17 +232,7 @@ impl Store {
 
     /// Takes in the next rows of an open upload of prompts, at most `limits::UPLOAD_BATCH_ROWS`.
     pub fn append_prompts(&mut self, upload: UploadId, rows: &[NewPrompt]) -> Result<Appended> {
-        if rows.len() > limits::UPLOAD_BATCH_ROWS {
-            return Err(StoreError::Conflict {
-                what: "upload",
-                name: upload.to_string(),
-                why: format!(
-                    "sent {} rows at once: send {}",
-                    rows.len(),
-                    limits::UPLOAD_BATCH_ROWS
-                ),
-            });
-        }
+        check_batch(upload, rows.len())?;
         self.transact(|conn| {
             let open = get_open(conn, upload)?;
             let set = found(open.set, "prompt set of upload", upload)?;
@@ -238,17 +243,7 @@ impl Store {
             for row in rows {
                 add_prompt(conn, upload, row, share, &mut appended)?;
             }
-            conn.execute(
-                "UPDATE uploads SET lines = lines + ?2, kept = kept + ?3, reserved = reserved + ?4,
-                        duplicates = duplicates + ?5 WHERE id = ?1",
-                params![
-                    upload.get(),
-                    int(rows.len() as u64),
-                    int(appended.kept),
-                    int(appended.reserved),
-                    int(appended.duplicates)
-                ],
-            )?;
+            count_appended(conn, upload, rows.len(), &appended)?;
             Ok(appended)
         })
     }
@@ -340,20 +335,14 @@ fn add_prompt(
     share: f64,
     appended: &mut Appended,
 ) -> Result<()> {
-    let mut twins: Vec<(i64, i64)> = Vec::new();
     let mut lookup = conn.prepare_cached(
         "SELECT p.id, p.upload_id, u.state FROM prompts p JOIN uploads u ON u.id = p.upload_id
          WHERE p.sha256 = ?1 AND u.state <> 'failed'",
     )?;
-    let mut known = lookup.query([row.sha256.as_slice()])?;
-    while let Some(other) = known.next()? {
-        let (prompt, of, state): (i64, i64, String) = (other.get(0)?, other.get(1)?, other.get(2)?);
-        if of == upload.get() || state == "published" {
-            appended.duplicates += 1;
-            return Ok(());
-        }
-        twins.push((prompt, of));
-    }
+    let Some(twins) = twins_of(upload, &mut lookup.query([row.sha256.as_slice()])?)? else {
+        appended.duplicates += 1;
+        return Ok(());
+    };
     let reserved = prompt::is_reserved(&row.sha256, share);
     conn.prepare_cached(
         "INSERT INTO prompts (upload_id, messages, sha256, reserved) VALUES (?1, ?2, ?3, ?4)",
@@ -361,13 +350,66 @@ fn add_prompt(
     .execute(params![upload.get(), row.messages, row.sha256.as_slice(), reserved])?;
     appended.kept += 1;
     appended.reserved += u64::from(reserved);
-    let mine = conn.last_insert_rowid();
-    for (prompt, of) in twins {
+    note_twins(conn, upload, conn.last_insert_rowid(), &twins)
+}
+
+/// Errors: `Conflict` where one call brings too many rows.
+pub(crate) fn check_batch(upload: UploadId, rows: usize) -> Result<()> {
+    let max = limits::UPLOAD_BATCH_ROWS;
+    if rows <= max {
+        return Ok(());
+    }
+    let why = format!("sent {rows} rows at once: send {max}");
+    Err(StoreError::Conflict { what: "upload", name: upload.to_string(), why })
+}
+
+pub(crate) fn count_appended(
+    conn: &Connection,
+    upload: UploadId,
+    rows: usize,
+    appended: &Appended,
+) -> Result<()> {
+    conn.execute(
+        "UPDATE uploads SET lines = lines + ?2, kept = kept + ?3, reserved = reserved + ?4,
+                duplicates = duplicates + ?5 WHERE id = ?1",
+        params![
+            upload.get(),
+            int(rows as u64),
+            int(appended.kept),
+            int(appended.reserved),
+            int(appended.duplicates)
+        ],
+    )?;
+    Ok(())
+}
+
+/// Of known rows of the same sum (row, its upload, that one's state), those in other open uploads;
+/// none where the row is a duplicate already.
+pub(crate) fn twins_of(upload: UploadId, known: &mut Rows<'_>) -> Result<Option<Vec<(i64, i64)>>> {
+    let mut twins = Vec::new();
+    while let Some(other) = known.next()? {
+        let (row, of, state): (i64, i64, String) = (other.get(0)?, other.get(1)?, other.get(2)?);
+        if of == upload.get() || state == "published" {
+            return Ok(None);
+        }
+        twins.push((row, of));
+    }
+    Ok(Some(twins))
+}
+
+/// Remembers twins in both directions, for whichever upload is published second.
+pub(crate) fn note_twins(
+    conn: &Connection,
+    upload: UploadId,
+    mine: i64,
+    twins: &[(i64, i64)],
+) -> Result<()> {
+    for (row, of) in twins {
         let mut add = conn.prepare_cached(
-            "INSERT INTO upload_twins (upload_id, prompt_id, other_upload_id) VALUES (?1, ?2, ?3)",
+            "INSERT INTO upload_twins (upload_id, row_id, other_upload_id) VALUES (?1, ?2, ?3)",
         )?;
         add.execute(params![upload.get(), mine, of])?;
-        add.execute(params![of, prompt, upload.get()])?;
+        add.execute(params![of, row, upload.get()])?;
     }
     Ok(())
 }

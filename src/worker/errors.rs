@@ -194,6 +194,9 @@ pub enum TextError {
         /// Where they part.
         difference: String,
     },
+    /// An answer that the template does not write down.
+    #[error("a response has no tokens\ntry: give an answer that the template writes down")]
+    EmptyResponse,
     /// A rendering that cannot be used for a response or a score.
     #[error("{problem}\ntry: {mend}")]
     Unusable {

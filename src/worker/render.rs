@@ -143,7 +143,8 @@ impl Renderer {
     /// Ids of a preference.
     ///
     /// Errors: `PromptChanges` where the rendering of messages is not the beginning of the whole
-    /// conversation's; `Unusable` where a response has no ids, or plain texts share none.
+    /// conversation's; `EmptyResponse` where a response has no ids; `Unusable` where plain texts share
+    /// none.
     pub fn pair(&self, pair: &PairText, rule: RenderRule) -> Result<PairIds, TextError> {
         let (prompt, chosen, rejected) = match pair {
             PairText::Messages { prompt, chosen, rejected } => {
@@ -235,10 +236,7 @@ impl Renderer {
         }
         let response = whole[shared..].to_vec();
         if response.is_empty() {
-            return Err(TextError::Unusable {
-                problem: "a response has no tokens".to_owned(),
-                mend: "give an answer that the template writes down",
-            });
+            return Err(TextError::EmptyResponse);
         }
         Ok(response)
     }

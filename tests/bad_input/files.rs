@@ -84,8 +84,8 @@ fn check(case: &Case, output: &std::process::Output) {
     assert!(said.len() < 8_000, "{}: {} bytes of words", case.name, said.len());
 }
 
-#[test]
-fn wrong_preferences_are_refused_as_a_whole() {
+/// Lines that are no preferences.
+fn preferences() -> Vec<Case> {
     let good = "{\"prompt\": \"a\", \"chosen\": \"b\", \"rejected\": \"c\"}\n";
     let turn = |a: &str, b: &str| {
         format!(
@@ -96,7 +96,7 @@ fn wrong_preferences_are_refused_as_a_whole() {
     let differing =
         format!("{{\"chosen\": {}, \"rejected\": {}}}\n", turn("one", "x"), turn("two", "y"));
     let same = "{\"prompt\": \"a\", \"chosen\": \"b\", \"rejected\": \"b\"}\n";
-    let cases = [
+    vec![
         case("prompts that differ", format!("{good}{differing}"), &[], &["line 2", "prompt"]),
         case(
             "no rejected",
@@ -107,8 +107,16 @@ fn wrong_preferences_are_refused_as_a_whole() {
         case("chosen is rejected", same, &[], &["line 1"]),
         case("an empty file", "", &[], &["no "]),
         case("a number for chosen", good.replace("\"b\"", "7"), &[], &["line 1"]),
-        case("a name that is a path", good, &["--name", "a/b"], &["a/b"]),
-    ];
+        case("malformed JSON", format!("{good}{good}{{\n"), &[], &["line 3", "JSON"]),
+        case("an empty answer", good.replace("\"c\"", "\" \""), &[], &["line 1", "empty"]),
+    ]
+}
+
+#[test]
+fn wrong_preferences_are_refused_as_a_whole() {
+    let good = "{\"prompt\": \"a\", \"chosen\": \"b\", \"rejected\": \"c\"}\n";
+    let mut cases = preferences();
+    cases.push(case("a name that is a path", good, &["--name", "a/b"], &["a/b"]));
     let scene = Scene::fake(&Settings::default());
     let _daemon = scene.start();
     let before = dump::dump(&scene.database());
@@ -121,6 +129,39 @@ fn wrong_preferences_are_refused_as_a_whole() {
         dump::assert_same(&before, &dump::dump(&scene.database()), case.name);
         assert_eq!(scene.number("SELECT count(*) FROM training_jobs"), 0, "{}", case.name);
     }
+}
+
+#[test]
+fn wrong_offline_preferences_are_refused_as_a_whole() {
+    let good = "{\"prompt\": \"a\", \"chosen\": \"b\", \"rejected\": \"c\"}\n";
+    let scene = Scene::fake(&Settings::default());
+    let _daemon = scene.start();
+    let before = dump::dump(&scene.database());
+    let add = |content: &[u8], set: &str, options: &[&str]| {
+        std::fs::write(scene.path("bad.jsonl"), content).unwrap();
+        let path = scene.path("bad.jsonl").to_string_lossy().into_owned();
+        scene.ctl(&[&["preferences", "add", &path, "--set", set], options].concat())
+    };
+    for case in preferences() {
+        check(&case, &add(&case.content, "kept", &[]));
+        dump::assert_same(&before, &dump::dump(&scene.database()), case.name);
+    }
+    let path = case("a set that is a path", good, &[], &["../a"]);
+    check(&path, &add(&path.content, "../a", &[]));
+    // What failed is swept, its set with it.
+    let swept = "SELECT count(*) = 0 FROM preference_sets";
+    scene.wait_number("the refused uploads to be swept", swept, 1);
+    let mixed = format!("{good}{{broken\n{good}");
+    assert!(add(mixed.as_bytes(), "kept", &["--skip-bad"]).status.success());
+    let row =
+        "SELECT kept || ' ' || duplicates || ' ' || bad FROM uploads WHERE state = 'published'";
+    assert_eq!(dump::text(&scene.database(), row).unwrap(), "1 1 1");
+    // A client key makes a retry harmless, and is not taken for another set.
+    assert!(add(good.as_bytes(), "own", &["--client-key", "k"]).status.success());
+    let again = add(good.as_bytes(), "own", &["--client-key", "k"]);
+    assert!(text(&again.stdout).contains("earlier upload"), "{}", text(&again.stdout));
+    assert!(!add(good.as_bytes(), "third", &["--client-key", "k"]).status.success());
+    assert_eq!(scene.number("SELECT sum(preferences) FROM preference_sets"), 2);
 }
 
 #[test]

@@ -14,7 +14,7 @@ fn every_verb_answers_people_and_programs() {
     story::queue(&scene);
     scene.ctl_ok(&["wait", "--iteration", "2", "--timeout", "60"]);
     assert_eq!(scene.number("SELECT count(*) FROM iteration_history WHERE status = 'done'"), 2);
-    let verbs: [(&[&str], &str); 10] = [
+    let verbs: [(&[&str], &str); 11] = [
         (&["status"], "iteration-0002"),
         (&["runs"], "main"),
         (&["iterations"], "iteration-0001"),
@@ -23,6 +23,7 @@ fn every_verb_answers_people_and_programs() {
         (&["checkpoints", "--lineage"], "iteration-0001"),
         (&["events"], "run main begins"),
         (&["prompts", "list"], "plain"),
+        (&["preferences", "list"], ""),
         (&["jobs"], ""),
         (&["sql", "SELECT count(*) AS n FROM responses"], "n"),
     ];

@@ -11,6 +11,7 @@ mod faults;
 mod folders;
 mod jobs;
 mod labels;
+mod offline;
 mod readers;
 mod story;
 mod whole_run;

@@ -26,10 +26,30 @@ pub fn try_open(path: &Path) -> rusqlite::Result<Connection> {
 }
 
 /// What each table says, without what may differ between two runs that agree.
-const FACTS: [(&str, &str); 19] = [
+const FACTS: [(&str, &str); 23] = [
     ("runs", "SELECT name, seed, active FROM runs"),
     ("prompts", "SELECT s.name, p.messages, p.reserved FROM prompts p JOIN uploads u ON u.id = p.upload_id
          JOIN prompt_sets s ON s.id = u.set_id"),
+    (
+        "offline_preferences",
+        "SELECT s.name, s.preferences, p.messages, p.chosen, p.rejected FROM offline_preferences p
+         JOIN uploads u ON u.id = p.upload_id JOIN preference_sets s ON s.id = u.preference_set_id",
+    ),
+    (
+        "offline_pairs",
+        "SELECT r.name, o.ordinal, s.name, p.messages, p.chosen, p.rejected, o.prompt_tokens,
+                o.pair_tokens, o.set_aside, d.prompt_ids, d.chosen_ids, d.rejected_ids
+         FROM offline_pairs o JOIN runs r ON r.id = o.run_id
+         JOIN preference_sets s ON s.id = o.set_id JOIN offline_preferences p ON p.id = o.offline_id
+         LEFT JOIN offline_ids d ON d.run_id = o.run_id AND d.ordinal = o.ordinal",
+    ),
+    (
+        "iteration_sets",
+        "SELECT r.name, i.iteration, i.place, s.name, i.pairs_to, i.weight, i.tokens_max,
+                i.prompt_tokens_max
+         FROM iteration_sets i JOIN runs r ON r.id = i.run_id
+         JOIN preference_sets s ON s.id = i.set_id",
+    ),
     (
         "iterations",
         "SELECT r.name, i.iteration, pin.name, pout.name, pout.sha256, i.config_sha256,
@@ -104,10 +124,18 @@ const FACTS: [(&str, &str); 19] = [
          JOIN checkpoints p ON p.id = e.policy_id JOIN checkpoints c ON c.id = l.reference_id",
     ),
     (
+        "offline_logprobs",
+        "SELECT r.name, k.ordinal, c.name, k.chosen, k.rejected, k.chosen_logprobs,
+                k.rejected_logprobs, k.set_aside, u.key
+         FROM offline_logprobs k JOIN runs r ON r.id = k.run_id
+         JOIN checkpoints c ON c.id = k.reference_id JOIN units u ON u.id = k.unit_id",
+    ),
+    (
         "training_set_members",
-        "SELECT u.key, m.position, p.iteration, p.ordinal, p.rank, m.weight
+        "SELECT u.key, m.position, p.iteration, p.ordinal, p.rank, o.chosen, o.rejected, m.weight
          FROM training_set_members m JOIN units u ON u.id = m.unit_id
-         JOIN preferences p ON p.id = m.preference_id",
+         LEFT JOIN preferences p ON p.id = m.preference_id
+         LEFT JOIN offline_preferences o ON o.id = m.offline_id",
     ),
     (
         "training_steps",
@@ -135,7 +163,7 @@ const FACTS: [(&str, &str); 19] = [
                 preferences, ties, without_pair, set_aside, score_mean, score_gap_mean,
                 response_tokens_mean, truncated_share, loss_last, accuracy_last, margin_last, kl_k3,
                 eval_score_mean, eval_win_rate, length_penalty, score_length_correlation,
-                canary_score_mean
+                canary_score_mean, offline
          FROM iteration_history",
     ),
 ];

@@ -7,6 +7,7 @@ mod events;
 mod iterations;
 mod jobs;
 mod pause;
+mod preferences;
 mod prompts;
 mod resume;
 mod runs;
@@ -30,6 +31,7 @@ pub async fn run(args: Args) -> Result<(), ClientError> {
     let daemon = &daemon;
     match args.verb {
         Verb::Prompts(verb) => prompts::run(daemon, verb, json).await,
+        Verb::Preferences(verb) => preferences::run(daemon, verb, json).await,
         Verb::Status { watch } => status::run(daemon, watch, json).await,
         Verb::Runs => runs::run(daemon, json).await,
         Verb::Iterations { wide } => iterations::run(daemon, wide, json).await,

@@ -3,7 +3,8 @@
 use std::path::Path;
 
 use super::*;
-use crate::sections::{History, ScorerModel, ScorerRole, UseDevices, WhenShort};
+use crate::sections::{ScorerModel, ScorerRole, UseDevices, WhenShort};
+use crate::train::History;
 
 const MINIMAL: &str = "[run]\npolicy = \"models/policy\"\n";
 
@@ -118,6 +119,22 @@ fn a_key_in_the_wrong_place_is_told_where_it_belongs() {
     assert!(message.contains("line 1: beta: stands outside a section; it belongs in [train]"));
     assert!(complaint("[generate]\narms = 3\n").contains("write [[generate.arms]]"));
     assert!(read("run = 3").unwrap_err().to_string().contains("is a section: write [run]"));
+}
+
+#[test]
+fn sets_are_a_list_of_different_names() {
+    let offline = |value: &str| read(&format!("[run]\npolicy = 'p'\n[train]\noffline = {value}\n"));
+    assert!(offline("[]").unwrap().train.offline.is_empty());
+    let config = offline("['ultra', 'own-2']").unwrap();
+    assert_eq!(config.train.offline, ["ultra", "own-2"]);
+    assert_eq!((config.train.offline_weight, config.train.history_weight), (1.0, 1.0));
+    assert_eq!(config.with_frozen(&config.to_frozen_toml()).unwrap(), config);
+    for wrong in ["'ultra'", "['a', 'a']", "['A']", "['a/b']", "[3]", "['']"] {
+        let message = offline(wrong).unwrap_err().to_string();
+        assert!(message.contains("train.offline: is"), "{wrong}: {message}");
+    }
+    assert!(complaint("[train]\noffline_weight = 0\n").contains("above 0"));
+    assert!(complaint("[train]\nhistory_weight = -1\n").contains("above 0"));
 }
 
 #[test]

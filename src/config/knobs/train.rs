@@ -140,8 +140,26 @@ pub(crate) static TRAIN: Section = Section {
         LORA_DROPOUT,
         LORA_RS,
         Knob::new("history", Kind::Word(&["all", "newest"]), "\"all\"")
-            .doc("an iteration trains on the preferences of all iterations so far, or its own only")
+            .doc(
+                "an iteration trains on the preferences of all iterations so far, or its own only; \
+                  offline ones are not part of it",
+            )
             .source("paper, section 3.3: all (newest in its scripts)"),
+        Knob::new("history_weight", ABOVE_ZERO, "1.0")
+            .doc(
+                "weight of earlier iterations' preferences in the loss, against 1 of its own; a \
+                  step's loss is the weighted mean of its pairs",
+            )
+            .source(OURS),
+        Knob::new("offline", Kind::Sets, "[]")
+            .doc(
+                "preference sets (`rlhfctl preferences add`) that every iteration trains on, before \
+                  its own preferences and whatever `history` says",
+            )
+            .source("paper, section 3.3: an offline set may be added (D_off)"),
+        Knob::new("offline_weight", ABOVE_ZERO, "1.0")
+            .doc("weight of their preferences in the loss, against 1 of the iteration's own")
+            .source(OURS),
         SAVE_EVERY_STEPS,
         SAVE_EVERY_S,
     ],

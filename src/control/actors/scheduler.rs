@@ -252,7 +252,7 @@ async fn models(
             let policy = ctx.policy_of(unit).await?;
             Ok(vec![ctx.model(policy).await?.sha256])
         }
-        WorkKind::Logprobs => {
+        WorkKind::Logprobs | WorkKind::LogprobsPairs => {
             let run = unit.run;
             let run = ctx.store.read(move |r| r.run(run)).await?;
             Ok(vec![ctx.model(run.reference).await?.sha256])
@@ -263,6 +263,7 @@ async fn models(
         },
         WorkKind::Probe
         | WorkKind::Render
+        | WorkKind::RenderPairs
         | WorkKind::TrainDpo
         | WorkKind::TrainSft
         | WorkKind::TrainReward

@@ -74,6 +74,8 @@ pub enum ItemKeys {
     Prompts(Vec<(u64, PromptId)>),
     /// Responses.
     Responses(Vec<ResponseId>),
+    /// Offline pairs, by their place in the run's list.
+    Pairs(Vec<u64>),
 }
 
 /// A unit, ready to be sent.
@@ -183,7 +185,9 @@ impl Stages {
             | WorkKind::Render
             | WorkKind::Generate
             | WorkKind::Score
+            | WorkKind::RenderPairs
             | WorkKind::Logprobs
+            | WorkKind::LogprobsPairs
             | WorkKind::TrainDpo
             | WorkKind::TrainSft
             | WorkKind::TrainReward => None,
@@ -268,6 +272,7 @@ pub fn reason_word(reason: Reason) -> &'static str {
         Reason::Template => "template",
         Reason::NonFinite => "non_finite",
         Reason::Empty => "empty",
+        Reason::SameIds => "same_ids",
     }
 }
 

@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 use rlhfd_config::{CheckedConfig, ScorePosition, ScorerConfig, ScorerModel, WhenShort};
 use rlhfd_domain::{JobKind, ScorerId, Stage, UnitId, WorkKind};
-use rlhfd_store::{ModelIdentity, NewIteration, NewUnit, Run, Store, StoreError};
+use rlhfd_store::{ModelIdentity, NewIteration, NewUnit, OfflineUse, Run, Store, StoreError};
 
 use super::words::grouped;
 use super::{Advanced, identity};
@@ -43,6 +43,9 @@ pub(super) async fn between_iterations(
             let sentence = "the models are being probed before their first use";
             return Ok(Advanced::waits(sentence));
         }
+    }
+    if let Some(sentence) = missing_sets(ctx, config).await? {
+        return Ok(Advanced::waits(sentence));
     }
     let fresh = ctx.stage.store.read(move |r| r.fresh_prompts(id)).await?;
     match short_of(ctx, config, run, fresh).await? {
@@ -195,6 +198,34 @@ async fn probe(ctx: &OrderContext, run: &Run, scorers: &[Known]) -> Result<Probe
     Ok(Probe::Planned)
 }
 
+/// The preference sets that the configuration names and nobody has brought yet.
+async fn missing_sets(
+    ctx: &OrderContext,
+    config: &Arc<CheckedConfig>,
+) -> Result<Option<String>, AskError> {
+    if config.train.offline.is_empty() {
+        return Ok(None);
+    }
+    let names = config.train.offline.clone();
+    let missing = ctx.stage.store.read(move |r| {
+        let mut missing = Vec::new();
+        for name in names {
+            if r.preference_set(&name)?.is_none() {
+                missing.push(name);
+            }
+        }
+        Ok(missing)
+    });
+    let missing = missing.await?;
+    Ok(missing.first().map(|first| {
+        format!(
+            "[train] offline names preferences that are not there yet ({}): \
+             `rlhfctl preferences add FILE --set {first}`",
+            missing.join(", ")
+        )
+    }))
+}
+
 /// What prompts are waited for; none where an iteration may start.
 async fn short_of(
     ctx: &OrderContext,
@@ -239,6 +270,12 @@ async fn start(
         config: text,
         prompts_max: config.run.prompts_per_iteration,
         evaluate_prompts_max: config.evaluate.prompts_max,
+        offline: OfflineUse {
+            sets: config.train.offline.clone(),
+            weight: config.train.offline_weight,
+            tokens_max: config.train.settings.max_length,
+            prompt_tokens_max: config.train.settings.max_prompt_length,
+        },
     };
     let cuda = uses_cuda(&ctx.live, config);
     let mut sizes = Sizes::of(config, cuda);

@@ -58,6 +58,7 @@ fn examine(asked: &Asked) -> Report {
         system::database(&places.state, &mut report);
         if let Some(config) = &config {
             run::identity(config, &places.state, &mut report);
+            run::offline(config, &places.state, &mut report);
         }
         system::socket(&places.socket, &mut report);
     }

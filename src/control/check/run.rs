@@ -46,3 +46,24 @@ fn differing(config: &CheckedConfig, reader: &Reader, run: &Run) -> Vec<String> 
     found.dedup();
     found
 }
+
+/// Tells which preference sets `[train] offline` names, and which of them are missing: the loop waits
+/// for those.
+pub(super) fn offline(config: &CheckedConfig, state: &Path, report: &mut Report) {
+    let reader = Reader::open(state).ok();
+    for name in &config.train.offline {
+        let known = reader.as_ref().and_then(|reader| reader.preference_set(name).ok().flatten());
+        match known {
+            Some(set) => {
+                report.well("offline", format!("{name}: {} preferences", set.preferences));
+            }
+            None => report.warn(
+                "offline",
+                format!(
+                    "{name} is not there yet: the loop waits for \
+                     `rlhfctl preferences add FILE --set {name}`"
+                ),
+            ),
+        }
+    }
+}

@@ -53,7 +53,8 @@ pub async fn conclude(ctx: &StageContext, done: Conclude) -> Result<(), StageErr
     Ok(())
 }
 
-fn outcome(answer: Answer) -> Result<Outcome<(Vec<f32>, f64)>, StageError> {
+/// One response's log-probs, or why it has none.
+pub(super) fn outcome(answer: Answer) -> Result<Outcome<(Vec<f32>, f64)>, StageError> {
     match &answer.result {
         ItemResult::Logprobs { logprob, tokens } => {
             let logprobs = frame::floats_from_bytes(&answer.payload)

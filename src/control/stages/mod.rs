@@ -8,6 +8,7 @@ pub mod checkpoint;
 pub mod folders;
 pub mod generate;
 pub mod logprobs;
+pub mod offline;
 pub mod pair;
 pub mod plan;
 pub mod probe;

@@ -3,6 +3,8 @@
 //! In: the configuration, what was drawn, sizes. Out: new units in flow order. Pure. May not enter:
 //! the store, time.
 
+mod offline;
+
 use rlhfd_config::CheckedConfig;
 use rlhfd_domain::plan::{BatchPlan, PlanError, cut, unit_items};
 use rlhfd_domain::{CheckpointId, JobKind, ScorerId, Stage, WorkKind};
@@ -174,6 +176,7 @@ impl Planner<'_> {
             ..generate
         };
         self.ranged(&logprobs, 0, drawn.prompts)?;
+        self.offline(&drawn.offline)?;
         self.whole(Stage::Train, WorkKind::TrainDpo, format!("{t}/train"));
         self.whole(Stage::Checkpoint, WorkKind::Checkpoint, format!("{t}/checkpoint"));
         Ok(())

@@ -12,7 +12,7 @@ use std::sync::Arc;
 use rlhfd_config::{CheckedConfig, SavePolicy, Training};
 use rlhfd_domain::checkpoint::{iteration_name, job_checkpoint_name};
 use rlhfd_domain::limits::PAIRS_PAGE_ROWS;
-use rlhfd_domain::train::{History, TrainStep, check_steps};
+use rlhfd_domain::train::{History, Replay, TrainStep, check_steps};
 use rlhfd_domain::{JobKind, UnitId, WorkKind};
 use rlhfd_protocol::manifest::FolderKind;
 use rlhfd_protocol::worker::{ModelRef, TrainTarget, Work};
@@ -92,8 +92,9 @@ async fn iteration_folder(
         rlhfd_config::History::All => History::All,
         rlhfd_config::History::Newest => History::Newest,
     };
+    let replay = Replay { history, history_weight: config.train.history_weight };
     let id = unit.id;
-    let pairs = ctx.write_patiently(move |s| s.fix_training_set(id, history, now_ms())).await?;
+    let pairs = ctx.write_patiently(move |s| s.fix_training_set(id, replay, now_ms())).await?;
     if pairs.is_some_and(|(kept, _)| kept == 0) {
         return nothing_to_train(ctx, unit).await;
     }

@@ -10,6 +10,7 @@ mod events;
 mod iterations;
 mod jobs;
 mod pause;
+mod preferences;
 mod prompts;
 mod resume;
 mod runs;
@@ -88,6 +89,9 @@ pub fn routes(config: &mut web::ServiceConfig) {
         at("/v1/runs", "GET").route(web::get().to(runs::get)),
         at("/v1/prompt-sets", "GET").route(web::get().to(prompts::get)),
         at("/v1/prompt-sets/{name}/prompts", "POST").route(web::post().to(prompts::post)),
+        at("/v1/preference-sets", "GET").route(web::get().to(preferences::get)),
+        at("/v1/preference-sets/{name}/preferences", "POST")
+            .route(web::post().to(preferences::post)),
         at("/v1/iterations", "GET").route(web::get().to(iterations::get)),
         at("/v1/checkpoints", "GET").route(web::get().to(checkpoints::get)),
         at("/v1/training-jobs", "GET").route(web::get().to(jobs::get)),
@@ -127,6 +131,8 @@ async fn list() -> Answer {
         "GET /v1/runs": "the runs of the state folder",
         "GET /v1/prompt-sets": "prompt sets and their counts",
         "POST /v1/prompt-sets/{name}/prompts?reserve=&skip_bad=&client_key=": "JSONL, one prompt a line",
+        "GET /v1/preference-sets": "sets of offline preferences and their counts",
+        "POST /v1/preference-sets/{name}/preferences?skip_bad=&client_key=": "JSONL, one preference a line",
         "GET /v1/iterations?run=": "the view iteration_history",
         "GET /v1/checkpoints?run=&lineage=": "checkpoints; with lineage=NAME or head, the line back to the initial policy",
         "GET /v1/training-jobs": "training jobs",

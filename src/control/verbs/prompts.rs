@@ -95,7 +95,7 @@ async fn add(
     let uid = Peer::of(request).uid;
     let upload = intake.publish(report.bad, uid, &format!("prompts for {name}")).await?;
     // The iteration actor also looks by itself, so that a full mailbox loses nothing.
-    let _ = shared.app.iteration.order(Command::PromptsPublished, uid).await;
+    let _ = shared.app.iteration.order(Command::UploadPublished, uid).await;
     Ok(sentence(&name, &upload, report, false))
 }
 

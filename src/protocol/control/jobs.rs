@@ -48,7 +48,7 @@ pub struct Job {
     pub ended_ms: Option<i64>,
 }
 
-/// The query of an upload that makes a training job.
+/// The query of an upload of preferences: of one that makes a training job, or into a set.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct UploadQuery {

@@ -6,6 +6,7 @@
 //! learn from the assistant says something.
 
 use rlhfd_domain::limits::{LINE_BYTES_MAX, PROMPT_MESSAGES_MAX};
+use rlhfd_domain::offline::OfflinePreference;
 use rlhfd_domain::prompt::{Prompt, Turn};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
@@ -119,6 +120,18 @@ pub fn preference_line(line: &[u8]) -> Result<PreferenceLine, String> {
     }
     prompt_of("chosen", &chosen[..shared])?;
     Ok(PreferenceLine { chosen, rejected })
+}
+
+/// Reads a preference as the domain has it: a prompt and two answers.
+///
+/// Errors: as [`preference_line`].
+pub fn offline_line(line: &[u8]) -> Result<OfflinePreference, String> {
+    let PreferenceLine { mut chosen, mut rejected } = preference_line(line)?;
+    let (Some(better), Some(worse)) = (chosen.pop(), rejected.pop()) else {
+        return Err("has a side without messages".to_owned());
+    };
+    let prompt = prompt_of("chosen", &chosen)?;
+    OfflinePreference::new(prompt, better.content, worse.content).map_err(|e| e.to_string())
 }
 
 fn object(line: &[u8]) -> Result<Map<String, Value>, String> {
@@ -334,6 +347,9 @@ mod tests {
                 "rejected": [{"role": "user", "content": "Q"}, {"role": "assistant", "content": "no"}]}"#,
         ] {
             assert_eq!(preference_line(line.as_bytes()).unwrap(), expected, "{line}");
+            let offline = offline_line(line.as_bytes()).unwrap();
+            assert_eq!(canonical(offline.prompt()), r#"[{"role":"user","content":"Q"}]"#);
+            assert_eq!((offline.chosen(), offline.rejected()), ("yes", "no"));
         }
     }
 
@@ -394,7 +410,7 @@ mod tests {
         fn no_line_panics(line in prop::collection::vec(any::<u8>(), 0..64)) {
             let _ = prompt_line(&line);
             let _ = conversation_line(&line);
-            let _ = preference_line(&line);
+            let _ = offline_line(&line);
         }
 
         #[test]

@@ -14,6 +14,7 @@ fn start(bench: &mut Bench, run: RunId, prompts: u64, evaluate: u64) -> crate::R
         config_sha256: "c".repeat(64),
         prompts_max: prompts,
         evaluate_prompts_max: evaluate,
+        offline: crate::OfflineUse::default(),
     };
     bench.store.start_iteration(&new, NOW, |drawn| {
         assert!(drawn.prompts <= prompts);

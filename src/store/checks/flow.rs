@@ -33,6 +33,7 @@ pub(crate) struct Flow {
     pub(crate) others: Vec<ScorerId>,
     /// Responses of a prompt.
     pub(crate) samples: u32,
+    pub(crate) offline: crate::OfflineUse,
 }
 
 impl Flow {
@@ -42,7 +43,8 @@ impl Flow {
         bench.add("s", 0.0, &texts(0, prompts));
         let sum = "5".repeat(64);
         let scorer = bench.store.scorer("help", "reward", "models/help", &sum).unwrap();
-        Self { bench, run, scorer, others: Vec::new(), samples: 2 }
+        let offline = crate::OfflineUse::default();
+        Self { bench, run, scorer, others: Vec::new(), samples: 2, offline }
     }
 
     pub(crate) fn start(&mut self, prompts: u64, evaluate: u64) -> u32 {
@@ -52,6 +54,7 @@ impl Flow {
             config_sha256: "c".repeat(64),
             prompts_max: prompts,
             evaluate_prompts_max: evaluate,
+            offline: self.offline.clone(),
         };
         let (scorer, others) = (self.scorer, self.others.clone());
         let done =
@@ -206,6 +209,13 @@ fn plan_units(drawn: &crate::Drawn, scorer: ScorerId, initial_done: u64) -> Vec<
     all.push(of(Stage::Pair, WorkKind::Pair, "pair"));
     let logprobs = of(Stage::Train, WorkKind::Logprobs, "train/logprobs");
     all.extend(units(&logprobs, drawn.prompts, 2, 8));
+    for (work, from) in [
+        (WorkKind::RenderPairs, drawn.offline.rendered),
+        (WorkKind::LogprobsPairs, drawn.offline.known),
+    ] {
+        let unit = of(Stage::Train, work, &format!("train/{work}"));
+        all.extend(units_from(&unit, (from, drawn.offline.pairs), 2, 8));
+    }
     all.push(of(Stage::Train, WorkKind::TrainDpo, "train"));
     all.push(of(Stage::Checkpoint, WorkKind::Checkpoint, "checkpoint"));
     if drawn.evaluate == 0 {

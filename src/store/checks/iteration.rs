@@ -2,7 +2,7 @@
 //! views tell it.
 
 use rlhfd_domain::checkpoint::CheckpointKind;
-use rlhfd_domain::train::History;
+use rlhfd_domain::train::{History, Replay};
 
 use super::flow::{Flow, INITIAL, checkpoint, response, step, to_the_end};
 use super::*;
@@ -96,14 +96,16 @@ fn the_training_set_is_in_order_and_the_same_again() {
     }
     let train = flow.bench.unit(flow.run, "0002/train").id;
     let store = &mut flow.bench.store;
-    assert_eq!(store.fix_training_set(train, History::Newest, NOW).unwrap(), (8, 0));
-    assert_eq!(store.fix_training_set(train, History::All, NOW).unwrap(), (16, 0));
+    let replay = |history| Replay { history, history_weight: 0.5 };
+    assert_eq!(store.fix_training_set(train, replay(History::Newest), NOW).unwrap(), (8, 0));
+    assert_eq!(store.fix_training_set(train, replay(History::All), NOW).unwrap(), (16, 0));
     let all = store.training_pairs(train, None, 1_000).unwrap();
     assert_eq!(all.len(), 16);
     let order: Vec<(u32, u64)> = all.iter().map(|pair| (pair.iteration, pair.ordinal)).collect();
     assert!(order.is_sorted());
     assert_eq!(all[0].chosen_ids, [5, 6, 8]);
-    assert_eq!((all[0].chosen_score, all[0].rejected_score), (1.0, 0.0));
+    assert_eq!((all[0].chosen_score, all[0].rejected_score), (Some(1.0), Some(0.0)));
+    assert_eq!((all[0].weight, all[15].weight), (0.5, 1.0));
     let mut paged = store.training_pairs(train, None, 7).unwrap();
     while let Some(last) = paged.last().map(|pair| pair.position) {
         let next = store.training_pairs(train, Some(last), 7).unwrap();
@@ -196,6 +198,7 @@ fn equal_prompts_of_a_draw_are_told_apart() {
         config_sha256: String::new(),
         prompts_max: 10,
         evaluate_prompts_max: 0,
+        offline: crate::OfflineUse::default(),
     };
     let render = a_unit(Stage::Prompts, WorkKind::Render, "0001/prompts/render");
     let generate = NewUnit {

@@ -3,7 +3,7 @@
 use rlhfd_domain::label::combine::Normalise;
 use rlhfd_domain::label::penalty::{Fit, LengthUnit, fit};
 use rlhfd_domain::preference::{Choice, PairRule};
-use rlhfd_domain::train::History;
+use rlhfd_domain::train::{History, Replay};
 
 use super::flow::{Flow, PAPER, other_score, paper_scoring};
 use super::*;
@@ -182,8 +182,9 @@ fn several_pairs_of_a_prompt_are_ranked_and_need_each_log_prob_once() {
     flow.work(WorkKind::Logprobs);
     assert_eq!(flow.bench.number("SELECT count(*) FROM reference_logprobs"), 16);
     let train = flow.bench.unit(flow.run, "0001/train").id;
+    let replay = Replay { history: History::All, history_weight: 1.0 };
     let store = &mut flow.bench.store;
-    assert_eq!(store.fix_training_set(train, History::All, NOW).unwrap(), (20, 0));
+    assert_eq!(store.fix_training_set(train, replay, NOW).unwrap(), (20, 0));
     let pairs = store.training_pairs(train, None, 1_000).unwrap();
     let order: Vec<_> =
         pairs.iter().map(|pair| (pair.iteration, pair.ordinal, pair.rank)).collect();

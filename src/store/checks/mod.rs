@@ -8,6 +8,7 @@ mod draw;
 mod flow;
 mod iteration;
 mod labels;
+mod offline;
 mod opening;
 mod sql_verb;
 mod storms;
@@ -155,7 +156,17 @@ pub(crate) fn units(
     batch_items: u64,
     unit_items: u64,
 ) -> Vec<NewUnit> {
-    plan::cut(0, items, batch_items, unit_items)
+    units_from(template, (0, items), batch_items, unit_items)
+}
+
+/// A unit for each plan over a range.
+pub(crate) fn units_from(
+    template: &NewUnit,
+    (from, to): (u64, u64),
+    batch_items: u64,
+    unit_items: u64,
+) -> Vec<NewUnit> {
+    plan::cut(from, to, batch_items, unit_items)
         .unwrap()
         .into_iter()
         .map(|plan: BatchPlan| NewUnit {

@@ -227,6 +227,7 @@ impl Engine<'_> {
                 own.checkpoint = Some(trained);
             }
             Work::Render { .. }
+            | Work::RenderPairs { .. }
             | Work::Generate { .. }
             | Work::Score { .. }
             | Work::Logprobs { .. } => {}
@@ -262,6 +263,7 @@ impl Engine<'_> {
                 self.logprobs(unit, todo)
             }
             Work::Render { .. }
+            | Work::RenderPairs { .. }
             | Work::Probe { .. }
             | Work::TrainDpo { .. }
             | Work::TrainSft { .. }

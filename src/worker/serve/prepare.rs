@@ -14,6 +14,7 @@ use super::units::{Failure, Prepared, Task, TextSide, ToCompute, Unit, concerns_
 use crate::errors::{TextError, WorkerError};
 use crate::model::Head;
 use crate::model::folder::require;
+use crate::render::{PairIds, PairText, RenderRule};
 
 /// Runs until the reader ends.
 pub(super) fn run(frames: &Receiver<Frame<ToWorker>>, out: &Sender<ToCompute>) {
@@ -68,7 +69,9 @@ impl Preparer<'_> {
 
     fn begin(&mut self, attempt: u64, work: Work, items: u32) {
         let (model, batch_items) = match &work {
-            Work::Render { policy, .. } => (Some((policy, Head::Language)), RENDER_ITEMS),
+            Work::Render { policy, .. } | Work::RenderPairs { policy, .. } => {
+                (Some((policy, Head::Language)), RENDER_ITEMS)
+            }
             Work::Generate { policy, batch_items, .. } => {
                 (Some((policy, Head::Language)), *batch_items as usize)
             }
@@ -175,6 +178,16 @@ impl Preparing {
                 let most = (*prompt_tokens_max as usize).min(side.positions_max);
                 render(side.renderer.prompt(&messages), most)?
             }
+            (
+                Work::RenderPairs { pair_tokens_max, .. },
+                Item::Pair { messages, chosen, rejected },
+            ) => {
+                let most = (*pair_tokens_max as usize).min(side.positions_max);
+                let answer = |content| vec![Message { role: "assistant".to_owned(), content }];
+                let (chosen, rejected) = (answer(chosen), answer(rejected));
+                let text = PairText::Messages { prompt: messages, chosen, rejected };
+                render_pair(side.renderer.pair(&text, RenderRule::Conversation), most)?
+            }
             (Work::Generate { max_new_tokens, .. }, Item::PromptIds { occurrence }) => {
                 let ids = ids()?;
                 let needed = ids.len() + *max_new_tokens as usize;
@@ -219,6 +232,36 @@ fn render(ids: Result<Vec<u32>, TextError>, most: usize) -> Result<Task, Failure
         Err(error) if concerns_item(&error) => {
             (refused(Reason::Template, error.to_string()), Vec::new())
         }
+        Err(error) => return Err(Failure::input(error.to_string())),
+    };
+    Ok(Task::Answered { result, payload })
+}
+
+/// A pair's ids as the answer.
+fn render_pair(ids: Result<PairIds, TextError>, most: usize) -> Result<Task, Failure> {
+    let refusal = |reason, message: String| (refused(reason, message), Vec::new());
+    let (result, payload) = match ids {
+        Ok(ids) if ids.chosen == ids.rejected => {
+            let message = "chosen and rejected have the same token ids".to_owned();
+            refusal(Reason::SameIds, message)
+        }
+        Ok(ids) => {
+            let longest = ids.prompt.len() + ids.chosen.len().max(ids.rejected.len());
+            if longest <= most {
+                let tokens = |ids: &[u32]| ids.len() as u32;
+                let result = ItemResult::RenderedPair {
+                    prompt_tokens: tokens(&ids.prompt),
+                    chosen_tokens: tokens(&ids.chosen),
+                    rejected_tokens: tokens(&ids.rejected),
+                };
+                (result, ids_to_bytes(&[ids.prompt, ids.chosen, ids.rejected].concat()))
+            } else {
+                let message = format!("a side has {longest} tokens, the limit is {most}");
+                refusal(Reason::OverLong, message)
+            }
+        }
+        Err(error @ TextError::EmptyResponse) => refusal(Reason::Empty, error.to_string()),
+        Err(error) if concerns_item(&error) => refusal(Reason::Template, error.to_string()),
         Err(error) => return Err(Failure::input(error.to_string())),
     };
     Ok(Task::Answered { result, payload })

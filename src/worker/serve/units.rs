@@ -130,6 +130,7 @@ pub(super) fn concerns_item(error: &TextError) -> bool {
         | TextError::PromptChanges { .. }
         | TextError::TurnChanges { .. }
         | TextError::PromptsDiffer { .. }
+        | TextError::EmptyResponse
         | TextError::Unusable { .. } => true,
         TextError::Tokenizer { .. } | TextError::Misfit { .. } | TextError::NoTemplate { .. } => {
             false

@@ -10,6 +10,7 @@ pub(super) fn work_name(work: &Work) -> &'static str {
     match work {
         Work::Probe { .. } => "probe",
         Work::Render { .. } => "render",
+        Work::RenderPairs { .. } => "render_pairs",
         Work::Generate { .. } => "generate",
         Work::Score { .. } => "score",
         Work::Logprobs { .. } => "logprobs",
@@ -23,6 +24,10 @@ pub(super) fn text_of(item: &Item, payload: &[u8]) -> String {
     match item {
         Item::Prompt { messages } | Item::Conversation { messages } => {
             messages.iter().map(|m: &Message| m.content.as_str()).collect::<Vec<_>>().join("\n")
+        }
+        Item::Pair { messages, chosen, rejected } => {
+            let last = messages.last().map_or("", |m| m.content.as_str());
+            [last, chosen, rejected].join("\n")
         }
         Item::PromptIds { .. } | Item::ResponseIds { .. } => {
             frame::ids_from_bytes(payload).map(|ids| compute::decode(&ids)).unwrap_or_default()
@@ -48,6 +53,9 @@ pub(super) fn answers(work: &Work, item: Item, payload: &[u8]) -> Vec<(ItemResul
                 )],
                 Err((reason, message)) => vec![refused(reason, &message)],
             }
+        }
+        (Work::RenderPairs { pair_tokens_max, .. }, Item::Pair { messages, chosen, rejected }) => {
+            vec![compute::render_pair(&messages, [&chosen, &rejected], *pair_tokens_max)]
         }
         (
             Work::Generate { policy, run_seed, purpose, iteration, arms, max_new_tokens, .. },
@@ -89,6 +97,9 @@ pub(super) fn tokens_of(result: &ItemResult) -> u64 {
         | ItemResult::Response { tokens, .. }
         | ItemResult::Score { tokens, .. }
         | ItemResult::Logprobs { tokens, .. } => u64::from(*tokens),
+        ItemResult::RenderedPair { prompt_tokens, chosen_tokens, rejected_tokens } => {
+            u64::from(prompt_tokens + chosen_tokens + rejected_tokens)
+        }
         ItemResult::Refused { .. } => 0,
     }
 }
@@ -100,6 +111,8 @@ pub(super) fn make_non_finite(result: &mut ItemResult) {
         ItemResult::Logprobs { logprob, .. } | ItemResult::Response { logprob, .. } => {
             *logprob = f64::NAN;
         }
-        ItemResult::Rendered { .. } | ItemResult::Refused { .. } => {}
+        ItemResult::Rendered { .. }
+        | ItemResult::RenderedPair { .. }
+        | ItemResult::Refused { .. } => {}
     }
 }

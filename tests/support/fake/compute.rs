@@ -61,6 +61,33 @@ pub fn render(messages: &[Message], tokens_max: u32) -> Result<Vec<u32>, (Reason
     Ok(ids)
 }
 
+/// A prompt and two answers to it, each ended by the id that ends a text.
+pub fn render_pair(
+    messages: &[Message],
+    sides: [&str; 2],
+    tokens_max: u32,
+) -> (ItemResult, Vec<u8>) {
+    let refused = |reason, message| (ItemResult::Refused { reason, message }, Vec::new());
+    let prompt = match render(messages, tokens_max) {
+        Ok(prompt) => prompt,
+        Err((reason, message)) => return refused(reason, message),
+    };
+    let ids = |text: &str| -> Vec<u32> {
+        text.bytes().map(u32::from).chain(std::iter::once(STOP_ID)).collect()
+    };
+    let [chosen, rejected] = sides.map(ids);
+    let longest = prompt.len() + chosen.len().max(rejected.len());
+    if longest > tokens_max as usize {
+        return refused(Reason::OverLong, format!("{longest} ids, the limit is {tokens_max}"));
+    }
+    let result = ItemResult::RenderedPair {
+        prompt_tokens: prompt.len() as u32,
+        chosen_tokens: chosen.len() as u32,
+        rejected_tokens: rejected.len() as u32,
+    };
+    (result, frame::ids_to_bytes(&[prompt, chosen, rejected].concat()))
+}
+
 /// The text that ids stand for, without the one that ends it.
 pub fn decode(ids: &[u32]) -> String {
     let bytes: Vec<u8> = ids.iter().filter_map(|id| u8::try_from(*id).ok()).collect();

@@ -155,6 +155,7 @@ fn answer_bytes(result: &ItemResult) -> usize {
             ItemResult::Response { text, .. } => text.len(),
             ItemResult::Refused { message, .. } => message.len(),
             ItemResult::Rendered { .. }
+            | ItemResult::RenderedPair { .. }
             | ItemResult::Score { .. }
             | ItemResult::Logprobs { .. } => 0,
         }

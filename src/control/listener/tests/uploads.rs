@@ -23,7 +23,7 @@ async fn a_good_upload_is_counted_and_its_retry_harmless() {
     assert_eq!((&without_key["added"], &without_key["duplicates"]), (&json!(0), &json!(3)));
     let sets = daemon.get("/v1/prompt-sets").await.json();
     assert_eq!(sets["prompt_sets"][0]["fresh"], json!(2));
-    assert_eq!(daemon.orders.lock().unwrap().first(), Some(&Command::PromptsPublished));
+    assert_eq!(daemon.orders.lock().unwrap().first(), Some(&Command::UploadPublished));
     // The kernel's word on who asked stands in the events.
     let uid = rustix::process::getuid().as_raw();
     let rows = daemon.sql("select DISTINCT uid FROM events WHERE kind = 'command'").await;

@@ -5,17 +5,24 @@ use std::path::Path;
 
 use super::*;
 
-fn config() -> CheckedConfig {
+pub(super) fn config() -> CheckedConfig {
     let text = "[run]\npolicy = \"p\"\n[generate]\nmax_new_tokens = 64\n\
                 [scheduler]\nunit_tokens_cpu = 4096\n";
     CheckedConfig::from_text(text, Path::new("/")).unwrap()
 }
 
-fn drawn(prompts: u64, evaluate: u64) -> Drawn {
-    Drawn { iteration: 1, prompts, evaluate, evaluate_rendered: 0, policy_in: CheckpointId(1) }
+pub(super) fn drawn(prompts: u64, evaluate: u64) -> Drawn {
+    Drawn {
+        iteration: 1,
+        prompts,
+        evaluate,
+        evaluate_rendered: 0,
+        policy_in: CheckpointId(1),
+        offline: rlhfd_store::OfflineDrawn::default(),
+    }
 }
 
-fn given(done: u64) -> Given {
+pub(super) fn given(done: u64) -> Given {
     let sizes = Sizes::of(&config(), false);
     let scorers = vec![scores("reward", 3, done)];
     Given { scorers, initial: CheckpointId(1), answered: done, sizes }
