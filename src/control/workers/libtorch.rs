@@ -10,10 +10,13 @@ use std::path::{Path, PathBuf};
 /// The worker's file name.
 pub const WORKER: &str = "rlhfd-worker-torch";
 
+/// Libraries that a place must hold to be taken for libtorch's; the same in `rlhfd-worker`.
+const LIBRARIES: [&str; 2] = ["libtorch_cpu.so", "libc10.so"];
+
 /// No folder held libtorch.
 #[derive(Debug, thiserror::Error)]
 #[error(
-    "libtorch was found in none of: {}; run `make setup`, or set [worker] libtorch or RLHFD_LIBTORCH to a folder with lib/libtorch_cpu.so",
+    "libtorch was found in none of: {}; run `make setup`, or set [worker] libtorch or RLHFD_LIBTORCH to a folder with libtorch_cpu.so and libc10.so, in itself or in its lib",
     .looked.iter().map(|p| p.display().to_string()).collect::<Vec<_>>().join(", ")
 )]
 pub struct NoLibtorch {
@@ -40,14 +43,15 @@ pub fn candidates(
     folders
 }
 
-/// Takes the first folder that holds libtorch's CPU library and gives its `lib`.
+/// Takes the first folder that holds libtorch and gives the place of its libraries: its `lib`, or the
+/// folder itself, as `rlhfd-worker` does.
 ///
 /// Errors: `NoLibtorch` with every folder that was looked at.
 pub fn find(folders: &[PathBuf]) -> Result<PathBuf, NoLibtorch> {
     folders
         .iter()
-        .map(|folder| folder.join("lib"))
-        .find(|lib| lib.join("libtorch_cpu.so").exists())
+        .flat_map(|folder| [folder.join("lib"), folder.clone()])
+        .find(|place| LIBRARIES.iter().all(|name| place.join(name).exists()))
         .ok_or_else(|| NoLibtorch { looked: folders.to_vec() })
 }
 
@@ -81,7 +85,9 @@ mod tests {
     fn folder(root: &Path, name: &str) -> PathBuf {
         let folder = root.join(name);
         std::fs::create_dir_all(folder.join("lib")).unwrap();
-        std::fs::write(folder.join("lib/libtorch_cpu.so"), b"").unwrap();
+        for name in LIBRARIES {
+            std::fs::write(folder.join("lib").join(name), b"").unwrap();
+        }
         folder
     }
 
@@ -102,6 +108,16 @@ mod tests {
             find(&none).unwrap().canonicalize().unwrap(),
             project.join("lib").canonicalize().unwrap()
         );
+    }
+
+    #[test]
+    fn a_folder_may_hold_the_libraries_itself_but_must_hold_them_all() {
+        let root = tempfile::tempdir().unwrap();
+        let flat = root.path().to_path_buf();
+        std::fs::write(flat.join(LIBRARIES[0]), b"").unwrap();
+        assert!(find(std::slice::from_ref(&flat)).is_err());
+        std::fs::write(flat.join(LIBRARIES[1]), b"").unwrap();
+        assert_eq!(find(std::slice::from_ref(&flat)).unwrap(), flat);
     }
 
     #[test]
