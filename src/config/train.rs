@@ -96,6 +96,17 @@ section! {
         packing: bool,
         /// Tokens of a block, and of the longest conversation that is kept (SFT only).
         block_tokens: u32,
+        /// Pull of each pair's scores towards a mean of 0; 0: none (reward model only).
+        centring: f64,
+        /// Share of prompts that are not trained on, for the report; below 1 (reward model only).
+        held_out_share: f64,
+        /// Pairs whose given scores lie closer are left out; 0: only ties are (reward model only).
+        score_gap_min: f64,
+        /// Whether exact repetitions are left out (reward model only).
+        drop_duplicates: bool,
+        /// Share of three-word sequences in common from which two preferences are one; 1: none
+        /// (reward model only).
+        near_duplicates: f64,
         /// Gradients are scaled down to this norm; 0 leaves them as they are.
         max_grad_norm: f64,
         /// Decoupled weight decay; never on norms and biases.
@@ -349,6 +360,15 @@ mod tests {
         assert_eq!((sft.epochs, sft.batch_sequences), (3, 32));
         let message = read("block_tokens = 64").unwrap_err().to_string();
         assert!(message.contains("it belongs in [sft]"), "{message}");
+        let message = read("centring = 0.1").unwrap_err().to_string();
+        assert!(message.contains("it belongs in [reward]"), "{message}");
+        let reward = "centring = 0.01\nheld_out_share = 0.2\nscore_gap_min = 1\ndrop_duplicates = false\nnear_duplicates = 0.8";
+        let reward = TrainSettings::read(Training::Reward, reward, &[]).unwrap();
+        assert_eq!((reward.centring, reward.held_out_share), (0.01, 0.2));
+        assert_eq!((reward.score_gap_min, reward.drop_duplicates), (1.0, false));
+        assert_eq!(reward.near_duplicates, 0.8);
+        let all = TrainSettings::read(Training::Reward, "held_out_share = 1.0", &[]);
+        assert!(all.unwrap_err().to_string().contains("held_out_share"));
     }
 
     #[test]

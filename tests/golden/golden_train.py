@@ -27,6 +27,8 @@ REWARD = {**COMMON, "max_grad_norm": 5.0}
 DPO_CUT = {**DPO, "learning_rate": 3e-4, "schedule": "linear", "warmup_ratio": 0.0, "epochs": 3,
            "batch_pairs": 4, "micro_batch_pairs": 1, "max_length": 48, "overlong": "truncate"}
 DPO_CUT_PAIRS = 7
+# A reward model with a margin column and the centring term (TRL's center_rewards_coefficient).
+REWARD_MARGIN = {**REWARD, "epochs": 3, "centring": 0.05}
 
 
 def pairs():
@@ -137,7 +139,7 @@ DPO_NAMES = {"accuracy": "rewards/accuracies", "margin": "rewards/margins",
 REWARD_NAMES = {"accuracy": "accuracy", "margin": "margin"}
 
 
-def write_curve(name, model, settings, result, names, more, count=PAIRS):
+def write_curve(name, model, settings, result, names, more, count=PAIRS, data="pairs.jsonl"):
     final, initial, recorder, logs = result
     tied = {"lm_head.weight"} if model == "tiny-tied" else set()
     final = {key: value.contiguous().clone() for key, value in final.items() if key not in tied}
@@ -145,7 +147,7 @@ def write_curve(name, model, settings, result, names, more, count=PAIRS):
     save_file(final, HERE / f"{name}_final.safetensors", metadata={"format": "pt"})
     steps = steps_of(recorder, logs, names)
     write_json(f"{name}.json", {
-        "model": model, **more, "pairs": "pairs.jsonl", "pairs_used": count, "settings": settings,
+        "model": model, **more, "pairs": data, "pairs_used": count, "settings": settings,
         "steps": steps, "final": f"{name}_final.safetensors", "initial_to_final_norm": float(moved)})
     clipped = sum(step["grad_norm"] > settings["max_grad_norm"] for step in steps)
     print(f"golden: {name}: {len(steps)} steps, loss {steps[0]['loss']:.4f} to {steps[-1]['loss']:.4f}, "
@@ -175,3 +177,18 @@ def make():
     result = train(RewardTrainer, RewardConfig, scorer, REWARD, Dataset.from_list(data))
     steps = write_curve("reward", "tiny-reward", REWARD, result, REWARD_NAMES, {})
     assert len(steps) == 20 and steps[0]["loss"] - min(s["loss"] for s in steps[-4:]) >= 0.05
+    make_margins(data)
+
+
+def make_margins(data):
+    from trl import RewardConfig, RewardTrainer
+    # 0, 0.3, 0.6 and 0.9 in turn: a margin of 0 stands for a line without one.
+    data = [{**pair, "margin": 0.3 * (index % 4)} for index, pair in enumerate(data)]
+    (HERE / "pairs_margin.jsonl").write_text(
+        "".join(json.dumps(pair, ensure_ascii=False) + "\n" for pair in data), encoding="utf-8")
+    scorer = AutoModelForSequenceClassification.from_pretrained(MODELS / "tiny-reward", dtype=torch.float32)
+    result = train(RewardTrainer, RewardConfig, scorer, REWARD_MARGIN, Dataset.from_list(data),
+                   center_rewards_coefficient=REWARD_MARGIN["centring"])
+    steps = write_curve("reward_margin", "tiny-reward", REWARD_MARGIN, result, REWARD_NAMES, {},
+                        data="pairs_margin.jsonl")
+    assert len(steps) == 12

@@ -237,10 +237,37 @@ pub(crate) static REWARD: Section = Section {
             .doc("more than one over-fits large data soon")
             .source(SECTION_2_1),
         Knob::new("batch_pairs", count(1, 1 << 20), "512")
-            .unit("pairs an optimiser step")
-            .doc("larger: fewer and smoother steps")
+            .unit("pairs (groups, where a line has one) an optimiser step")
+            .doc("larger: fewer and smoother steps; a group counts once, however many pairs it has")
             .source(SECTION_2_1),
         MICRO_BATCH_PAIRS,
+        Knob::new("centring", NOT_NEGATIVE, "0.0")
+            .doc("adds centring x (chosen + rejected score)^2 to the loss: scores gather around 0")
+            .source("paper: none (TRL's center_rewards_coefficient; 0.01 in arXiv 2312.09244)"),
+        Knob::new("held_out_share", BELOW_ONE, "0.0")
+            .doc(
+                "share of prompts that are not trained on; accuracy and calibration on them go into \
+                  report.json",
+            )
+            .source(OURS),
+        Knob::new("score_gap_min", NOT_NEGATIVE, "0.0")
+            .unit("units of the data's scores")
+            .doc(
+                "where lines carry chosen_score and rejected_score, pairs that lie closer are left \
+                  out; 0: only ties are",
+            )
+            .source("paper, appendix B: small margins are removed"),
+        Knob::new("drop_duplicates", Kind::Switch, "true")
+            .doc("a preference that stands in the data already is left out")
+            .source("paper, appendix B"),
+        Knob::new(
+            "near_duplicates",
+            Kind::Number { low: Bound::At(0.5), high: Bound::At(1.0) },
+            "1.0",
+        )
+        .unit("share of three-word sequences in common")
+        .doc("a preference this near to an earlier one is left out (by MinHash); 1: none is")
+        .source(OURS),
         MAX_GRAD_NORM,
         WEIGHT_DECAY,
         ADAM_BETA1,

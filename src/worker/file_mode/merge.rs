@@ -3,6 +3,7 @@
 //! In: `--base`, `--adapter`. Out: a Hugging Face folder whose weights hold what the adapter adds, in
 //! the base's own type and files, with manifest.json. May not enter: training.
 
+use std::collections::BTreeSet;
 use std::path::PathBuf;
 
 use clap::Args;
@@ -49,6 +50,7 @@ pub fn run(args: &MergeArgs) -> Result<(), WorkerError> {
         adapter_files: None,
         rows: &[],
         reward: reward_folder(&base, adapter)?,
+        report: None,
     };
     let architecture = publication.fill(&draft)?;
     let kind = match merged.config.head {
@@ -74,7 +76,8 @@ fn reward_folder(
     let noted = adapter.base.as_ref().and_then(|note| note.pad_id);
     let own = base.config.pad_id.filter(|_| base.config.head == Head::Score);
     let found = noted.or(own);
-    let pad_id = found.or_else(|| reward_head::pad_id(&tokenizer, base.config.vocabulary, &[]));
+    let pad_id =
+        found.or_else(|| reward_head::pad_id(&tokenizer, base.config.vocabulary, &BTreeSet::new()));
     Ok(pad_id.map(|pad_id| {
         let pad_token = tokenizer.has(pad_id).then(|| tokenizer.token(pad_id));
         RewardFolder { pad_id, pad_token }

@@ -251,4 +251,7 @@ fn tell(outcome: &Outcome, out: &Path) {
         out.display(),
         outcome.standing.sha256,
     );
+    for line in outcome.report.iter().flat_map(|report| report.told()) {
+        eprintln!("train: {line}");
+    }
 }

@@ -148,6 +148,11 @@ impl Switch {
         self.micro_batch.store(micro_batch, Ordering::Relaxed);
     }
 
+    /// From now on no dropout is drawn: what has been learnt is used, not trained.
+    pub fn draw_none(&self) {
+        self.step.store(NO_STEP, Ordering::Relaxed);
+    }
+
     /// The step and micro-batch whose dropout is drawn, in training.
     fn drawn_for(&self) -> Option<[u64; 2]> {
         let step = self.step.load(Ordering::Relaxed);

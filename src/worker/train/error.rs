@@ -76,6 +76,15 @@ pub enum TrainError {
         /// The first pair or conversation whose loss is not finite, in the order of the data.
         example: Option<String>,
     },
+    /// The trained model is broken.
+    #[error(
+        "the trained model gives a response of line {line}, which is held out, a score that is not \
+         finite\ntry: a lower learning_rate, clipping (max_grad_norm), or look at the data"
+    )]
+    NonFiniteScore {
+        /// The line of the data, counted from 1.
+        line: usize,
+    },
     /// The reference is broken.
     #[error(
         "the reference gives pair {pair} (of those trained on, from 1) a log-prob that is not finite\n\
@@ -161,7 +170,9 @@ impl TrainError {
     #[must_use]
     pub fn failure_kind(&self) -> FailureKind {
         match self {
-            Self::NonFinite { .. } | Self::BrokenReference { .. } => FailureKind::NonFinite,
+            Self::NonFinite { .. } | Self::NonFiniteScore { .. } | Self::BrokenReference { .. } => {
+                FailureKind::NonFinite
+            }
             Self::Cancelled { .. } | Self::Worker(WorkerError::Cancelled) => FailureKind::Cancelled,
             Self::Checkpoint(error) if error.is_disk() => FailureKind::Disk,
             Self::Worker(WorkerError::OutOfMemory(_)) => FailureKind::OutOfMemory,

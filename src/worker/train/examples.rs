@@ -3,25 +3,33 @@
 //! In: a job and its base folder. Out: [`Examples`] that fit, with a count of what was left out; an
 //! error where nothing is left. May not enter: tensors, steps.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use rlhfd_config::Training;
 
 use super::blocks::Block;
 use super::error::TrainError;
+use super::groups::Group;
 use super::job::{PairSource, TrainJob};
 use super::pack::TokenPair;
 use super::pairs::{self, Limits};
+use super::preferences::{self, Prepared};
+use super::report::{HeldOut, Report};
 use super::{blocks, conversations};
 use crate::model::ModelFolder;
 use crate::render::Renderer;
 
 /// The examples of a training, and how many were left out, by reason.
+#[derive(Default)]
 pub(super) struct Examples {
     /// None where blocks are trained on.
     pub pairs: Vec<TokenPair>,
     /// None where pairs are trained on.
     pub blocks: Vec<Block>,
+    /// What a reward model is trained on.
+    pub groups: Vec<Group>,
+    /// What a reward model is held to.
+    pub held_out: Vec<Group>,
     dropped: BTreeMap<&'static str, u64>,
 }
 
@@ -40,17 +48,25 @@ impl Examples {
                 let documents = conversations::read(path, &renderer)?;
                 Ok((Self::conversations(job, base, documents)?, Some(renderer)))
             }
+            PairSource::Text { path, .. } if job.training == Training::Reward => {
+                let renderer = Renderer::open(base)?;
+                let most = base.config.positions_max;
+                let prepared = preferences::prepare(path, &renderer, &job.settings, most)?;
+                Ok((Self::preferences(prepared)?, Some(renderer)))
+            }
             PairSource::Text { path, rule, .. } => {
                 let renderer = Renderer::open(base)?;
                 let lines = pairs::read(path)?;
                 let pairs = pairs::tokenise(path, &lines, &renderer, (job.training, *rule))?;
                 Ok((Self::pairs(job, base, pairs)?, Some(renderer)))
             }
+            PairSource::Ids { path } if job.training == Training::Reward => {
+                let problem = "a reward model is trained on texts, not on token ids".to_owned();
+                Err(TrainError::Job { path: path.clone(), problem })
+            }
             PairSource::Ids { path } => {
-                let scores = job.training == Training::Reward;
-                let renderer = scores.then(|| Renderer::open(base)).transpose()?;
                 let pairs = pairs::read_ids(path, base.config.vocabulary)?;
-                Ok((Self::pairs(job, base, pairs)?, renderer))
+                Ok((Self::pairs(job, base, pairs)?, None))
             }
         }
     }
@@ -63,7 +79,7 @@ impl Examples {
         let count = pairs.len();
         let limits = Limits::of(&job.settings, job.training, base.config.positions_max);
         let fitted = pairs::fit(pairs, &limits);
-        let examples = Self { pairs: fitted.pairs, blocks: Vec::new(), dropped: fitted.dropped };
+        let examples = Self { pairs: fitted.pairs, dropped: fitted.dropped, ..Self::default() };
         if examples.pairs.is_empty() {
             let reasons = examples.reasons();
             return Err(TrainError::NoPairs { pairs: count, dropped: count, reasons });
@@ -76,6 +92,26 @@ impl Examples {
         Ok(examples)
     }
 
+    fn preferences(prepared: Prepared) -> Result<Self, TrainError> {
+        let count = prepared.pairs;
+        let examples = Self {
+            groups: prepared.groups,
+            held_out: prepared.held_out,
+            dropped: prepared.dropped,
+            ..Self::default()
+        };
+        if examples.groups.is_empty() {
+            let held_out = examples.held_out.iter().map(|group| group.pairs.len()).sum::<usize>();
+            let mut reasons = examples.reasons();
+            if held_out > 0 {
+                reasons = format!("held_out: {held_out} {reasons}").trim_end().to_owned();
+            }
+            return Err(TrainError::NoPairs { pairs: count, dropped: count, reasons });
+        }
+        examples.tell(count, "pairs");
+        Ok(examples)
+    }
+
     fn conversations(
         job: &TrainJob,
         base: &ModelFolder,
@@ -83,7 +119,7 @@ impl Examples {
     ) -> Result<Self, TrainError> {
         let count = documents.len();
         let fitted = conversations::fit(documents, &job.settings, base.config.positions_max);
-        let examples = Self { pairs: Vec::new(), blocks: fitted.blocks, dropped: fitted.dropped };
+        let examples = Self { blocks: fitted.blocks, dropped: fitted.dropped, ..Self::default() };
         if examples.blocks.is_empty() {
             let reasons = examples.reasons();
             return Err(TrainError::NoConversations { conversations: count, reasons });
@@ -108,9 +144,25 @@ impl Examples {
         self.dropped.iter().map(|(why, count)| ((*why).to_owned(), *count)).collect()
     }
 
-    /// How many there are: pairs, or blocks.
+    /// How many there are: pairs, blocks, or groups.
     pub(super) fn count(&self) -> usize {
-        self.pairs.len() + self.blocks.len()
+        self.pairs.len() + self.blocks.len() + self.groups.len()
+    }
+
+    /// The last ids of what a reward model reads.
+    pub(super) fn last_ids(&self) -> BTreeSet<u32> {
+        let groups = self.groups.iter().chain(&self.held_out);
+        let whole = groups.flat_map(|group| &group.conversations);
+        whole.filter_map(|ids| ids.last().copied()).collect()
+    }
+
+    /// What became of the pairs that a reward model was trained with, and what held-out ones say.
+    pub(super) fn report(&self, held_out: Option<HeldOut>) -> Report {
+        let trained: usize = self.groups.iter().map(|group| group.pairs.len()).sum();
+        let kept_back: usize = self.held_out.iter().map(|group| group.pairs.len()).sum();
+        let dropped: BTreeMap<String, u64> = self.dropped().into_iter().collect();
+        let pairs = (trained + kept_back) as u64 + dropped.values().sum::<u64>();
+        Report { pairs, trained: trained as u64, dropped, held_out }
     }
 
     /// All of them as bytes, for the fingerprint: equal examples give equal bytes.
@@ -128,6 +180,14 @@ impl Examples {
             let (chosen, rejected) = pair.reference.unwrap_or_default();
             data.extend(chosen.to_le_bytes());
             data.extend(rejected.to_le_bytes());
+        }
+        for group in &self.groups {
+            group.conversations.iter().for_each(|ids| add(&mut data, ids));
+            for pair in &group.pairs {
+                data.extend((pair.chosen as u64).to_le_bytes());
+                data.extend((pair.rejected as u64).to_le_bytes());
+                data.extend(pair.apart.to_le_bytes());
+            }
         }
         for block in &self.blocks {
             data.extend_from_slice(&(block.documents.len() as u64).to_le_bytes());

@@ -14,15 +14,16 @@ use super::batches::{BatchPlan, Order};
 use super::error::TrainError;
 use super::examples::Examples;
 use super::learners::Learners;
-use super::loss::DpoLoss;
+use super::loss::{DpoLoss, RewardLoss};
 use super::pack::TokenPair;
 use super::publish::{Masters, Publication, STEPS};
+use super::report::Report;
 use super::start::Origin;
 use super::state::{self, Resume, StatePlace};
 use super::steps::StepRow;
 use super::trainer::{Objective, Observer, Trained, Training as Loop};
 use super::trunk::Trunk;
-use super::{lora, reference, start};
+use super::{lora, reference, report, start};
 use crate::checkpoint::{self, Draft, Heading, Standing};
 use crate::device::Compute;
 use crate::errors::ModelError;
@@ -128,6 +129,8 @@ pub struct Outcome {
     pub first_step: u64,
     /// Pairs or conversations left out, by reason.
     pub dropped: Vec<(String, u64)>,
+    /// Of a reward model trained by this attempt.
+    pub report: Option<Report>,
 }
 
 /// Runs a training from folder to folder.
@@ -147,7 +150,7 @@ pub fn run(
     }
     // Begun before any computing, so that a place that cannot be written is told at once.
     let draft = Draft::begin(&job.out)?;
-    let reward = start::reward_folder(job, base, renderer.as_ref(), &examples.pairs)?;
+    let reward = start::reward_folder(job, base, renderer.as_ref(), &examples)?;
     fill_reference(job, compute, &origin, &mut examples.pairs, observer)?;
     let model = start::load(job, compute, &origin)?;
     let mut trunk = Trunk::new(&model, start::activations(&job.settings));
@@ -158,6 +161,7 @@ pub fn run(
         model.adapters().set(true);
     }
     let trained = train(job, &origin, &model, (trunk, &examples), observer)?;
+    let report = measured(job, &model, &examples, observer)?;
     let lora = origin.lora.as_ref();
     let pad_id = reward.as_ref().map(|reward| reward.pad_id);
     let learnt = lora.map(|lora| lora.learnt(&trained.learners));
@@ -169,6 +173,7 @@ pub fn run(
         adapter_files: lora.zip(learnt.as_ref()).map(|(lora, own)| lora.files(job, own, pad_id)),
         rows: &trained.rows,
         reward,
+        report: report.as_ref(),
     };
     let architecture = match job.published {
         PublishedAs::Model => publication.fill(&draft)?,
@@ -186,7 +191,23 @@ pub fn run(
         rows: trained.rows,
         first_step: trained.first_step,
         dropped: examples.dropped(),
+        report,
     })
+}
+
+/// What a reward model is worth on the preferences that were held out.
+fn measured(
+    job: &TrainJob,
+    model: &Transformer,
+    examples: &Examples,
+    observer: &Observer<'_>,
+) -> Result<Option<Report>, TrainError> {
+    if job.training != Training::Reward {
+        return Ok(None);
+    }
+    model.adapters().draw_none();
+    let held_out = report::measure(model, &examples.held_out, observer.watch)?;
+    Ok(Some(examples.report(held_out)))
 }
 
 fn train(
@@ -210,7 +231,9 @@ fn train(
                 label_smoothing: settings.label_smoothing,
             }),
             Training::Sft => Objective::Sft(&examples.blocks),
-            Training::Reward => Objective::Reward,
+            Training::Reward => {
+                Objective::Reward(RewardLoss { centring: settings.centring }, &examples.groups)
+            }
         },
         settings,
         plan: BatchPlan {
@@ -272,7 +295,7 @@ fn already_published(
         .collect::<Result<_, _>>()
         .map_err(|error| unreadable(error.to_string()))?;
     let first_step = rows.len() as u64 + 1;
-    Ok(Some(Outcome { standing, rows, first_step, dropped }))
+    Ok(Some(Outcome { standing, rows, first_step, dropped, report: None }))
 }
 
 fn folder_kind(training: Training) -> FolderKind {

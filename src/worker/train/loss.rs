@@ -86,6 +86,31 @@ pub fn token_sums(logprobs: &Tensor, hits: &Tensor) -> Tensor {
     Tensor::stack(&[loss, hits.sum(Kind::Double), zero(), zero(), zero()], 0)
 }
 
+/// The loss of a reward model: Bradley and Terry's, with what its data and settings add.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct RewardLoss {
+    /// Weight of the squared sum of a pair's scores; 0: none.
+    pub centring: f64,
+}
+
+impl RewardLoss {
+    /// `−ln σ(s_w − s_l − m) + centring·(s_w + s_l)²`, m what the data asks the scores to lie apart.
+    ///
+    /// Shapes: all `[pairs]`. Source: Touvron et al. 2023, arXiv:2307.09288, eq. 2 (m); Eisenstein et
+    /// al. 2023, arXiv:2312.09244, eq. 2 (centring); both as in TRL's `RewardTrainer`.
+    #[must_use]
+    pub fn of(&self, chosen: &Tensor, rejected: &Tensor, apart: &Tensor) -> PairLoss {
+        let pairs = bradley_terry(chosen, rejected);
+        let surprise = -(&pairs.margin - apart).log_sigmoid();
+        let loss = if self.centring > 0.0 {
+            surprise + (chosen + rejected).square() * self.centring
+        } else {
+            surprise
+        };
+        PairLoss { loss, ..pairs }
+    }
+}
+
 impl PairLoss {
     /// Weighted sums over the pairs, kept on the device: f64 `[5]` of loss, accuracy (margins above 0),
     /// margin, chosen, rejected. One step adds these up and reads them once. `weights`: f64 `[pairs]`.
@@ -190,6 +215,20 @@ mod tests {
         // Weights that are all alike change nothing: 2.4401897 / 2.
         let alike = Tensor::from_slice(&[0.2_f64, 0.2]);
         assert_close(&pairs.share_of_step(&alike, 2.5).view(1), 1.220_094_9);
+    }
+
+    #[test]
+    fn a_margin_asked_for_and_centring_by_hand() {
+        // scores 3.0 and 2.0, 0.4 apart asked: −ln σ(0.6) = 0.4374878
+        // centring 0.1: 0.1·(3 + 2)² = 2.5; with both 2.9374878
+        let [chosen, rejected] = [3.0_f32, 2.0].map(|score| Tensor::from_slice(&[score]));
+        let loss = |centring, apart: f32| {
+            RewardLoss { centring }.of(&chosen, &rejected, &Tensor::from_slice(&[apart]))
+        };
+        assert_close(&loss(0.0, 0.0).loss, 0.313_261_7);
+        assert_close(&loss(0.0, 0.4).loss, 0.437_487_8);
+        assert_close(&loss(0.1, 0.4).loss, 2.937_487_8);
+        assert_close(&loss(0.1, 0.4).margin, 1.0);
     }
 
     #[test]

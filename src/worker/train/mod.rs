@@ -1,20 +1,24 @@
 //! Training: DPO of a policy, supervised fine-tuning, Bradley and Terry's reward model.
 //!
-//! In: a model folder, pairs (as text, or as token ids with the reference's log-probs) or
+//! In: a model folder, pairs (as text, or as token ids with the reference's log-probs), groups or
 //! conversations, settings. Out: a checkpoint folder with its manifest and steps.jsonl. Reading
-//! order: `pairs`, `conversations`, `blocks` and `batches` say what is trained on and in which order, `pack`, `trunk`, `head` and `loss` compute a
+//! order: `pairs`, `preferences` with `duplicates` and `groups`, `conversations`, `blocks` and
+//! `batches` say what is trained on and in which order, `pack`, `trunk`, `head` and `loss` compute a
 //! micro-batch, `schedule`, `adamw` and `learners` make a step of it, `trainer` is the loop,
-//! `state` saves and resumes it, `lora` and `adapter_files` are adapters'
-//! part, `weights` and `publish` write the folder, `start` and `job` put it
-//! together for the file mode and (`unit`) for the daemon. May not enter: the protocol's frames.
+//! `state` saves and resumes it, `lora` and `adapter_files` are adapters' part, `report` holds a
+//! reward model to what it never saw, `weights` and `publish` write the folder, `start` and `job`
+//! put it together for the file mode and (`unit`) for the daemon. May not enter: the protocol's
+//! frames.
 
 pub mod adamw;
 mod adapter_files;
 pub mod batches;
 pub mod blocks;
 pub mod conversations;
+pub mod duplicates;
 pub mod error;
 mod examples;
+pub mod groups;
 pub mod head;
 pub mod job;
 pub mod learners;
@@ -22,8 +26,10 @@ mod lora;
 pub mod loss;
 pub mod pack;
 pub mod pairs;
+pub mod preferences;
 pub mod publish;
 pub mod reference;
+pub mod report;
 pub mod reward_head;
 pub mod schedule;
 mod start;

@@ -106,6 +106,28 @@ impl Columns {
         self.trees.push(Tree::plain(index(ids.len())));
     }
 
+    /// Whole conversations of which nothing is predicted (a reward model reads their last positions):
+    /// their common beginning, short of each one's last id, stands once.
+    pub fn add_conversations(&mut self, conversations: &[&[u32]]) {
+        let Some((first, others)) = conversations.split_first() else { return };
+        let shared = others.iter().fold(first.len().saturating_sub(1), |shared, other| {
+            let most = shared.min(other.len().saturating_sub(1));
+            first.iter().zip(*other).take(most).take_while(|(a, b)| a == b).count()
+        });
+        self.ids.extend(first[..shared].iter().map(|id| i64::from(*id)));
+        let mut lengths = Vec::with_capacity(conversations.len());
+        for conversation in conversations {
+            self.ids.extend(conversation[shared..].iter().map(|id| i64::from(*id)));
+            self.last.push(index(self.ids.len().saturating_sub(1)));
+            lengths.push(index(conversation.len() - shared));
+        }
+        if shared > 0 {
+            self.trees.push(Tree { trunk: index(shared), branches: lengths });
+        } else {
+            self.trees.extend(lengths.into_iter().map(Tree::plain));
+        }
+    }
+
     fn add_pair(&mut self, pair: &TokenPair) {
         let shared = pair.shared();
         let start = self.ids.len();

@@ -219,7 +219,7 @@ fn fit_one(mut pair: TokenPair, limits: &Limits) -> Result<TokenPair, &'static s
     if pair.chosen == pair.rejected { Err("same_ids_after_truncation") } else { Ok(pair) }
 }
 
-fn refusal(problem: impl Into<String>) -> Refusal {
+pub(super) fn refusal(problem: impl Into<String>) -> Refusal {
     let mend = "mend the line, or take it out of the file".to_owned();
     Refusal { problem: problem.into(), mend }
 }
@@ -230,7 +230,7 @@ fn at_line(path: &Path, line: usize, refusal: Refusal) -> InputError {
 }
 
 /// A pair that one can learn from: its sides differ, and neither is empty.
-fn pair_text(object: &Map<String, Value>) -> Result<PairText, Refusal> {
+pub(super) fn pair_text(object: &Map<String, Value>) -> Result<PairText, Refusal> {
     let text = data::pair(object)?;
     let (same, empty) = match &text {
         PairText::Plain { chosen, rejected, .. } => {

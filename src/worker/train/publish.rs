@@ -17,6 +17,7 @@ use tch::{Kind, Tensor};
 use super::adapter_files::AdapterFiles;
 use super::error::TrainError;
 use super::learners::Learners;
+use super::report::{REPORT, Report};
 use super::steps::{StepRow, to_jsonl};
 use super::weights::{self, Piece};
 use crate::checkpoint::{CheckpointError, Draft};
@@ -113,6 +114,8 @@ pub struct Publication<'a> {
     pub rows: &'a [StepRow],
     /// Set where a reward model is published.
     pub reward: Option<RewardFolder>,
+    /// Of a reward model: what it is worth on held-out preferences.
+    pub report: Option<&'a Report>,
 }
 
 impl Publication<'_> {
@@ -159,6 +162,11 @@ impl Publication<'_> {
         }
         if self.rows.is_empty() {
             return Ok(());
+        }
+        if let Some(report) = self.report {
+            let report = serde_json::to_value(report)
+                .map_err(|error| json_error(&draft.path().join(REPORT), &error))?;
+            write_json(draft, REPORT, &report)?;
         }
         let steps =
             to_jsonl(self.rows).map_err(|error| json_error(&draft.path().join(STEPS), &error))?;

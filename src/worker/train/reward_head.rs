@@ -5,9 +5,10 @@
 //! one too early, so models trained here are saved with another pad id and both readings agree.
 //! May not enter: training, files.
 
+use std::collections::BTreeSet;
+
 use tch::Tensor;
 
-use super::pack::TokenPair;
 use crate::philox::normals;
 use crate::tokenizer::Tokenizer;
 
@@ -23,20 +24,16 @@ pub fn seeded(width: usize, deviation: f64, seed: u64) -> Tensor {
 
 /// A pad id that ends no text: the tokenizer's where it is no stop id, else the unk id, else a
 /// special token that no training text ends in (the BOS last), else a row without a token, which
-/// no text yields. None where there is none. No row is ever added.
+/// no text yields. None where there is none. No row is ever added. `ends`: the last ids of the texts.
 #[must_use]
-pub fn pad_id(tokenizer: &Tokenizer, vocabulary: usize, pairs: &[TokenPair]) -> Option<u32> {
+pub fn pad_id(tokenizer: &Tokenizer, vocabulary: usize, ends: &BTreeSet<u32>) -> Option<u32> {
     let fits = |id: &u32| (*id as usize) < vocabulary && !tokenizer.is_stop(*id);
     let usual = [tokenizer.pad_id, tokenizer.unk_id].into_iter().flatten().find(fits);
-    let ends_a_text = |id: u32| {
-        let ends = |ids: &[u32]| ids.last() == Some(&id);
-        pairs.iter().any(|pair| ends(&pair.chosen) || ends(&pair.rejected))
-    };
     let special = || {
         let ids = tokenizer.special_ids();
         let is_bos = |id: &u32| tokenizer.bos_id == Some(*id);
         let (bos, others): (Vec<u32>, Vec<u32>) = ids.into_iter().partition(is_bos);
-        others.into_iter().chain(bos).find(|id| fits(id) && !ends_a_text(*id))
+        others.into_iter().chain(bos).find(|id| fits(id) && !ends.contains(id))
     };
     let spare = || {
         let rows = u32::try_from(vocabulary).unwrap_or(u32::MAX);

@@ -9,9 +9,9 @@ use serde_json::Value;
 use tch::Kind;
 
 use super::error::TrainError;
+use super::examples::Examples;
 use super::job::TrainJob;
 use super::lora::Lora;
-use super::pack::TokenPair;
 use super::publish::{Masters, RewardFolder};
 use super::reward_head;
 use super::trunk::Activations;
@@ -114,11 +114,11 @@ pub(super) fn reward_folder(
     job: &TrainJob,
     base: &ModelFolder,
     renderer: Option<&Renderer>,
-    pairs: &[TokenPair],
+    examples: &Examples,
 ) -> Result<Option<RewardFolder>, TrainError> {
     let (Training::Reward, Some(renderer)) = (job.training, renderer) else { return Ok(None) };
     let tokenizer = &renderer.tokenizer;
-    let pad_id = reward_head::pad_id(tokenizer, base.config.vocabulary, pairs);
+    let pad_id = reward_head::pad_id(tokenizer, base.config.vocabulary, &examples.last_ids());
     let Some(pad_id) = pad_id else {
         return Err(TrainError::Job {
             path: base.dir.join("tokenizer_config.json"),

@@ -14,9 +14,10 @@ use super::adamw::AdamConfig;
 use super::batches::BatchPlan;
 use super::blocks::Block;
 use super::error::TrainError;
+use super::groups::{Group, Sides};
 use super::head::{self, Scored, Wanted};
 use super::learners::Learners;
-use super::loss::{DpoLoss, Logprobs, PairLoss, bradley_terry, token_sums};
+use super::loss::{DpoLoss, Logprobs, PairLoss, RewardLoss, token_sums};
 use super::pack::{Example, Packed, TokenPair};
 use super::schedule::Schedule;
 use super::state::{self, StatePlace};
@@ -32,8 +33,8 @@ pub enum Objective<'a> {
     Dpo(DpoLoss),
     /// The likelihood of the assistant's tokens in these blocks, by the language head.
     Sft(&'a [Block]),
-    /// Bradley and Terry's likelihood, by the score head.
-    Reward,
+    /// Bradley and Terry's likelihood of the preferences in these groups, by the score head.
+    Reward(RewardLoss, &'a [Group]),
 }
 
 /// Who watches a training: the terminal's progress, or the daemon's unit.
@@ -50,7 +51,7 @@ pub struct Observer<'a> {
 pub struct Training<'a> {
     /// The model; its trainable parameters carry gradients.
     pub model: &'a Transformer,
-    /// The pairs, in the order of the data; none where blocks are trained on.
+    /// The pairs of DPO, in the order of the data.
     pub pairs: &'a [TokenPair],
     /// What is learnt.
     pub objective: Objective<'a>,
@@ -175,7 +176,10 @@ impl Training<'_> {
             Objective::Sft(blocks) => {
                 examples.iter().map(|index| blocks[*index].loss_tokens()).sum()
             }
-            Objective::Dpo(_) | Objective::Reward => {
+            Objective::Reward(_, groups) => {
+                examples.iter().map(|index| groups[*index].pairs.len()).sum()
+            }
+            Objective::Dpo(_) => {
                 return examples.iter().map(|pair| self.pairs[*pair].weight).sum();
             }
         };
@@ -187,7 +191,7 @@ impl Training<'_> {
     fn micro_batch_examples(&self) -> usize {
         let examples = match self.objective {
             Objective::Sft(_) => self.settings.micro_batch_sequences,
-            Objective::Dpo(_) | Objective::Reward => self.settings.micro_batch_pairs,
+            Objective::Dpo(_) | Objective::Reward(..) => self.settings.micro_batch_pairs,
         };
         usize::try_from(examples).unwrap_or(1).max(1)
     }
@@ -195,7 +199,7 @@ impl Training<'_> {
     fn row(&self, step: u64, lr: f64, grad_norm: f64, numbers: [f64; 5]) -> StepRow {
         let [loss, accuracy, margin, chosen, rejected] = numbers;
         let dpo = matches!(self.objective, Objective::Dpo(_));
-        let reward = self.objective == Objective::Reward;
+        let reward = matches!(self.objective, Objective::Reward(..));
         let sft = matches!(self.objective, Objective::Sft(_));
         StepRow {
             step,
@@ -219,14 +223,21 @@ impl Training<'_> {
                 let documents = examples.iter().flat_map(|index| &blocks[*index].documents);
                 documents.map(|document| document.line).collect()
             }
-            Objective::Dpo(_) | Objective::Reward => examples.iter().map(|pair| pair + 1).collect(),
+            Objective::Reward(_, groups) => {
+                let groups = examples.iter().map(|index| &groups[*index]);
+                groups
+                    .flat_map(|group| std::iter::repeat_n(group.line, group.pairs.len()))
+                    .collect()
+            }
+            Objective::Dpo(_) => examples.iter().map(|pair| pair + 1).collect(),
         };
         let losses = Vec::<f32>::try_from(&Tensor::cat(losses, 0)).unwrap_or_default();
         let bad = losses.iter().zip(numbers).filter(|(loss, _)| !loss.is_finite());
         let first = bad.map(|(_, number)| number).min()?;
         Some(match self.objective {
             Objective::Sft(_) => format!("the conversation of line {first}"),
-            Objective::Dpo(_) | Objective::Reward => {
+            Objective::Reward(..) => format!("a preference of line {first}"),
+            Objective::Dpo(_) => {
                 format!("pair {first} of those trained on, from 1")
             }
         })
@@ -252,13 +263,15 @@ impl Training<'_> {
                     (Part::of_documents(scored, &packed), scored.logprobs.full_like(-share))
                 })
             }
-            Objective::Reward => {
-                let (packed, pass) = self.forward(self.pairs, part);
+            Objective::Reward(reward, groups) => {
+                let (packed, pass) = self.forward(groups, part);
                 let hidden = self.model.final_norm(&pass.stream.index_select(0, &packed.last));
-                let scores = self.model.scores(&hidden).view([-1, 2]);
-                let loss = bradley_terry(&scores.select(1, 0), &scores.select(1, 1));
-                let pairs: Vec<&TokenPair> = part.iter().map(|index| &self.pairs[*index]).collect();
-                let weights = weights_of(&pairs, packed.ids.device());
+                let scores = self.model.scores(&hidden);
+                let groups = part.iter().map(|index| &groups[*index]);
+                let sides = Sides::of(groups, self.model.device());
+                let side = |places: &Tensor| scores.index_select(0, places);
+                let loss = reward.of(&side(&sides.chosen), &side(&sides.rejected), &sides.apart);
+                let weights = loss.loss.ones_like().to_kind(Kind::Double);
                 loss.share_of_step(&weights, share).backward();
                 self.trunk.backward(self.model, &packed, &pass);
                 Part::of_pairs(&loss, &packed, &weights)

@@ -6,6 +6,7 @@
 #![expect(clippy::unwrap_used, reason = "a test's helpers may fail the test")]
 
 mod bad_input;
+mod groups;
 mod lora;
 mod numbers;
 mod replay;

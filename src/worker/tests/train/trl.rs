@@ -145,6 +145,11 @@ fn a_reward_model_follows_trl_with_activation_checkpointing() {
 }
 
 #[test]
+fn a_reward_model_with_margins_and_centring_follows_trl_step_by_step() {
+    against_trl(Training::Reward, "reward_margin.json", &[]);
+}
+
+#[test]
 fn plain_answers_begin_where_the_texts_part_as_in_trl() {
     use rlhfd_worker::render::{PairText, Renderer};
     let folder = ModelFolder::open(&model("tiny-tied")).unwrap();
