@@ -488,6 +488,18 @@ CREATE TABLE training_steps (
     PRIMARY KEY (unit_id, step)
 ) STRICT, WITHOUT ROWID;
 
+-- What a trained reward model is worth on preferences that were held out from its training.
+CREATE TABLE training_reports (
+    unit_id        INTEGER NOT NULL REFERENCES units(id),
+    source         TEXT    NOT NULL,           -- as the data names it; empty: all of them
+    pairs          INTEGER NOT NULL,
+    accuracy       REAL    NOT NULL,
+    calibration_error REAL NOT NULL,           -- expected, over ten bins
+    responses      INTEGER NOT NULL,
+    length_correlation REAL,                   -- Pearson's, of score and tokens; null: one of them is constant
+    PRIMARY KEY (unit_id, source)
+) STRICT, WITHOUT ROWID;
+
 -- ── checkpoint ──────────────────────────────────────────────────────────────────────────────────
 
 CREATE TABLE checkpoints (

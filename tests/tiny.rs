@@ -213,7 +213,7 @@ fn a_reward_model_is_trained_killed_and_used_by_the_loop() {
         .with(
             "reward",
             "batch_pairs = 1\nmicro_batch_pairs = 1\nepochs = 4\nlearning_rate = 1e-3\n\
-             save_every_steps = 2",
+             save_every_steps = 2\nheld_out_share = 0.4",
         )
         .with(
             "evaluate",
@@ -236,7 +236,14 @@ fn a_reward_model_is_trained_killed_and_used_by_the_loop() {
     assert!(scene.number(first) > 1);
     let steps = "SELECT count(*) FROM training_steps t JOIN units u ON u.id = t.unit_id
                  WHERE u.work = 'train_reward'";
-    assert_eq!(scene.number(steps), 48);
+    // What is held out is not trained on, and told of.
+    let held_out = "SELECT sum(pairs) FROM training_reports WHERE source = ''";
+    let held_out = scene.number(held_out);
+    assert!((1..12).contains(&held_out), "{held_out}");
+    assert_eq!(scene.number(steps), 4 * (12 - held_out));
+    let sound = "SELECT count(*) FROM training_reports WHERE accuracy BETWEEN 0 AND 1
+                 AND calibration_error BETWEEN 0 AND 1 AND responses = 2 * pairs";
+    assert_eq!(scene.number(sound), 1);
     // Greedy writes one answer, and only answers at temperature 1 tell of the KL.
     let evaluated = "SELECT group_concat(temperature || ':' || (responses / prompts) || ':' ||
         (kl_k3 IS NOT NULL), ' ') FROM (SELECT * FROM evaluations WHERE iteration = 1

@@ -358,6 +358,8 @@ mod tests {
                 examples: None,
                 step: None,
                 loss: None,
+                held_out_accuracy: None,
+                calibration_error: None,
                 created_ms: 0,
                 started_ms: None,
                 ended_ms: None,

@@ -15,6 +15,7 @@ use rlhfd_store::{Checkpoint, Finish, Level, NewEvent, Run, Store, StoreError, U
 
 use crate::handles::now_ms;
 use crate::places::Places;
+use crate::stages::report;
 use crate::stages::sums::{self, Published, SumError};
 use crate::stages::train::read_steps;
 
@@ -232,8 +233,9 @@ fn take_in(
     folder: &Path,
     published: &Published,
 ) -> Result<(), AdoptError> {
-    let steps = match read_steps(folder) {
-        Ok(steps) => steps,
+    let told = read_steps(folder).and_then(|steps| Ok((steps, report::read(folder)?)));
+    let (steps, figures) = match told {
+        Ok(told) => told,
         // The unit runs again, and its worker finds the folder.
         Err(error) => {
             tracing::warn!(key = %unit.key, "a checkpoint is not adopted: {error}");
@@ -242,6 +244,7 @@ fn take_in(
     };
     let attempt = store.lease_unit(unit.id, None, now_ms())?;
     let finish = Finish { unit: unit.id, attempt: attempt.id, tokens: 0, seconds: 0.0 };
+    store.keep_reports(unit.id, &figures)?;
     // This attempt made no step itself.
     let first = published.manifest.steps + 1;
     store.finish_train(&finish, &steps, first, now_ms())?;

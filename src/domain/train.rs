@@ -1,6 +1,7 @@
 //! What an update is trained on, and what a step of it says.
 //!
-//! In: words and numbers. Out: `History`, `Replay`, `TrainStep`. May not enter: losses, tensors.
+//! In: words and numbers. Out: `History`, `Replay`, `TrainStep`, `HeldOut`. May not enter: losses,
+//! tensors.
 
 use crate::UnknownWord;
 
@@ -66,6 +67,23 @@ pub struct TrainStep {
     pub implicit_reward_rejected: Option<f64>,
     /// Share of learnt tokens that no other id was likelier than.
     pub token_accuracy: Option<f64>,
+}
+
+/// What a trained reward model is worth on preferences that were held out, as report.json has it.
+#[derive(Debug, Clone, PartialEq)]
+pub struct HeldOut {
+    /// As the data names it; empty: all held-out preferences.
+    pub source: String,
+    /// Pairs.
+    pub pairs: u64,
+    /// Share of pairs whose chosen response has the higher score.
+    pub accuracy: f64,
+    /// Expected calibration error, over ten bins of the predicted preference.
+    pub calibration_error: f64,
+    /// Responses, each counted once.
+    pub responses: u64,
+    /// Pearson's correlation of score and length in tokens.
+    pub length_correlation: Option<f64>,
 }
 
 /// Steps that are no account of a training.

@@ -27,6 +27,7 @@ pub mod lines;
 mod names;
 mod preferences;
 mod prompts;
+pub mod reward_lines;
 mod runs;
 mod status;
 mod tables;

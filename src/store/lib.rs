@@ -30,6 +30,7 @@ pub mod preferences;
 pub mod prompts;
 pub mod publish;
 pub mod ready;
+pub mod reports;
 pub mod runs;
 pub mod sql;
 pub mod status;

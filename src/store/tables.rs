@@ -34,6 +34,10 @@ pub struct JobListing {
     pub step: Option<i64>,
     /// That step's loss.
     pub loss: Option<f64>,
+    /// Share of held-out pairs that its reward model ranks as the data does.
+    pub held_out_accuracy: Option<f64>,
+    /// Expected calibration error on them.
+    pub calibration_error: Option<f64>,
     /// When it was asked for.
     pub created_ms: i64,
     /// When its first attempt began.
@@ -92,7 +96,7 @@ impl Reader {
                     s.step, s.loss, j.created_ms,
                     (SELECT min(a.started_ms) FROM units n JOIN attempts a ON a.unit_id = n.id
                      WHERE n.job_id = j.id),
-                    j.ended_ms
+                    j.ended_ms, h.accuracy, h.calibration_error
              FROM training_jobs j
              JOIN runs r ON r.id = j.run_id
              LEFT JOIN checkpoints c ON c.id = j.checkpoint_id
@@ -100,6 +104,7 @@ impl Reader {
              LEFT JOIN units t ON t.job_id = j.id AND t.stage = 'train'
              LEFT JOIN training_steps s ON s.unit_id = t.id
                    AND s.step = (SELECT max(step) FROM training_steps WHERE unit_id = t.id)
+             LEFT JOIN training_reports h ON h.unit_id = t.id AND h.source = ''
              ORDER BY j.id LIMIT ?1",
         )?;
         let rows = statement.query_map([LIST_ROWS_MAX], |row| {
@@ -116,6 +121,8 @@ impl Reader {
                 created_ms: row.get(9)?,
                 started_ms: row.get(10)?,
                 ended_ms: row.get(11)?,
+                held_out_accuracy: row.get(12)?,
+                calibration_error: row.get(13)?,
             })
         })?;
         Ok(rows.collect::<rusqlite::Result<_>>()?)

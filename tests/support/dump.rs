@@ -26,7 +26,7 @@ pub fn try_open(path: &Path) -> rusqlite::Result<Connection> {
 }
 
 /// What each table says, without what may differ between two runs that agree.
-const FACTS: [(&str, &str); 23] = [
+const FACTS: [(&str, &str); 24] = [
     ("runs", "SELECT name, seed, active FROM runs"),
     ("prompts", "SELECT s.name, p.messages, p.reserved FROM prompts p JOIN uploads u ON u.id = p.upload_id
          JOIN prompt_sets s ON s.id = u.set_id"),
@@ -142,6 +142,12 @@ const FACTS: [(&str, &str); 23] = [
         "SELECT u.key, t.step, t.loss, t.lr, t.grad_norm, t.accuracy, t.margin,
                 t.implicit_reward_chosen, t.implicit_reward_rejected
          FROM training_steps t JOIN units u ON u.id = t.unit_id",
+    ),
+    (
+        "training_reports",
+        "SELECT u.key, t.source, t.pairs, t.accuracy, t.calibration_error, t.responses,
+                t.length_correlation
+         FROM training_reports t JOIN units u ON u.id = t.unit_id",
     ),
     (
         "checkpoints",

@@ -23,6 +23,8 @@ pub async fn run(daemon: &Daemon, json: bool) -> Result<(), ClientError> {
                 format::maybe(job.examples),
                 format::maybe(job.step),
                 format::maybe(job.loss.map(format::float)),
+                format::maybe(job.held_out_accuracy.map(format::float)),
+                format::maybe(job.calibration_error.map(format::float)),
                 format::maybe(job.checkpoint.clone()),
                 seconds(job.started_ms, job.ended_ms),
                 format::time(job.created_ms),
@@ -30,7 +32,19 @@ pub async fn run(daemon: &Daemon, json: bool) -> Result<(), ClientError> {
         })
         .collect();
     render::table(
-        &["run", "job", "status", "examples", "step", "loss", "checkpoint", "took", "made (UTC)"],
+        &[
+            "run",
+            "job",
+            "status",
+            "examples",
+            "step",
+            "loss",
+            "accuracy",
+            "calibration",
+            "checkpoint",
+            "took",
+            "made (UTC)",
+        ],
         &rows,
         "no training job yet: `rlhfctl train sft|reward --data FILE`",
     )

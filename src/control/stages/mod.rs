@@ -13,6 +13,7 @@ pub mod pair;
 pub mod plan;
 pub mod probe;
 pub mod render;
+pub mod report;
 pub mod score;
 pub mod summarise;
 pub mod sums;

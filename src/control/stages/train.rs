@@ -20,6 +20,7 @@ use rlhfd_store::{Iteration, Job, Reader, Run, StoreError, UnitRow};
 use serde::Deserialize;
 
 use super::folders::{self, Draft};
+use super::report;
 use super::sums::{self, SumError};
 use crate::actors::stage::{Conclude, ItemKeys, Prepared, StageContext, StageError, finish};
 use crate::handles::now_ms;
@@ -305,10 +306,16 @@ pub async fn conclude(ctx: &StageContext, done: Conclude) -> Result<(), StageErr
     };
     let finish = finish(&done.unit, done.attempt, &done.summary);
     let folder = checkpoint_folder(ctx, &done.unit).await?;
-    let read = actix_rt::task::spawn_blocking(move || read_steps(&folder)).await;
-    let steps = read.map_err(|_| StageError::Answers("steps.jsonl could not be read".into()))??;
+    let read = move || Ok::<_, StageError>((read_steps(&folder)?, report::read(&folder)?));
+    let read = actix_rt::task::spawn_blocking(read).await;
+    let (steps, figures) =
+        read.map_err(|_| StageError::Answers("steps.jsonl could not be read".into()))??;
     if !published.dropped.is_empty() {
         tell_dropped(ctx, &done.unit, &published.dropped).await?;
+    }
+    if !figures.is_empty() {
+        let unit = done.unit.id;
+        ctx.write_patiently(move |s| s.keep_reports(unit, &figures)).await?;
     }
     let first = published.first_step;
     ctx.write_patiently(move |s| s.finish_train(&finish, &steps, first, now_ms())).await?;

@@ -26,6 +26,8 @@ fn job(job: JobListing) -> Job {
         examples: job.examples,
         step: job.step,
         loss: job.loss,
+        held_out_accuracy: job.held_out_accuracy,
+        calibration_error: job.calibration_error,
         created_ms: job.created_ms,
         started_ms: job.started_ms,
         ended_ms: job.ended_ms,

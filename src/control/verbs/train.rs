@@ -8,7 +8,7 @@ use std::path::PathBuf;
 
 use actix_web::{HttpRequest, web};
 use rlhfd_domain::{JobKind, JobName, UploadId};
-use rlhfd_protocol::control::{JobAdded, UploadQuery, check_name, lines};
+use rlhfd_protocol::control::{JobAdded, UploadQuery, check_name, lines, reward_lines};
 use rlhfd_store::{NewUpload, Upload, UploadKind};
 use serde::Serialize;
 use tokio::fs::File;
@@ -96,7 +96,7 @@ fn data_of(kind: JobKind) -> UploadKind {
 fn example_of(kind: JobKind) -> fn(&[u8]) -> Result<Vec<u8>, String> {
     match kind {
         JobKind::Sft => |line| canonical(&lines::conversation_line(line)?),
-        JobKind::Reward => |line| canonical(&lines::preference_line(line)?),
+        JobKind::Reward => |line| canonical(&reward_lines::reward_line(line)?),
     }
 }
 

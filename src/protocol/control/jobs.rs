@@ -38,6 +38,12 @@ pub struct Job {
     /// That step's loss.
     #[serde(default)]
     pub loss: Option<f64>,
+    /// Share of held-out pairs that its reward model ranks as the data does.
+    #[serde(default)]
+    pub held_out_accuracy: Option<f64>,
+    /// Expected calibration error on them.
+    #[serde(default)]
+    pub calibration_error: Option<f64>,
     /// Milliseconds since the epoch.
     pub created_ms: i64,
     /// When its first unit began.

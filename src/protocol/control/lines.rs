@@ -134,7 +134,7 @@ pub fn offline_line(line: &[u8]) -> Result<OfflinePreference, String> {
     OfflinePreference::new(prompt, better.content, worse.content).map_err(|e| e.to_string())
 }
 
-fn object(line: &[u8]) -> Result<Map<String, Value>, String> {
+pub(super) fn object(line: &[u8]) -> Result<Map<String, Value>, String> {
     if line.len() > LINE_BYTES_MAX {
         return Err(too_long());
     }
@@ -187,7 +187,7 @@ fn conversation(
     Ok(all)
 }
 
-fn prompt_messages(key: &str, value: &Value) -> Result<Vec<Message>, String> {
+pub(super) fn prompt_messages(key: &str, value: &Value) -> Result<Vec<Message>, String> {
     match value {
         Value::String(text) if key == "prompt" => Ok(vec![Message::new("user", text)]),
         value => messages(key, value),
@@ -229,7 +229,7 @@ fn message(key: &str, i: usize, item: &Value) -> Result<Message, String> {
 }
 
 /// What the domain says of a conversation that is to be answered.
-fn prompt_of(key: &str, messages: &[Message]) -> Result<Prompt, String> {
+pub(super) fn prompt_of(key: &str, messages: &[Message]) -> Result<Prompt, String> {
     let turn = |m: &Message| Turn { role: m.role.clone(), content: m.content.clone() };
     Prompt::new(messages.iter().map(turn).collect()).map_err(|e| format!("in `{key}`: {e}"))
 }

@@ -2,7 +2,7 @@
 //! views tell it.
 
 use rlhfd_domain::checkpoint::CheckpointKind;
-use rlhfd_domain::train::{History, Replay};
+use rlhfd_domain::train::{HeldOut, History, Replay};
 
 use super::flow::{Flow, INITIAL, checkpoint, response, step, to_the_end};
 use super::*;
@@ -298,7 +298,21 @@ fn a_training_job_ends_with_its_checkpoint() {
     assert_eq!(bench.ready(run.id), ["job/reward/short/train"]);
     let train = bench.unit(run.id, "job/reward/short/train");
     let end = bench.begin(&train);
+    let figures = |source: &str, accuracy| HeldOut {
+        source: source.into(),
+        pairs: 4,
+        accuracy,
+        calibration_error: 0.1,
+        responses: 8,
+        length_correlation: None,
+    };
+    bench.store.keep_reports(train.id, &[figures("", 0.5), figures("gone", 0.5)]).unwrap();
+    // A second try takes the place of the first.
+    let kept = [figures("", 0.75), figures("hh", 1.0)];
+    bench.store.keep_reports(train.id, &kept).unwrap();
+    assert_eq!(bench.store.reports(train.id).unwrap(), kept);
     bench.store.finish_train(&end, &[step(1, 0.7)], 1, NOW).unwrap();
+    assert_eq!(bench.store.job_listings().unwrap()[0].held_out_accuracy, Some(0.75));
     assert_eq!(bench.ready(run.id), ["job/reward/short/checkpoint"]);
     let unit = bench.unit(run.id, "job/reward/short/checkpoint");
     let end = bench.begin(&unit);
