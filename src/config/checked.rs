@@ -11,11 +11,11 @@ use crate::problem::{ConfigError, Findings, Problems};
 use crate::raw::{self, Given, RawTable, RawValue};
 use crate::sections::{
     ArmConfig, ControlConfig, DevicesConfig, EvaluateConfig, GenerateConfig, LabelConfig,
-    PairConfig, PromptsConfig, RewardConfig, RunConfig, SchedulerConfig, StoreConfig, TrainConfig,
-    WorkerConfig,
+    PairConfig, PreferenceConfig, PromptsConfig, RewardConfig, RunConfig, SchedulerConfig,
+    SftConfig, StoreConfig, TrainConfig, WorkerConfig,
 };
 use crate::spelling::nearest;
-use crate::train::{SftConfig, TrainSettings, Training};
+use crate::train::{TrainSettings, Training};
 use crate::values::{Entry, Value, dotted};
 
 /// No configuration comes near this.
@@ -58,6 +58,8 @@ pub struct CheckedConfig {
     pub sft: SftConfig,
     /// Training of a reward model.
     pub reward: RewardConfig,
+    /// Training of a preference model.
+    pub preference: PreferenceConfig,
 }
 
 impl CheckedConfig {
@@ -146,6 +148,7 @@ fn build(table: &RawTable, base_dir: &Path, findings: &mut Findings) -> Option<C
     let train = entry(&knobs::TRAIN, table, &[], findings);
     let sft = entry(&knobs::SFT, table, &[], findings);
     let reward = entry(&knobs::REWARD, table, &[], findings);
+    let preference = entry(&knobs::PREFERENCE, table, &[], findings);
     let evaluate = entry(&knobs::EVALUATE, table, &[], findings);
     let mut machine = |section| entry(section, table, &[], findings);
     let (control, store) = (machine(&knobs::CONTROL), machine(&knobs::STORE));
@@ -160,6 +163,7 @@ fn build(table: &RawTable, base_dir: &Path, findings: &mut Findings) -> Option<C
     let dpo = TrainSettings::checked(Training::Dpo, &train, &train, findings)?;
     let fine_tuning = TrainSettings::checked(Training::Sft, &sft, &defaults, findings)?;
     let bradley_terry = TrainSettings::checked(Training::Reward, &reward, &defaults, findings)?;
+    let comparing = TrainSettings::checked(Training::Preference, &preference, &defaults, findings)?;
     let generate = GenerateConfig::of(&generate, arms, base_dir)?;
     let scheduler_line = scheduler.line_of("silence_timeout_s");
     let scheduler = SchedulerConfig::of(&scheduler, &scheduler, base_dir)?;
@@ -186,6 +190,7 @@ fn build(table: &RawTable, base_dir: &Path, findings: &mut Findings) -> Option<C
         generate,
         sft: SftConfig::of(&sft, fine_tuning, base_dir)?,
         reward: RewardConfig::of(&reward, bradley_terry, base_dir)?,
+        preference: PreferenceConfig::of(&preference, comparing, base_dir)?,
     })
 }
 

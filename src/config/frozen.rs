@@ -32,6 +32,7 @@ impl CheckedConfig {
         table(&mut text, "[evaluate]", &self.evaluate.values());
         table(&mut text, "[sft]", &self.sft.values());
         table(&mut text, "[reward]", &self.reward.values());
+        table(&mut text, "[preference]", &self.preference.values());
         text
     }
 

@@ -9,7 +9,7 @@ mod train;
 
 pub(crate) use daemon::{CONTROL, DEVICES, SCHEDULER, STORE, WORKER};
 pub(crate) use flow::{ARMS, EVALUATE, GENERATE, LABEL, PAIR, PROMPTS, RUN, SCORERS};
-pub(crate) use train::{REWARD, SFT, TRAIN};
+pub(crate) use train::{PREFERENCE, REWARD, SFT, TRAIN};
 
 /// What a knob takes.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -153,7 +153,7 @@ impl Section {
 }
 
 /// Every section: the run, then the machine, then the stages in flow order.
-pub static SECTIONS: [&Section; 16] = [
+pub static SECTIONS: [&Section; 17] = [
     &flow::RUN,
     &daemon::CONTROL,
     &daemon::STORE,
@@ -170,6 +170,7 @@ pub static SECTIONS: [&Section; 16] = [
     &flow::EVALUATE,
     &train::SFT,
     &train::REWARD,
+    &train::PREFERENCE,
 ];
 
 const fn count(low: u64, high: u64) -> Kind {

@@ -30,10 +30,11 @@ pub use problem::{ConfigError, Problem, Problems};
 pub use sample::commented_toml;
 pub use sections::{
     ArmConfig, ControlConfig, DevicesConfig, EvaluateConfig, GenerateConfig, LabelConfig,
-    LengthUnit, Normalise, PairArms, PairConfig, PairRule, Place, PromptsConfig, RewardConfig,
-    RunConfig, SavePolicy, SchedulerConfig, ScorePosition, ScorerConfig, ScorerModel, ScorerRole,
-    StoreConfig, TrainConfig, Unfinished, UseDevices, WhenShort, WorkerConfig,
+    LengthUnit, Normalise, PairArms, PairConfig, PairRule, Place, PreferenceConfig, PromptsConfig,
+    RewardConfig, RunConfig, SavePolicy, SchedulerConfig, ScorePosition, ScorerConfig, ScorerModel,
+    ScorerRole, SftConfig, StoreConfig, TrainConfig, Unfinished, UseDevices, WhenShort,
+    WorkerConfig,
 };
 pub use setting::LoraTargets;
 pub use spelling::nearest;
-pub use train::{History, Loss, Overlong, SftConfig, Shape, TrainSettings, Training};
+pub use train::{History, Loss, Overlong, Shape, TrainSettings, Training};

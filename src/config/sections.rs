@@ -3,10 +3,12 @@
 //! In: entries whose every value lies in its range. Out: structs. What each key means, its default
 //! and the default's source stand in the rows of `knobs`; rules between keys stand in `checked`.
 
+mod blocks;
 mod label;
 
 use std::path::Path;
 
+pub use self::blocks::{PreferenceConfig, SftConfig};
 pub use self::label::{
     LabelConfig, LengthUnit, Normalise, PairArms, PairConfig, PairRule, ScorePosition,
     ScorerConfig, ScorerModel, ScorerRole, Unfinished,

@@ -1,7 +1,7 @@
 //! Training settings: what shapes a training besides its data and its seed.
 //!
-//! In: the `[train]`, `[sft]` or `[reward]` table of a configuration, or a settings file of the worker's
-//! file mode with `--set` words. Out: checked [`TrainSettings`], or all that is wrong. Control and
+//! In: the `[train]`, `[sft]`, `[reward]` or `[preference]` table of a configuration, or a settings file
+//! of the worker's file mode with `--set` words. Out: checked [`TrainSettings`], or all that is wrong. Control and
 //! worker share this struct, so that the settings file in an iteration folder is read as written.
 
 use std::path::Path;
@@ -9,8 +9,8 @@ use std::path::Path;
 use crate::knobs::{self, Section};
 use crate::problem::{Findings, Problem, Problems};
 use crate::raw::{self, Given, RawTable, RawValue};
-use crate::sections::{Place, Rows, SavePolicy};
-use crate::setting::{LoraTargets, Setting, section, words};
+use crate::sections::Rows;
+use crate::setting::{LoraTargets, section, words};
 use crate::values::{Entry, dotted};
 
 /// What is trained; decides the defaults, and which keys have a part in it.
@@ -22,6 +22,8 @@ pub enum Training {
     Sft,
     /// A Bradley-Terry reward model.
     Reward,
+    /// A model that compares two responses.
+    Preference,
 }
 
 words! {
@@ -88,13 +90,13 @@ section! {
         batch_pairs: u32,
         /// Pairs forwarded together; bounds memory.
         micro_batch_pairs: u32,
-        /// Blocks (conversations, where nothing is packed) of one optimiser step (SFT only).
+        /// Blocks (conversations, where nothing is packed) of one optimiser step (SFT, preference).
         batch_sequences: u32,
-        /// Of them forwarded together; bounds memory (SFT only).
+        /// Of them forwarded together; bounds memory (SFT, preference).
         micro_batch_sequences: u32,
-        /// Whether blocks are filled with several conversations (SFT only).
+        /// Whether blocks are filled with several conversations (SFT, preference).
         packing: bool,
-        /// Tokens of a block, and of the longest conversation that is kept (SFT only).
+        /// Tokens of a block, and of the longest conversation that is kept (SFT, preference).
         block_tokens: u32,
         /// Pull of each pair's scores towards a mean of 0; 0: none (reward model only).
         centring: f64,
@@ -153,7 +155,7 @@ impl TrainSettings {
     /// Reads the text of a settings file, then `KEY=VALUE` words over it.
     ///
     /// The keys stand at the top level, or in the table of a whole configuration: `[train]` for
-    /// DPO, `[sft]`, `[reward]` for a reward model. The daemon's own keys there (when to save, which
+    /// DPO, `[sft]`, `[reward]`, `[preference]`. The daemon's own keys there (when to save, which
     /// history) shape no update and are passed over, as are DPO's keys in another training's file.
     ///
     /// # Errors
@@ -246,42 +248,18 @@ impl TrainSettings {
     }
 }
 
-/// `[sft]`.
-#[derive(Debug, Clone, PartialEq)]
-pub struct SftConfig {
-    /// What it starts from; `None`: the run's initial policy.
-    pub base: Option<Place>,
-    /// What the worker gets.
-    pub settings: TrainSettings,
-    /// When it saves.
-    pub save: SavePolicy,
-}
-
-impl SftConfig {
-    pub(crate) fn of(entry: &Entry, settings: TrainSettings, base_dir: &Path) -> Option<Self> {
-        let base = Setting::of(entry.value("base"), base_dir)?;
-        Some(Self { base, settings, save: SavePolicy::of(entry, base_dir)? })
-    }
-
-    pub(crate) fn values(&self) -> Rows {
-        let mut rows = vec![("base", self.base.value())];
-        rows.extend(self.settings.rows(Training::Sft));
-        rows.extend(self.save.values());
-        rows
-    }
-}
-
 fn own_section(training: Training) -> &'static Section {
     match training {
         Training::Dpo => &knobs::TRAIN,
         Training::Sft => &knobs::SFT,
         Training::Reward => &knobs::REWARD,
+        Training::Preference => &knobs::PREFERENCE,
     }
 }
 
 /// The table of this training in a whole configuration, else the top level itself.
 fn own_table(training: Training, whole: RawTable, findings: &mut Findings) -> RawTable {
-    let is_configuration = ["train", "sft", "reward", "run"]
+    let is_configuration = ["train", "sft", "reward", "preference", "run"]
         .iter()
         .any(|name| matches!(whole.get(*name), Some(Given { value: RawValue::Table(_), .. })));
     if !is_configuration {
@@ -328,6 +306,10 @@ mod tests {
         assert_eq!((sft.packing, sft.block_tokens), (true, 8192));
         let reward = TrainSettings::defaults(Training::Reward).unwrap();
         assert_eq!((reward.learning_rate, reward.epochs, reward.batch_pairs), (2e-6, 1, 512));
+        let preference = TrainSettings::defaults(Training::Preference).unwrap();
+        assert_eq!((preference.learning_rate, preference.epochs), (5e-6, 1));
+        assert_eq!((preference.schedule, preference.warmup_ratio), (Shape::Cosine, 0.03));
+        assert_eq!((preference.batch_sequences, preference.block_tokens), (128, 3072));
     }
 
     const EVERY_KEY: &str = "loss='cdpo'\nbeta=0.2\nlabel_smoothing=0.1\nlearning_rate=1e-3\n\
@@ -373,7 +355,7 @@ mod tests {
 
     #[test]
     fn the_text_of_settings_is_read_as_the_same_settings() {
-        for training in [Training::Dpo, Training::Sft, Training::Reward] {
+        for training in [Training::Dpo, Training::Sft, Training::Reward, Training::Preference] {
             let settings = TrainSettings::read(training, "learning_rate=3.7e-6", &[]).unwrap();
             let text = settings.to_toml(training);
             assert_eq!(TrainSettings::read(training, &text, &[]).unwrap(), settings, "{text}");

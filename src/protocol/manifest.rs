@@ -20,6 +20,8 @@ pub enum FolderKind {
     Policy,
     /// A reward model's Hugging Face folder.
     RewardModel,
+    /// A preference model's Hugging Face folder.
+    PreferenceModel,
     /// A train unit's own state; of no use to anyone else.
     TrainState,
     /// The input of an iteration's training.

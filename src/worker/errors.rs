@@ -74,7 +74,7 @@ pub enum ModelError {
         /// The model folder.
         dir: PathBuf,
     },
-    /// A policy where a reward model is wanted, or the other way round.
+    /// One kind of model where another is wanted.
     #[error("{dir} holds {found}, but {wanted} is wanted here\ntry: {mend}")]
     WrongKind {
         /// The model folder.
@@ -85,6 +85,17 @@ pub enum ModelError {
         wanted: &'static str,
         /// What to do about it.
         mend: &'static str,
+    },
+    /// A preference.json that cannot be used.
+    #[error(
+        "the preference model cannot be used: {problem}\nat: {path}\n\
+         try: a folder that `train preference` made, with the tokenizer that lies in it"
+    )]
+    Preference {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        problem: String,
     },
     /// A PEFT adapter that cannot be used, or not with this base.
     #[error("the adapter cannot be used: {problem}\nat: {path}\ntry: {mend}")]

@@ -10,7 +10,7 @@ use std::process::ExitCode;
 use clap::{Parser, Subcommand};
 use rlhfd_worker::errors::with_causes;
 use rlhfd_worker::file_mode::{
-    self, GenerateArgs, InitArgs, LogprobsArgs, MergeArgs, ScoreArgs, TrainVerb,
+    self, GenerateArgs, InitArgs, LogprobsArgs, MergeArgs, PreferArgs, ScoreArgs, TrainVerb,
 };
 use rlhfd_worker::gpu_check::{self, GpuCheckArgs, Verdict};
 use rlhfd_worker::guard::{guarded, quiet_panics, size_limits_are_errors};
@@ -32,9 +32,11 @@ enum Verb {
     Generate(GenerateArgs),
     /// Score conversations with a reward model
     Score(ScoreArgs),
+    /// Compare two responses with a preference model
+    Prefer(PreferArgs),
     /// Log-probs of the responses of pairs
     Logprobs(LogprobsArgs),
-    /// Train a policy or a reward model
+    /// Train a policy, a reward model or a preference model
     #[command(subcommand)]
     Train(TrainVerb),
     /// Merge a PEFT adapter into its base
@@ -58,6 +60,7 @@ fn main() -> ExitCode {
             Verb::Init(args) => file_mode::init(args)?,
             Verb::Generate(args) => file_mode::generate(args)?,
             Verb::Score(args) => file_mode::score(args)?,
+            Verb::Prefer(args) => file_mode::prefer(args)?,
             Verb::Logprobs(args) => file_mode::logprobs(args)?,
             Verb::Train(verb) => file_mode::train(verb)?,
             Verb::Merge(args) => file_mode::merge(args)?,

@@ -253,3 +253,63 @@ fn a_folder_with_something_in_it_is_not_overwritten() {
     assert_eq!(fs::read_dir(place.path().join("mine")).unwrap().count(), 1);
     nothing_amiss(&found);
 }
+
+#[test]
+fn comparisons_that_cannot_be_are_refused_and_sound_ones_are_made() {
+    let Some(worker) = worker() else { return };
+    let mut found = Vec::new();
+    let place = tempfile::tempdir().unwrap();
+    let at = |name: &str| place.path().join(name);
+    let policy = golden("tiny-tied").to_string_lossy().into_owned();
+    let reward = golden("tiny-reward").to_string_lossy().into_owned();
+    // A folder of someone else's: a preference.json makes a preference model of it.
+    for (name, ids) in [("judge", [35, 36]), ("swapped", [36, 35])] {
+        fs::create_dir(at(name)).unwrap();
+        for entry in fs::read_dir(golden("tiny-tied")).unwrap() {
+            let from = entry.unwrap().path();
+            fs::copy(&from, at(name).join(from.file_name().unwrap())).unwrap();
+        }
+        let text = format!(
+            "{{\"template\": \"context-response-a-response-b\", \
+             \"label_ids\": {{\"A\": {}, \"B\": {}}}}}",
+            ids[0], ids[1]
+        );
+        fs::write(at(name).join("preference.json"), text).unwrap();
+    }
+    let good = "{\"prompt\": \"q\", \"responses\": [\"a\", \"b\"]}\n";
+    let three = "{\"prompt\": \"q\", \"responses\": [\"a\", \"b\", \"c\"]}\n";
+    let none = "{\"responses\": [\"a\", \"b\"]}\n";
+    let cases: [(&str, &str, &str, &[&str]); 6] = [
+        ("a policy", &policy, good, &["a policy", "a preference model is wanted"]),
+        ("a reward model", &reward, good, &["a reward model", "a preference model is wanted"]),
+        ("another's labels", "swapped", good, &["preference.json", "36 and 35"]),
+        ("three responses", "judge", &[good, three].concat(), &["line 2", "responses"]),
+        ("no prompt", "judge", none, &["line 1", "prompt"]),
+        ("nothing", "judge", "", &["empty"]),
+    ];
+    for (name, model, data, says) in cases {
+        fs::write(at("in.jsonl"), data).unwrap();
+        let words = ["prefer", "--model", model, "--data", "in.jsonl", "--out", "out"];
+        let output = run(&worker, place.path(), &words);
+        found.extend(amiss(name, &output, says, place.path()));
+    }
+    fs::write(at("in.jsonl"), PROMPT).unwrap();
+    for (words, wanted) in [
+        (["generate", "--prompts"], "a policy is wanted"),
+        (["score", "--data"], "a reward model is wanted"),
+    ] {
+        let words = [words[0], words[1], "in.jsonl", "--model", "judge", "--out", "out"];
+        let output = run(&worker, place.path(), &words);
+        found.extend(amiss(words[0], &output, &["a preference model", wanted], place.path()));
+    }
+    nothing_amiss(&found);
+    fs::write(at("in.jsonl"), good).unwrap();
+    let words = ["prefer", "--model", "judge", "--data", "in.jsonl", "--out", "out"];
+    let output = run(&worker, place.path(), &words);
+    assert!(output.status.success(), "{}", text(&output.stderr));
+    let line = fs::read_to_string(at("out")).unwrap();
+    let line: serde_json::Value = serde_json::from_str(line.trim_end()).unwrap();
+    let number = |key: &str| line[key].as_f64().unwrap();
+    let mean = f64::midpoint(number("forward"), number("backward"));
+    assert!((number("preference") - mean).abs() < 1e-12, "{line}");
+}

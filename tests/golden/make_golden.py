@@ -19,6 +19,7 @@ import golden_families  # noqa: E402
 import golden_forward  # noqa: E402
 import golden_lora  # noqa: E402
 import golden_models  # noqa: E402
+import golden_preference  # noqa: E402
 import golden_sft  # noqa: E402
 import golden_templates  # noqa: E402
 import golden_text  # noqa: E402
@@ -29,7 +30,8 @@ def main():
     torch.set_num_threads(1)
     torch.use_deterministic_algorithms(True)
     for part in (golden_models, golden_text, golden_templates, golden_forward, golden_families,
-                 golden_train, golden_lora, golden_sft):
+                 golden_train, golden_lora, golden_sft,
+                 golden_preference):
         print(f"golden: {part.__name__}", flush=True)
         part.make()
     shutil.rmtree(HERE / "__pycache__", ignore_errors=True)

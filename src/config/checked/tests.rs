@@ -70,6 +70,10 @@ fn the_other_shipped_configurations_are_sound() {
     let reward = &paper.reward.settings;
     assert_eq!((reward.learning_rate, reward.epochs, reward.batch_pairs), (2e-6, 1, 512));
     assert_eq!((reward.schedule.label(), reward.warmup_ratio), ("cosine", 0.03));
+    let preference = &paper.preference.settings;
+    assert_eq!((preference.learning_rate, preference.epochs), (5e-6, 1));
+    assert_eq!((preference.schedule.label(), preference.warmup_ratio), ("cosine", 0.03));
+    assert_eq!((preference.batch_sequences, preference.block_tokens), (128, 3072));
     let demo = CheckedConfig::load(&folder.join("demo.toml")).unwrap();
     assert_eq!((demo.run.iterations_max, demo.generate.responses_per_prompt()), (2, 4));
 }

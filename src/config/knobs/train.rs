@@ -1,5 +1,5 @@
-//! Knobs of training: `[train]` (DPO), `[sft]` and `[reward]` (Bradley-Terry). The worker's file
-//! mode reads the same rows.
+//! Knobs of training: `[train]` (DPO), `[sft]`, `[reward]` (Bradley-Terry) and `[preference]`. The
+//! worker's file mode reads the same rows.
 //!
 //! In: nothing. Out: rows.
 
@@ -275,6 +275,59 @@ pub(crate) static REWARD: Section = Section {
         ADAM_EPSILON,
         MAX_LENGTH,
         MAX_PROMPT_LENGTH,
+        CHECKPOINTING,
+        TRAINABLE_LAYERS,
+        LORA_RANK,
+        LORA_ALPHA,
+        LORA_TARGETS,
+        LORA_DROPOUT,
+        LORA_RS,
+        SAVE_EVERY_STEPS,
+        SAVE_EVERY_S,
+    ],
+};
+
+pub(crate) static PREFERENCE: Section = Section {
+    name: "preference",
+    repeated: false,
+    doc: "Training of a preference model, which compares two responses (`rlhfd-worker train preference`).",
+    frozen: true,
+    knobs: &[
+        Knob::unset("base", Kind::Path, "the run's initial policy", "\"models/base\"")
+            .doc("what it starts from: a policy or a preference model")
+            .source("paper, section 2.1: LLaMA-3-8B-Instruct"),
+        Knob::new("learning_rate", ABOVE_ZERO, "5e-6")
+            .doc("too small: nothing is learnt; too large: the model breaks")
+            .source(SECTION_2_1),
+        SCHEDULE,
+        WARMUP_RATIO,
+        Knob::new("epochs", count(1, 10_000), "1")
+            .unit("times each pair is seen")
+            .doc("more than one over-fits large data soon")
+            .source(SECTION_2_1),
+        Knob::new("batch_sequences", count(1, 1 << 20), "128")
+            .unit("blocks an optimiser step, or pairs where nothing is packed")
+            .doc("larger: fewer and smoother steps")
+            .source(SECTION_2_1),
+        Knob::new("micro_batch_sequences", count(1, 65_536), "1")
+            .unit("blocks, or pairs where nothing is packed")
+            .doc("computed together; bounds memory, and changes a step only in its last bits")
+            .source(OURS),
+        Knob::new("packing", Kind::Switch, "true")
+            .doc(
+                "fill blocks with whole pairs, none of which sees another; without it each pair is a \
+                  sequence of its own",
+            )
+            .source(SECTION_2_1),
+        Knob::new("block_tokens", count(2, 1 << 22), "3072")
+            .unit("tokens")
+            .doc("room of a block; a pair whose question is longer is dropped and counted, packed or not")
+            .source(SECTION_2_1),
+        MAX_GRAD_NORM,
+        WEIGHT_DECAY,
+        ADAM_BETA1,
+        ADAM_BETA2,
+        ADAM_EPSILON,
         CHECKPOINTING,
         TRAINABLE_LAYERS,
         LORA_RANK,

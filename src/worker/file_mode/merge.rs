@@ -11,7 +11,7 @@ use rlhfd_protocol::manifest::FolderKind;
 
 use crate::checkpoint::{Draft, Heading};
 use crate::errors::WorkerError;
-use crate::model::{AdapterFolder, Head, ModelFolder};
+use crate::model::{AdapterFolder, Head, ModelFolder, ModelKind};
 use crate::render::Renderer;
 use crate::train::TrainError;
 use crate::train::adamw::AdamConfig;
@@ -51,11 +51,13 @@ pub fn run(args: &MergeArgs) -> Result<(), WorkerError> {
         rows: &[],
         reward: reward_folder(&base, adapter)?,
         report: None,
+        labels: merged.labels,
     };
     let architecture = publication.fill(&draft)?;
-    let kind = match merged.config.head {
-        Head::Language => FolderKind::Policy,
-        Head::Score => FolderKind::RewardModel,
+    let kind = match merged.kind() {
+        ModelKind::Policy => FolderKind::Policy,
+        ModelKind::RewardModel => FolderKind::RewardModel,
+        ModelKind::PreferenceModel => FolderKind::PreferenceModel,
     };
     let heading =
         Heading { kind, unit: String::new(), parent_sha256: String::new(), architecture, steps: 0 };

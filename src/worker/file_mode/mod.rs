@@ -8,6 +8,7 @@ mod init;
 mod logprobs;
 mod merge;
 mod output;
+mod prefer;
 mod progress;
 mod score;
 mod train;
@@ -20,6 +21,7 @@ pub use generate::GenerateArgs;
 pub use init::InitArgs;
 pub use logprobs::LogprobsArgs;
 pub use merge::MergeArgs;
+pub use prefer::PreferArgs;
 pub use score::ScoreArgs;
 pub use train::TrainVerb;
 
@@ -32,6 +34,7 @@ pub use generate::run as generate;
 pub use init::run as init;
 pub use logprobs::run as logprobs;
 pub use merge::run as merge;
+pub use prefer::run as prefer;
 pub use score::run as score;
 pub use train::run as train;
 

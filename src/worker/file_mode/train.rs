@@ -1,4 +1,4 @@
-//! `train dpo`, `train sft` and `train reward`: pairs or conversations in, a checkpoint folder out.
+//! `train dpo`, `train sft`, `train reward` and `train preference`: pairs or conversations in, a checkpoint folder out.
 //!
 //! In: a model folder, data, settings. Out: a Hugging Face folder with manifest.json and
 //! steps.jsonl. The same code as the daemon's train units. May not enter: training itself.
@@ -29,6 +29,8 @@ pub enum TrainVerb {
     Sft(TrainSftArgs),
     /// Train a Bradley-Terry reward model on preferences
     Reward(TrainRewardArgs),
+    /// Train a preference model, which compares two responses
+    Preference(TrainPreferenceArgs),
 }
 
 /// Options of `train dpo`.
@@ -70,6 +72,17 @@ pub struct TrainRewardArgs {
     pub shared: SharedArgs,
 }
 
+/// Options of `train preference`.
+#[derive(Debug, Clone, Args)]
+pub struct TrainPreferenceArgs {
+    /// Model folder to start from: a policy or a preference model
+    #[arg(long, value_name = "DIR")]
+    pub model: PathBuf,
+    /// Pairs, settings, output
+    #[command(flatten)]
+    pub shared: SharedArgs,
+}
+
 /// What all trainings take.
 #[derive(Debug, Clone, Args)]
 pub struct SharedArgs {
@@ -86,13 +99,13 @@ pub struct SharedArgs {
     /// With lora_rank: write the adapter alone, not the model merged with it
     #[arg(long)]
     pub adapter_only: bool,
-    /// Settings, as in the daemon's [train], [sft] and [reward] tables
+    /// Settings, as in the daemon's [train], [sft], [reward] and [preference] tables
     #[arg(long, value_name = "TOML")]
     pub config: Option<PathBuf>,
     /// Override one setting
     #[arg(long = "set", value_name = "KEY=VALUE")]
     pub overrides: Vec<String>,
-    /// Take the pairs (of sft: the blocks) in their order
+    /// Take the pairs (of sft and preference: the blocks) in their order
     #[arg(long)]
     pub no_shuffle: bool,
     /// Device, seed, threads
@@ -118,14 +131,18 @@ pub fn run(verb: &TrainVerb) -> Result<(), WorkerError> {
             train(Training::Sft, &args.model, data, &args.shared)
         }
         TrainVerb::Reward(args) => {
-            let pairs = PairSource::Text {
-                path: args.shared.data.clone(),
-                rule: Render::Conversation.into(),
-                reference: None,
-            };
-            train(Training::Reward, &args.model, pairs, &args.shared)
+            train(Training::Reward, &args.model, texts(&args.shared), &args.shared)
+        }
+        TrainVerb::Preference(args) => {
+            train(Training::Preference, &args.model, texts(&args.shared), &args.shared)
         }
     }
+}
+
+/// Pairs without a reference.
+fn texts(args: &SharedArgs) -> PairSource {
+    let path = args.data.clone();
+    PairSource::Text { path, rule: Render::Conversation.into(), reference: None }
 }
 
 fn train(

@@ -13,6 +13,8 @@ use tch::{Kind, Tensor};
 
 use super::adapter_folder::{self, ADAPTER_CONFIG, AdapterFolder};
 use super::config::{Head, ModelConfig};
+use super::kind::ModelKind;
+use super::labels::Labels;
 use super::safetensors::{Entry, WeightFile};
 use crate::errors::ModelError;
 
@@ -25,6 +27,8 @@ pub struct ModelFolder {
     pub config: ModelConfig,
     /// The element type of the weights, which a checkpoint made from this model keeps.
     pub stored_kind: Kind,
+    /// What a preference model answers with, by preference.json; None where there is none.
+    pub labels: Option<Labels>,
     files: Vec<WeightFile>,
     /// Merged with the weights as they are read.
     adapter: Option<Rc<AdapterFolder>>,
@@ -73,7 +77,8 @@ impl ModelFolder {
         check_tensors(dir, &config, &expected, &folder_entries)?;
         let stored_kind =
             folder_entries.get("model.embed_tokens.weight").map_or(Kind::Float, |entry| entry.kind);
-        Ok(Self { dir: dir.to_owned(), config, stored_kind, files, adapter: None })
+        let labels = Labels::read(dir)?;
+        Ok(Self { dir: dir.to_owned(), config, stored_kind, labels, files, adapter: None })
     }
 
     /// The same folder with an adapter, with which each weight is merged as it is read. `model` holds
@@ -100,6 +105,7 @@ impl ModelFolder {
             let pad_id = adapter.base.as_ref().and_then(|base| base.pad_id);
             self.config.pad_id = pad_id.or(self.config.pad_id);
         }
+        self.labels = Labels::read(model)?.or(self.labels);
         self.adapter = Some(Rc::new(adapter));
         Ok(self)
     }
@@ -120,18 +126,38 @@ impl ModelFolder {
         })
     }
 
+    /// What the folder is for.
+    #[must_use]
+    pub fn kind(&self) -> ModelKind {
+        match (self.config.head, self.labels) {
+            (Head::Score, _) => ModelKind::RewardModel,
+            (Head::Language, Some(_)) => ModelKind::PreferenceModel,
+            (Head::Language, None) => ModelKind::Policy,
+        }
+    }
+
     /// The same folder, if it holds a policy.
     ///
     /// Errors: `WrongKind`.
     pub fn require_policy(self) -> Result<Self, ModelError> {
-        require(&self.dir, self.config.head, Head::Language).map(|()| self)
+        self.kind().require(ModelKind::Policy, &self.dir).map(|()| self)
     }
 
     /// The same folder, if it holds a Bradley-Terry reward model.
     ///
     /// Errors: `WrongKind`.
     pub fn require_reward_model(self) -> Result<Self, ModelError> {
-        require(&self.dir, self.config.head, Head::Score).map(|()| self)
+        self.kind().require(ModelKind::RewardModel, &self.dir).map(|()| self)
+    }
+
+    /// What a preference model answers with, if the folder holds one.
+    ///
+    /// Errors: `WrongKind`.
+    pub fn preference_labels(&self) -> Result<Labels, ModelError> {
+        match (self.config.head, self.labels) {
+            (Head::Language, Some(labels)) => Ok(labels),
+            _ => Err(self.kind().refusal(ModelKind::PreferenceModel, &self.dir)),
+        }
     }
 
     /// The weight files, in the order of their names.
@@ -152,32 +178,6 @@ impl ModelFolder {
                 .map(move |entry| (file, entry))
         })
     }
-}
-
-/// Whether a folder holds what is wanted of it.
-///
-/// Errors: `WrongKind`.
-pub fn require(dir: &Path, found: Head, wanted: Head) -> Result<(), ModelError> {
-    let (found_words, wanted_words, mend) = match (found, wanted) {
-        (Head::Language, Head::Language) | (Head::Score, Head::Score) => return Ok(()),
-        (Head::Score, Head::Language) => (
-            "a reward model (it has a score head)",
-            "a policy",
-            "name a folder with a language head (…ForCausalLM)",
-        ),
-        (Head::Language, Head::Score) => (
-            "a policy (it has no score head)",
-            "a reward model",
-            "name an AutoModelForSequenceClassification folder with one label, \
-             or make one with `train reward`",
-        ),
-    };
-    Err(ModelError::WrongKind {
-        dir: dir.to_owned(),
-        found: found_words,
-        wanted: wanted_words,
-        mend,
-    })
 }
 
 /// Reads a text file whole.

@@ -3,7 +3,7 @@
 //! In: a model folder. Out: hidden states, logits and scores of token ids. Reading order: `config`,
 //! `keys` and `families` say what a model is, `folder` and `safetensors` find its tensors, `rotary`,
 //! `layers`, `attention`, `block` and `transformer` compute, `kv_cache` remembers, `reward_head`
-//! scores, `adapter`, `adapter_folder` and `dropout` are LoRA's. May not enter: text, sampling, losses, the protocol.
+//! scores, `adapter`, `adapter_folder` and `dropout` are LoRA's, `kind` and `labels` say what a folder is for. May not enter: text, sampling, losses, the protocol.
 
 pub mod adapter;
 pub mod adapter_folder;
@@ -14,7 +14,9 @@ pub mod dropout;
 pub mod families;
 pub mod folder;
 pub mod keys;
+pub mod kind;
 pub mod kv_cache;
+pub mod labels;
 pub mod layers;
 pub mod reward_head;
 pub mod rotary;
@@ -25,5 +27,6 @@ pub use adapter::{AdapterShape, Adapters, Dropout};
 pub use adapter_folder::AdapterFolder;
 pub use config::{Head, ModelConfig};
 pub use folder::ModelFolder;
+pub use kind::ModelKind;
 pub use kv_cache::KvCache;
 pub use transformer::{LoadOptions, Precision, Trainable, Transformer};

@@ -12,8 +12,7 @@ use rlhfd_protocol::worker::{Item, ItemResult, Message, ModelRef, Reason, ToWork
 
 use super::units::{Failure, Prepared, Task, TextSide, ToCompute, Unit, concerns_item, refused};
 use crate::errors::{TextError, WorkerError};
-use crate::model::Head;
-use crate::model::folder::require;
+use crate::model::ModelKind;
 use crate::render::{PairIds, PairText, RenderRule};
 
 /// Runs until the reader ends.
@@ -70,16 +69,16 @@ impl Preparer<'_> {
     fn begin(&mut self, attempt: u64, work: Work, items: u32) {
         let (model, batch_items) = match &work {
             Work::Render { policy, .. } | Work::RenderPairs { policy, .. } => {
-                (Some((policy, Head::Language)), RENDER_ITEMS)
+                (Some((policy, ModelKind::Policy)), RENDER_ITEMS)
             }
             Work::Generate { policy, batch_items, .. } => {
-                (Some((policy, Head::Language)), *batch_items as usize)
+                (Some((policy, ModelKind::Policy)), *batch_items as usize)
             }
             Work::Score { scorer, batch_items, .. } => {
-                (Some((scorer, Head::Score)), *batch_items as usize)
+                (Some((scorer, ModelKind::RewardModel)), *batch_items as usize)
             }
             Work::Logprobs { model, batch_items } => {
-                (Some((model, Head::Language)), *batch_items as usize)
+                (Some((model, ModelKind::Policy)), *batch_items as usize)
             }
             Work::Probe { .. }
             | Work::TrainDpo { .. }
@@ -109,14 +108,14 @@ impl Preparer<'_> {
         self.end_if_whole();
     }
 
-    fn side(&mut self, model: &ModelRef, wanted: Head) -> Result<Arc<TextSide>, Failure> {
+    fn side(&mut self, model: &ModelRef, wanted: ModelKind) -> Result<Arc<TextSide>, Failure> {
         let known = self.sides.iter().find(|(known, _)| known == model);
         let known = known.map(|(_, side)| Arc::clone(side));
         let side = match &known {
             Some(side) => Arc::clone(side),
             None => Arc::new(TextSide::open(model)?),
         };
-        require(&model.path, side.head, wanted).map_err(WorkerError::from)?;
+        side.kind.require(wanted, &model.path).map_err(WorkerError::from)?;
         if known.is_some() {
             return Ok(side);
         }

@@ -9,7 +9,7 @@ use rlhfd_protocol::worker::{FailureKind, ItemResult, ModelRef, Reason, Summary,
 use crate::checkpoint::disk_fault;
 use crate::errors::{ModelError, TextError, WorkerError, with_causes};
 use crate::generate::Response;
-use crate::model::{Head, ModelFolder};
+use crate::model::{ModelFolder, ModelKind};
 use crate::render::Renderer;
 
 /// The text side of a model: what rendering and decoding need, and the bounds that ids must keep.
@@ -17,7 +17,7 @@ pub(super) struct TextSide {
     pub(super) renderer: Renderer,
     pub(super) positions_max: usize,
     pub(super) vocabulary: usize,
-    pub(super) head: Head,
+    pub(super) kind: ModelKind,
 }
 
 impl TextSide {
@@ -27,7 +27,7 @@ impl TextSide {
             renderer: Renderer::open(&folder)?,
             positions_max: folder.config.positions_max,
             vocabulary: folder.config.vocabulary,
-            head: folder.config.head,
+            kind: folder.kind(),
         })
     }
 }

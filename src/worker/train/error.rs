@@ -53,8 +53,8 @@ pub enum TrainError {
     },
     /// The same of conversations.
     #[error(
-        "no conversation is left to train on: all {conversations} were left out ({reasons})\n\
-         try: a larger block_tokens (no more than the model has positions), or other conversations"
+        "nothing is left to train on: all {conversations} lines were left out ({reasons})\n\
+         try: a larger block_tokens (no more than the model has positions), or other data"
     )]
     NoConversations {
         /// Conversations in the file.

@@ -1,4 +1,4 @@
-//! What a training learns from, as its file gives it: pairs, or blocks of conversations.
+//! What a training learns from, as its file gives it: pairs, or blocks of conversations or questions.
 //!
 //! In: a job and its base folder. Out: [`Examples`] that fit, with a count of what was left out; an
 //! error where nothing is left. May not enter: tensors, steps.
@@ -15,7 +15,7 @@ use super::pack::TokenPair;
 use super::pairs::{self, Limits};
 use super::preferences::{self, Prepared};
 use super::report::{HeldOut, Report};
-use super::{blocks, conversations};
+use super::{blocks, conversations, judgements};
 use crate::model::ModelFolder;
 use crate::render::Renderer;
 
@@ -53,6 +53,13 @@ impl Examples {
                 let most = base.config.positions_max;
                 let prepared = preferences::prepare(path, &renderer, &job.settings, most)?;
                 Ok((Self::preferences(prepared)?, Some(renderer)))
+            }
+            PairSource::Text { path, .. } if job.training == Training::Preference => {
+                let renderer = Renderer::open(base)?;
+                let drawn_by = (renderer.labels()?, job.seed);
+                let lines = pairs::read(path)?;
+                let documents = judgements::documents(path, &lines, &renderer, drawn_by)?;
+                Ok((Self::conversations(job, base, documents)?, Some(renderer)))
             }
             PairSource::Text { path, rule, .. } => {
                 let renderer = Renderer::open(base)?;
@@ -124,7 +131,8 @@ impl Examples {
             let reasons = examples.reasons();
             return Err(TrainError::NoConversations { conversations: count, reasons });
         }
-        examples.tell(count, "conversations");
+        let pairs = job.training == Training::Preference;
+        examples.tell(count, if pairs { "pairs" } else { "conversations" });
         Ok(examples)
     }
 

@@ -27,7 +27,7 @@ use super::{lora, reference, report, start};
 use crate::checkpoint::{self, Draft, Heading, Standing};
 use crate::device::Compute;
 use crate::errors::ModelError;
-use crate::model::{ModelFolder, Trainable, Transformer};
+use crate::model::{ModelFolder, ModelKind, Trainable, Transformer};
 use crate::render::RenderRule;
 
 /// Where the pairs come from, or, of supervised fine-tuning, the conversations.
@@ -89,7 +89,7 @@ pub enum PublishedAs {
 /// A training, from folder to folder.
 #[derive(Debug, Clone, PartialEq)]
 pub struct TrainJob {
-    /// DPO, supervised fine-tuning, or a reward model.
+    /// DPO, supervised fine-tuning, a reward model, or a preference model.
     pub training: Training,
     /// The policy that goes on, or what a reward model is made from.
     pub base: PathBuf,
@@ -174,6 +174,7 @@ pub fn run(
         rows: &trained.rows,
         reward,
         report: report.as_ref(),
+        labels: start::labels(job, renderer.as_ref())?,
     };
     let architecture = match job.published {
         PublishedAs::Model => publication.fill(&draft)?,
@@ -230,7 +231,7 @@ fn train(
                 beta: settings.beta,
                 label_smoothing: settings.label_smoothing,
             }),
-            Training::Sft => Objective::Sft(&examples.blocks),
+            Training::Sft | Training::Preference => Objective::Sft(&examples.blocks),
             Training::Reward => {
                 Objective::Reward(RewardLoss { centring: settings.centring }, &examples.groups)
             }
@@ -239,7 +240,7 @@ fn train(
         plan: BatchPlan {
             examples: examples.count(),
             batch: match job.training {
-                Training::Sft => settings.batch_sequences as usize,
+                Training::Sft | Training::Preference => settings.batch_sequences as usize,
                 Training::Dpo | Training::Reward => settings.batch_pairs as usize,
             },
             epochs: u64::from(settings.epochs),
@@ -261,7 +262,8 @@ fn open_origin(job: &TrainJob) -> Result<Origin, TrainError> {
     let ground = lora::ground(job)?;
     let base = ModelFolder::open(&ground.base)?;
     let base = match job.training {
-        Training::Dpo | Training::Sft => base.require_policy()?,
+        Training::Preference if base.kind() == ModelKind::PreferenceModel => base,
+        Training::Dpo | Training::Sft | Training::Preference => base.require_policy()?,
         Training::Reward => base,
     };
     let layers = base.config.layers;
@@ -302,6 +304,7 @@ fn folder_kind(training: Training) -> FolderKind {
     match training {
         Training::Dpo | Training::Sft => FolderKind::Policy,
         Training::Reward => FolderKind::RewardModel,
+        Training::Preference => FolderKind::PreferenceModel,
     }
 }
 

@@ -1,9 +1,10 @@
-//! Training: DPO of a policy, supervised fine-tuning, Bradley and Terry's reward model.
+//! Training: DPO of a policy, supervised fine-tuning, Bradley and Terry's reward model, the preference
+//! model.
 //!
 //! In: a model folder, pairs (as text, or as token ids with the reference's log-probs), groups or
 //! conversations, settings. Out: a checkpoint folder with its manifest and steps.jsonl. Reading
-//! order: `pairs`, `preferences` with `duplicates` and `groups`, `conversations`, `blocks` and
-//! `batches` say what is trained on and in which order, `pack`, `trunk`, `head` and `loss` compute a
+//! order: `pairs`, `preferences` with `duplicates` and `groups`, `judgements`, `conversations`,
+//! `blocks` and `batches` say what is trained on and in which order, `pack`, `trunk`, `head` and `loss` compute a
 //! micro-batch, `schedule`, `adamw` and `learners` make a step of it, `trainer` is the loop,
 //! `state` saves and resumes it, `lora` and `adapter_files` are adapters' part, `report` holds a
 //! reward model to what it never saw, `weights` and `publish` write the folder, `start` and `job`
@@ -21,6 +22,7 @@ mod examples;
 pub mod groups;
 pub mod head;
 pub mod job;
+mod judgements;
 pub mod learners;
 mod lora;
 pub mod loss;

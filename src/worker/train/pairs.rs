@@ -125,7 +125,9 @@ pub fn tokenise(
                 reference: None,
                 weight: 1.0,
             }),
-            Training::Sft | Training::Reward => whole_conversations(&line.text, renderer),
+            Training::Sft | Training::Reward | Training::Preference => {
+                whole_conversations(&line.text, renderer)
+            }
         };
         pairs.push(pair.map_err(|error| at_line(path, line.line, Refusal::from(error)))?);
     }
@@ -174,7 +176,7 @@ impl Limits {
             prompt_tokens_max: settings.max_prompt_length.map(|most| most as usize),
             overlong: match training {
                 Training::Dpo => settings.overlong,
-                Training::Sft | Training::Reward => Overlong::Drop,
+                Training::Sft | Training::Reward | Training::Preference => Overlong::Drop,
             },
         }
     }

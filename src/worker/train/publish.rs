@@ -23,6 +23,7 @@ use super::weights::{self, Piece};
 use crate::checkpoint::{CheckpointError, Draft};
 use crate::model::Adapters;
 use crate::model::adapter_folder::ADAPTER;
+use crate::model::labels::{Labels, PREFERENCE};
 use crate::model::safetensors::WeightFile;
 use crate::model::{Head, ModelFolder};
 
@@ -116,6 +117,8 @@ pub struct Publication<'a> {
     pub reward: Option<RewardFolder>,
     /// Of a reward model: what it is worth on held-out preferences.
     pub report: Option<&'a Report>,
+    /// Set where a preference model is published.
+    pub labels: Option<Labels>,
 }
 
 impl Publication<'_> {
@@ -134,6 +137,7 @@ impl Publication<'_> {
         }
         let architecture = self.config(draft)?;
         self.padding_settings(draft)?;
+        self.label_file(draft)?;
         self.copied(draft)?;
         Ok(architecture)
     }
@@ -147,6 +151,7 @@ impl Publication<'_> {
             files.write(draft, "")?;
         }
         self.padding_settings(draft)?;
+        self.label_file(draft)?;
         self.copied(draft)?;
         let family = self.base.config.family;
         Ok(if self.reward.is_some() { family.classification } else { family.causal }.to_owned())
@@ -300,6 +305,15 @@ impl Publication<'_> {
         self.settings_file(draft, "tokenizer_config.json", ("pad_token", token.clone()))?;
         self.settings_file(draft, "special_tokens_map.json", ("pad_token", token))?;
         self.settings_file(draft, "generation_config.json", ("pad_token_id", id))
+    }
+
+    /// What names a preference model.
+    fn label_file(&self, draft: &Draft) -> Result<(), TrainError> {
+        let Some(labels) = self.labels else { return Ok(()) };
+        let bytes = labels
+            .to_bytes()
+            .map_err(|error| json_error(&draft.path().join(PREFERENCE), &error))?;
+        Ok(draft.write(PREFERENCE, &bytes)?)
     }
 
     /// Copies a JSON file where it exists, with `key` set where there is a value for it.

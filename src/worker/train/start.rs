@@ -16,7 +16,8 @@ use super::publish::{Masters, RewardFolder};
 use super::reward_head;
 use super::trunk::Activations;
 use crate::device::Compute;
-use crate::errors::ModelError;
+use crate::errors::{ModelError, TextError};
+use crate::model::labels::Labels;
 use crate::model::{Dropout, Head, LoadOptions, ModelFolder, Precision, Trainable, Transformer};
 use crate::render::Renderer;
 
@@ -129,4 +130,13 @@ pub(super) fn reward_folder(
     };
     let pad_token = tokenizer.has(pad_id).then(|| tokenizer.token(pad_id));
     Ok(Some(RewardFolder { pad_id, pad_token }))
+}
+
+/// What a preference model's folder says of its labels.
+pub(super) fn labels(
+    job: &TrainJob,
+    renderer: Option<&Renderer>,
+) -> Result<Option<Labels>, TextError> {
+    let renderer = renderer.filter(|_| job.training == Training::Preference);
+    renderer.map(Renderer::labels).transpose()
 }

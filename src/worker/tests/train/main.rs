@@ -9,6 +9,7 @@ mod bad_input;
 mod groups;
 mod lora;
 mod numbers;
+mod preference;
 mod replay;
 mod resume;
 mod sft;

@@ -40,7 +40,7 @@ pub fn job(training: Training, base: PathBuf, data: PathBuf, out: PathBuf) -> Tr
     let reference = (training == Training::Dpo).then(|| base.clone());
     let pairs = match training {
         Training::Sft => PairSource::Conversations { path: data },
-        Training::Dpo | Training::Reward => {
+        Training::Dpo | Training::Reward | Training::Preference => {
             PairSource::Text { path: data, rule: RenderRule::Conversation, reference }
         }
     };
@@ -83,12 +83,12 @@ pub fn squared_distance(one: &[(String, Tensor)], two: &[(String, Tensor)]) -> f
 pub fn small(dir: &Path, training: Training, base: &str, words: &[&str]) -> TrainJob {
     let data = match training {
         Training::Sft => "conversations_sft.jsonl",
-        Training::Dpo | Training::Reward => "pairs.jsonl",
+        Training::Dpo | Training::Reward | Training::Preference => "pairs.jsonl",
     };
     let data = first_lines(dir, &golden(data), 10);
     let mut job = job(training, model(base), data, dir.join("out"));
     let own: &[&str] = match training {
-        Training::Sft => &["batch_sequences=4", "packing=false"],
+        Training::Sft | Training::Preference => &["batch_sequences=4", "packing=false"],
         Training::Dpo | Training::Reward => &[],
     };
     let words: Vec<String> = [
