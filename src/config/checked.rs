@@ -10,9 +10,9 @@ use crate::knobs::{self, SECTIONS, Section};
 use crate::problem::{ConfigError, Findings, Problems};
 use crate::raw::{self, Given, RawTable, RawValue};
 use crate::sections::{
-    ArmConfig, ControlConfig, DevicesConfig, EvaluateConfig, GenerateConfig, LabelConfig,
-    PairConfig, PreferenceConfig, PromptsConfig, RewardConfig, RunConfig, SchedulerConfig,
-    SftConfig, StoreConfig, TrainConfig, WorkerConfig,
+    ArmConfig, ControlConfig, DevicesConfig, EvaluateConfig, GateConfig, GenerateConfig,
+    LabelConfig, PairConfig, PreferenceConfig, PromptsConfig, RewardConfig, RunConfig,
+    SchedulerConfig, SftConfig, StoreConfig, TrainConfig, WorkerConfig,
 };
 use crate::spelling::nearest;
 use crate::train::{TrainSettings, Training};
@@ -54,6 +54,8 @@ pub struct CheckedConfig {
     pub train: TrainConfig,
     /// Held-out prompts.
     pub evaluate: EvaluateConfig,
+    /// What makes a checkpoint the head.
+    pub gate: GateConfig,
     /// Supervised fine-tuning.
     pub sft: SftConfig,
     /// Training of a reward model.
@@ -154,11 +156,13 @@ fn build(table: &RawTable, base_dir: &Path, findings: &mut Findings) -> Option<C
     let (control, store) = (machine(&knobs::CONTROL), machine(&knobs::STORE));
     let (devices, worker) = (machine(&knobs::DEVICES), machine(&knobs::WORKER));
     let (prompts, pair) = (machine(&knobs::PROMPTS), machine(&knobs::PAIR));
+    let gate = machine(&knobs::GATE);
 
     let arms = arms(table, base_dir, findings)?;
     let scorers = label::scorers(table, base_dir, findings)?;
     label::penalty(&label, findings);
     label::pairs(&pair, &arms, findings);
+    gate::figures(&gate, &evaluate, &scorers, findings);
     let defaults = Entry::defaults(&knobs::TRAIN);
     let dpo = TrainSettings::checked(Training::Dpo, &train, &train, findings)?;
     let fine_tuning = TrainSettings::checked(Training::Sft, &sft, &defaults, findings)?;
@@ -187,6 +191,7 @@ fn build(table: &RawTable, base_dir: &Path, findings: &mut Findings) -> Option<C
         pair: PairConfig::of(&pair, &pair, base_dir)?,
         train: TrainConfig::of(&train, dpo, base_dir)?,
         evaluate: EvaluateConfig::of(&evaluate, &generate, base_dir)?,
+        gate: GateConfig::of(&gate, &gate, base_dir)?,
         generate,
         sft: SftConfig::of(&sft, fine_tuning, base_dir)?,
         reward: RewardConfig::of(&reward, bradley_terry, base_dir)?,
@@ -284,6 +289,7 @@ fn unique(names: &mut BTreeSet<String>, name: &str, entry: &Entry, findings: &mu
     }
 }
 
+mod gate;
 mod label;
 
 #[cfg(test)]

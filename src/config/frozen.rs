@@ -30,6 +30,7 @@ impl CheckedConfig {
         table(&mut text, "[pair]", &self.pair.values());
         table(&mut text, "[train]", &self.train.values());
         table(&mut text, "[evaluate]", &self.evaluate.values());
+        table(&mut text, "[gate]", &self.gate.values());
         table(&mut text, "[sft]", &self.sft.values());
         table(&mut text, "[reward]", &self.reward.values());
         table(&mut text, "[preference]", &self.preference.values());

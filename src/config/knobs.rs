@@ -8,7 +8,7 @@ mod flow;
 mod train;
 
 pub(crate) use daemon::{CONTROL, DEVICES, SCHEDULER, STORE, WORKER};
-pub(crate) use flow::{ARMS, EVALUATE, GENERATE, LABEL, PAIR, PROMPTS, RUN, SCORERS};
+pub(crate) use flow::{ARMS, EVALUATE, GATE, GENERATE, LABEL, PAIR, PROMPTS, RUN, SCORERS};
 pub(crate) use train::{PREFERENCE, REWARD, SFT, TRAIN};
 
 /// What a knob takes.
@@ -153,7 +153,7 @@ impl Section {
 }
 
 /// Every section: the run, then the machine, then the stages in flow order.
-pub static SECTIONS: [&Section; 17] = [
+pub static SECTIONS: [&Section; 18] = [
     &flow::RUN,
     &daemon::CONTROL,
     &daemon::STORE,
@@ -168,6 +168,7 @@ pub static SECTIONS: [&Section; 17] = [
     &flow::PAIR,
     &train::TRAIN,
     &flow::EVALUATE,
+    &flow::GATE,
     &train::SFT,
     &train::REWARD,
     &train::PREFERENCE,

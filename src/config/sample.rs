@@ -16,7 +16,7 @@ const HEAD: &str = "\
 # is an error that names the nearest right one; `rlhfd check --config FILE` tells all that is wrong.
 # \"paper\" is arXiv 2405.07863 (RLHF Workflow: From Reward Modeling to Online RLHF).
 #
-# [run] to [evaluate] in flow order: prompts, generate, label, pair, train, checkpoint, evaluate.
+# [run] to [gate] in flow order: prompts, generate, label, pair, train, checkpoint, evaluate.
 # An iteration freezes the sections that shape what it computes; [control] to [worker] describe
 # this machine, and apply when the daemon starts.
 ";

@@ -4,11 +4,13 @@
 //! and the default's source stand in the rows of `knobs`; rules between keys stand in `checked`.
 
 mod blocks;
+mod gate;
 mod label;
 
 use std::path::Path;
 
 pub use self::blocks::{PreferenceConfig, SftConfig};
+pub use self::gate::{GateAgainst, GateConfig, GateFailure};
 pub use self::label::{
     LabelConfig, LengthUnit, Normalise, PairArms, PairConfig, PairRule, ScorePosition,
     ScorerConfig, ScorerModel, ScorerRole, Unfinished,
@@ -50,6 +52,8 @@ section! {
         when_short: WhenShort,
         /// How long `take_rest` waits.
         wait_max_s: u64,
+        /// Iterations without a better policy after which the run ends; 0: no such end.
+        patience: u64,
     }
 }
 

@@ -11,6 +11,7 @@ pub mod conservation;
 pub mod counter;
 pub mod device;
 pub mod evaluation;
+pub mod gate;
 pub mod ids;
 pub mod job;
 pub mod label;

@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use super::*;
-use crate::sections::{ScorerModel, ScorerRole, UseDevices, WhenShort};
+use crate::sections::{GateFailure, ScorerModel, ScorerRole, UseDevices, WhenShort};
 use crate::train::History;
 
 const MINIMAL: &str = "[run]\npolicy = \"models/policy\"\n";
@@ -86,8 +86,9 @@ fn the_sample_with_every_mark_taken_away_is_read_too() {
         let bare = line.strip_prefix("# ").unwrap_or(line);
         let key = bare.split(" = ").next().unwrap_or_default();
         let is_knob = bare.contains(" = ") && SECTIONS.iter().any(|s| s.knob(key).is_some());
-        // One scorer names its model or its job, not both.
-        if (is_knob && key != "job") || bare.starts_with('[') && bare.ends_with(']') {
+        // One scorer names its model or its job, not both, and none here is a canary.
+        let alone = ["job", "canary_gain_min"].contains(&key);
+        if (is_knob && !alone) || bare.starts_with('[') && bare.ends_with(']') {
             text.push_str(bare);
             text.push('\n');
         }
@@ -189,6 +190,14 @@ fn rules_between_knobs_hold() {
         ("[reward]\nbeta = 0.1\n", "it belongs in [train]"),
         ("[scheduler]\nheartbeat_ms = 60000\n", "less than three heartbeats"),
         ("[evaluate]\ntemperatures = [1.0, 1]\n", "a list of different numbers"),
+        ("[gate]\nwin_rate_min = 1.5\n", "must be a number from 0 to 1"),
+        ("[gate]\nagainst = 'best'\n", "must be \"initial\" or \"previous\""),
+        ("[gate]\nagainst = 'previous'\n", "belongs to win_rate_min"),
+        ("[gate]\non_fail = 'pause'\n", "nothing can fail"),
+        ("[gate]\ncanary_gain_min = 0\n", "has no canary to ask"),
+        ("[gate]\nlength_growth_max = 0\n", "must be a number above 0"),
+        ("[gate]\nkl_max = 9\n[evaluate]\ntemperatures = [0.0]\n", "add 1.0 to [evaluate]"),
+        ("[gate]\nkl_min = 9\n", "did you mean `kl_max`?"),
         ("[devices]\nuse = ['cpu', 0]\n", "must be \"auto\", [\"cpu\"], or a list"),
     ] {
         let message = complaint(text);
@@ -222,6 +231,24 @@ fn several_scorers_a_canary_and_a_penalty_are_read_and_frozen() {
 }
 
 #[test]
+fn a_gate_is_read_and_frozen_and_none_is_the_default() {
+    let text = format!(
+        "{MINIMAL}[[label.scorers]]\nmodel = 'm'\n\
+         [[label.scorers]]\nname = 'watch'\nmodel = 'm'\ncanary = true\n\
+         [gate]\nwin_rate_min = 0.5\nagainst = 'previous'\ncanary_gain_min = -0.25\n\
+         on_fail = 'pause'\n"
+    );
+    let config = read(&text).unwrap();
+    let gate = &config.gate;
+    assert_eq!((gate.win_rate_min, gate.canary_gain_min), (Some(0.5), Some(-0.25)));
+    assert_eq!((gate.kl_max, gate.on_fail), (None, GateFailure::Pause));
+    assert_eq!(config.with_frozen(&config.to_frozen_toml()).unwrap(), config);
+    let none = read(MINIMAL).unwrap();
+    assert_eq!((none.gate.win_rate_min, none.gate.length_growth_max), (None, None));
+    assert_eq!(none.run.patience, 0);
+}
+
+#[test]
 fn a_frozen_text_reads_back_as_the_same_configuration() {
     let text = "[run]\npolicy = \"m/a \\\"b\\\" \\\\c\"\nreference = '/r'\nseed = 9223372036854775807\n\
                 [generate]\nmax_new_tokens = 48\n[[generate.arms]]\ntop_p = 0.9\nn = 2\n\
@@ -241,7 +268,9 @@ fn a_frozen_text_reads_back_as_the_same_configuration() {
 
 #[test]
 fn every_knob_that_is_frozen_stands_in_the_frozen_text() {
-    // With every key given, so that none is left out for want of a value.
+    // With every key given, so that none is left out for want of a value, but for those that need
+    // another scorer than this one.
+    let alone = ["job", "canary_gain_min"];
     let mut text = String::from("[run]\n");
     for section in SECTIONS.into_iter().filter(|section| section.frozen) {
         if section.name != "run" {
@@ -252,7 +281,7 @@ fn every_knob_that_is_frozen_stands_in_the_frozen_text() {
             };
             text.push_str(&format!("{head}\n"));
         }
-        for knob in section.knobs.iter().filter(|knob| knob.key != "job") {
+        for knob in section.knobs.iter().filter(|knob| !alone.contains(&knob.key)) {
             let value = if knob.default.is_empty() { knob.example } else { knob.default };
             text.push_str(&format!("{} = {value}\n", knob.key));
         }
@@ -265,7 +294,7 @@ fn every_knob_that_is_frozen_stands_in_the_frozen_text() {
             at = at[part].clone();
         }
         let at = if section.repeated { at[0].clone() } else { at };
-        for knob in section.knobs.iter().filter(|knob| knob.key != "job") {
+        for knob in section.knobs.iter().filter(|knob| !alone.contains(&knob.key)) {
             assert!(at.get(knob.key).is_some(), "[{}] {} is not frozen", section.name, knob.key);
         }
     }

@@ -2,7 +2,9 @@
 //!
 //! In: nothing. Out: rows.
 
-use super::{Bound, FACTOR_MAX, Kind, Knob, NOT_NEGATIVE, Section, TEMPERATURE, count};
+use super::{
+    ABOVE_ZERO, Bound, FACTOR_MAX, Kind, Knob, NOT_NEGATIVE, SHARE, Section, TEMPERATURE, count,
+};
 
 const OURS: &str = "ours";
 /// The seed is stored as a signed 64-bit number.
@@ -41,6 +43,13 @@ pub(crate) static RUN: Section = Section {
             .unit("seconds")
             .doc("how long \"take_rest\" waits for more prompts, from the last upload on")
             .source(OURS),
+        Knob::new("patience", count(0, 1_000_000), "0")
+            .unit("iterations")
+            .doc(
+                "the run ends after so many without a policy better than the best by evaluation; 0: \
+                  it goes on to iterations_max",
+            )
+            .source("paper: none"),
     ],
 };
 
@@ -231,7 +240,7 @@ pub(crate) static PAIR: Section = Section {
 pub(crate) static EVALUATE: Section = Section {
     name: "evaluate",
     repeated: false,
-    doc: "The held-out prompts after each iteration, against the initial policy.",
+    doc: "The held-out prompts after each iteration, against the initial policy and the one before.",
     frozen: true,
     knobs: &[
         Knob::new(
@@ -256,6 +265,52 @@ pub(crate) static EVALUATE: Section = Section {
         Knob::new("bootstrap_samples", count(100, 1_000_000), "2000")
             .unit("samples")
             .doc("of the seeded bootstrap over prompts that gives the 95 % intervals")
+            .source(OURS),
+    ],
+};
+
+pub(crate) static GATE: Section = Section {
+    name: "gate",
+    repeated: false,
+    doc: "What makes a trained checkpoint the head. Each limit is one more condition; without any, \
+          every checkpoint does. Figures are of the reserved prompts, by the first scorer with a weight \
+          at the first temperature; one that was not measured fails.",
+    frozen: true,
+    knobs: &[
+        Knob::unset("win_rate_min", SHARE, "no limit", "0.5")
+            .doc("share of paired answers that the policy wins at least, ties one half")
+            .source(OURS),
+        Knob::new("against", Kind::Word(&["initial", "previous"]), "\"initial\"")
+            .doc(
+                "of win_rate_min: the run's initial policy, or the one that the iteration began with \
+                  (where its answers were made with other settings or scorers, the initial one)",
+            )
+            .source(OURS),
+        Knob::unset("kl_max", NOT_NEGATIVE, "no limit", "30.0")
+            .unit("nats a response")
+            .doc("KL(policy‖reference) at most, by the k3 estimator at temperature 1")
+            .source(OURS),
+        Knob::unset("length_growth_max", ABOVE_ZERO, "no limit", "1.5")
+            .doc("mean response tokens at most, as a factor of the initial policy's")
+            .source(OURS),
+        Knob::unset("chosen_logprob_fall_max", NOT_NEGATIVE, "no limit", "50.0")
+            .unit("nats a response")
+            .doc(
+                "how far the log-prob of the chosen responses may fall below the reference's, over the \
+                  last tenth of the training steps",
+            )
+            .source(OURS),
+        Knob::unset(
+            "canary_gain_min",
+            Kind::Number { low: Bound::Open, high: Bound::Open },
+            "no limit",
+            "0.0",
+        )
+        .unit("units of the canary's score")
+        .doc("gain over the initial policy at least, by every scorer that is a canary")
+        .source(OURS),
+        Knob::new("on_fail", Kind::Word(&["keep_head", "pause"]), "\"keep_head\"")
+            .doc("the old head stays, and the loop goes on from it, or pauses until `rlhfctl resume`")
             .source(OURS),
     ],
 };

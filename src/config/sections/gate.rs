@@ -1,0 +1,46 @@
+//! `[gate]`: what makes a trained checkpoint the head.
+//!
+//! In: entries whose every value lies in its range. Out: structs. Rules between keys stand in
+//! `checked`.
+
+use crate::setting::{section, words};
+
+words! {
+    /// Which policy a win rate is measured against.
+    GateAgainst {
+        /// The run's initial policy.
+        Initial = "initial",
+        /// The policy that the iteration began with.
+        Previous = "previous",
+    }
+}
+
+words! {
+    /// What a failed gate does.
+    GateFailure {
+        /// The loop goes on from the old head.
+        KeepHead = "keep_head",
+        /// And the run pauses.
+        Pause = "pause",
+    }
+}
+
+section! {
+    /// `[gate]`; without any limit there is none.
+    frozen GateConfig {
+        /// Share of paired answers won at least.
+        win_rate_min: Option<f64>,
+        /// Of `win_rate_min`.
+        against: GateAgainst,
+        /// Nats a response at most.
+        kl_max: Option<f64>,
+        /// Mean response tokens at most, as a factor of the initial policy's.
+        length_growth_max: Option<f64>,
+        /// Nats that the chosen responses' log-prob may lose.
+        chosen_logprob_fall_max: Option<f64>,
+        /// Gain of the canaries at least.
+        canary_gain_min: Option<f64>,
+        /// What a failed gate does.
+        on_fail: GateFailure,
+    }
+}
