@@ -14,6 +14,7 @@ CREATE TABLE runs (
     initial_id     INTEGER NOT NULL REFERENCES checkpoints(id) DEFERRABLE INITIALLY DEFERRED,
     reference_id   INTEGER NOT NULL REFERENCES checkpoints(id) DEFERRABLE INITIALLY DEFERRED,
     head_id        INTEGER NOT NULL REFERENCES checkpoints(id) DEFERRABLE INITIALLY DEFERRED,
+    best_id        INTEGER REFERENCES checkpoints(id), -- by evaluation, and the run's output; null: none yet
     active         INTEGER NOT NULL DEFAULT 0 CHECK (active IN (0, 1)),
     paused_reason  TEXT,                       -- null: not paused
     paused_by      TEXT CHECK (paused_by IN ('operator', 'daemon')),
@@ -514,6 +515,7 @@ CREATE TABLE checkpoints (
     sha256         TEXT    NOT NULL,           -- of its manifest
     bytes          INTEGER NOT NULL DEFAULT 0,
     sound          INTEGER NOT NULL DEFAULT 1 CHECK (sound IN (0, 1)),
+    rejected       INTEGER NOT NULL DEFAULT 0 CHECK (rejected IN (0, 1)), -- the gate kept the old head
     unit_id        INTEGER REFERENCES units(id),
     created_ms     INTEGER NOT NULL,
     UNIQUE (run_id, name)
@@ -521,9 +523,10 @@ CREATE TABLE checkpoints (
 
 -- ── evaluate ────────────────────────────────────────────────────────────────────────────────────
 
--- One row per (policy, scorer, temperature), over all reserved prompts of the iteration. `gain` is the
--- difference of mean score to the initial policy, paired by prompt and sample; intervals are 95 %,
--- by a seeded bootstrap over prompts.
+-- One row per (policy, baseline, scorer, temperature), over all reserved prompts of the iteration that
+-- both answered. Baselines are the initial policy and, where it is another, the one that the iteration
+-- began with. `gain` is the difference of mean score to the baseline, paired by prompt and sample;
+-- intervals are 95 %, by a seeded bootstrap over prompts.
 CREATE TABLE evaluations (
     id             INTEGER PRIMARY KEY,
     run_id         INTEGER NOT NULL REFERENCES runs(id),
@@ -545,8 +548,25 @@ CREATE TABLE evaluations (
     truncated_share REAL   NOT NULL,
     kl_k3          REAL,                       -- nats a response; at temperature 1 only
     unit_id        INTEGER NOT NULL REFERENCES units(id),
-    UNIQUE (run_id, iteration, policy_id, scorer_id, temperature)
+    repeated_share REAL    NOT NULL,           -- 1 − different texts / responses, over all prompts
+    entropy        REAL,                       -- nats a token: −mean log-prob; at temperature 1 only
+    UNIQUE (run_id, iteration, policy_id, baseline_id, scorer_id, temperature)
 ) STRICT;
+
+-- What a gate looked at before the head moved: a row for each limit of [gate].
+CREATE TABLE gate_verdicts (
+    run_id         INTEGER NOT NULL,
+    iteration      INTEGER NOT NULL,
+    figure         TEXT    NOT NULL CHECK (figure IN
+                     ('win_rate', 'kl_k3', 'length_growth', 'chosen_logprob_fall', 'canary_gain')),
+    against        TEXT    NOT NULL CHECK (against IN ('initial', 'previous', 'reference')),
+    bound          TEXT    NOT NULL CHECK (bound IN ('min', 'max')),
+    limit_value    REAL    NOT NULL,
+    value          REAL,                       -- null: not measured, and so not held
+    held           INTEGER NOT NULL CHECK (held IN (0, 1)),
+    PRIMARY KEY (run_id, iteration, figure),
+    FOREIGN KEY (run_id, iteration) REFERENCES iterations(run_id, iteration)
+) STRICT, WITHOUT ROWID;
 
 -- ── what a stage gave, written once when it ends ────────────────────────────────────────────────
 
@@ -578,6 +598,7 @@ CREATE TABLE iteration_totals (
     score_length_correlation REAL,
     canary_score_mean REAL,
     offline        INTEGER,
+    gate           TEXT,                       -- passed, or failed and why; null: no gate
     PRIMARY KEY (run_id, iteration),
     FOREIGN KEY (run_id, iteration) REFERENCES iterations(run_id, iteration)
 ) STRICT, WITHOUT ROWID;
@@ -617,7 +638,7 @@ SELECT r.name                            AS run,
        t.generate_s, t.label_s, t.train_s, t.evaluate_s, t.device,
        i.started_ms, i.ended_ms,
        t.length_penalty, t.score_length_correlation, t.canary_score_mean,
-       t.offline
+       t.offline, t.gate
 FROM iterations i
 JOIN runs r ON r.id = i.run_id
 JOIN checkpoints pin ON pin.id = i.policy_in

@@ -124,13 +124,16 @@ fn check_rows(
     run: &Run,
     checkpoints: &[Checkpoint],
 ) -> Result<(), AdoptError> {
+    // The head is computed with, and so is what waits for its verdict.
+    let waiting = store.current_iteration(run.id)?.and_then(|iteration| iteration.policy_out);
     for row in checkpoints {
         if Path::new(&row.path).is_absolute() {
             // The user's own model: its sum is compared when the run is opened.
             continue;
         }
         let folder = places.resolve(&row.path);
-        let found = if row.id == run.head { sums::verify(&folder) } else { sized(&folder) };
+        let used = row.id == run.head || Some(row.id) == waiting;
+        let found = if used { sums::verify(&folder) } else { sized(&folder) };
         let problem = match found {
             Ok(published) if published.sha256 == row.sha256 => None,
             Ok(_) => Some("its manifest is another".to_owned()),
@@ -149,7 +152,7 @@ fn check_rows(
 }
 
 /// The manifest, and every file's size: what can be looked at for all checkpoints at each start. The
-/// head's sums are computed.
+/// sums of those in use are computed.
 fn sized(folder: &Path) -> Result<Published, SumError> {
     let published = sums::read_manifest(folder)?;
     for file in &published.manifest.files {

@@ -223,6 +223,10 @@ impl Store {
                 ..NewEvent::of(run.id, "checkpoint_unsound", text)
             };
             append(conn, &event, now_ms)?;
+            if run.best == Some(id) {
+                // The next summary finds the best of those that are left.
+                conn.execute("UPDATE runs SET best_id = NULL WHERE id = ?1", [run.id.get()])?;
+            }
             if run.head != id {
                 return Ok(None);
             }

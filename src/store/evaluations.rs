@@ -1,21 +1,18 @@
 //! Evaluations: a policy's answers beside those of its baseline, and the rows that say how they
 //! compare.
 //!
-//! In: lanes, scorers, temperatures; finished summarise units. Out: paired scores for
-//! `domain::evaluation`, rows of `evaluations`, the end of an iteration. May not enter: statistics.
+//! In: lanes, scorers, temperatures. Out: paired scores for `domain::evaluation`, rows of
+//! `evaluations`. May not enter: statistics.
 
 use rlhfd_domain::evaluation::{Comparison, Estimate, PairedScore, k3_response};
 use rlhfd_domain::{CheckpointId, RunId, ScorerId, WorkKind, limits};
-use rusqlite::{Row, params};
+use rusqlite::{Connection, OptionalExtension, Row, params};
 
 use crate::bytes::to_floats;
 use crate::error::Result;
-use crate::events::Level;
-use crate::iterations;
-use crate::journal::finish;
-use crate::open::{Reader, Store};
-use crate::rows::{count, found, int};
-use crate::units::{Finish, tell};
+use crate::open::Reader;
+use crate::rows::{count, int};
+use crate::units::UnitRow;
 
 /// Which answers are set side by side.
 #[derive(Debug, Clone, PartialEq)]
@@ -49,12 +46,24 @@ pub struct NewEvaluation {
     pub temperature: f64,
     /// The comparison.
     pub comparison: Comparison,
-    /// Mean length of the policy's responses, in tokens.
-    pub response_tokens_mean: f64,
-    /// Share of them that reached the limit of new tokens.
-    pub truncated_share: f64,
+    /// What the policy's responses look like.
+    pub shape: LaneShape,
     /// Divergence from the reference in nats a response; at temperature 1 only.
     pub kl_k3: Option<f64>,
+}
+
+/// What a policy's responses at one temperature look like, by whomever they are scored.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct LaneShape {
+    /// Mean length, in tokens.
+    pub response_tokens_mean: f64,
+    /// Share that reached the limit of new tokens.
+    pub truncated_share: f64,
+    /// 1 − different texts / responses: to one prompt or to several.
+    pub repeated_share: f64,
+    /// −Σ log-prob / Σ tokens, in nats a token: an estimate of the entropy of the next token, which
+    /// only responses at temperature 1 give.
+    pub entropy: Option<f64>,
 }
 
 /// A row of `evaluations`.
@@ -86,6 +95,10 @@ pub struct Evaluation {
     pub truncated_share: f64,
     /// Divergence from the reference in nats a response.
     pub kl_k3: Option<f64>,
+    /// 1 − different texts / responses.
+    pub repeated_share: f64,
+    /// In nats a token.
+    pub entropy: Option<f64>,
 }
 
 fn read(row: &Row<'_>) -> rusqlite::Result<Evaluation> {
@@ -103,6 +116,8 @@ fn read(row: &Row<'_>) -> rusqlite::Result<Evaluation> {
         response_tokens_mean: row.get(14)?,
         truncated_share: row.get(15)?,
         kl_k3: row.get(16)?,
+        repeated_share: row.get(17)?,
+        entropy: row.get(18)?,
     })
 }
 
@@ -140,25 +155,32 @@ impl Reader {
         Ok(rows)
     }
 
-    /// Mean length in tokens and truncated share of a lane's responses; none where there are none.
+    /// What a lane's responses look like; none where there are none.
     pub fn lane_shape(
         &self,
         run: RunId,
         lane: &str,
         temperature: f64,
         prompts: u64,
-    ) -> Result<Option<(f64, f64)>> {
-        let shape: (Option<f64>, Option<f64>) = self
-            .conn
-            .prepare_cached(
-                "SELECT avg(tokens), avg(finish = 'length') FROM responses
-                 WHERE purpose = 'evaluate' AND run_id = ?1 AND lane = ?2 AND temperature = ?3
-                   AND ordinal < ?4",
-            )?
-            .query_row(params![run.get(), lane, temperature, int(prompts)], |row| {
-                Ok((row.get(0)?, row.get(1)?))
-            })?;
-        Ok(shape.0.zip(shape.1))
+    ) -> Result<Option<LaneShape>> {
+        let mut statement = self.conn.prepare_cached(
+            "SELECT avg(tokens), avg(finish = 'length'),
+                    1.0 - 1.0 * count(DISTINCT text_key) / count(*),
+                    iif(?3 = 1.0, -sum(logprob) / sum(tokens), NULL)
+             FROM responses
+             WHERE purpose = 'evaluate' AND run_id = ?1 AND lane = ?2 AND temperature = ?3
+               AND ordinal < ?4 HAVING count(*) > 0",
+        )?;
+        let key = params![run.get(), lane, temperature, int(prompts)];
+        let shape = statement.query_row(key, |row| {
+            Ok(LaneShape {
+                response_tokens_mean: row.get(0)?,
+                truncated_share: row.get(1)?,
+                repeated_share: row.get(2)?,
+                entropy: row.get(3)?,
+            })
+        });
+        Ok(shape.optional()?)
     }
 
     /// The k3 estimate of the divergence from a reference over a lane's responses at temperature 1, in
@@ -220,15 +242,17 @@ impl Reader {
         Ok(done)
     }
 
-    /// All evaluations of a run, by iteration, policy and temperature.
+    /// All evaluations of a run, by iteration, policy, baseline and temperature.
     pub fn evaluations(&self, run: RunId) -> Result<Vec<Evaluation>> {
         let mut statement = self.conn.prepare_cached(
             "SELECT e.iteration, p.name, b.name, s.name, e.temperature, e.prompts, e.responses,
                     e.score_mean, e.gain, e.gain_low, e.gain_high, e.win_rate, e.win_rate_low,
-                    e.win_rate_high, e.response_tokens_mean, e.truncated_share, e.kl_k3
+                    e.win_rate_high, e.response_tokens_mean, e.truncated_share, e.kl_k3,
+                    e.repeated_share, e.entropy
              FROM evaluations e JOIN checkpoints p ON p.id = e.policy_id
              JOIN checkpoints b ON b.id = e.baseline_id JOIN scorers s ON s.id = e.scorer_id
-             WHERE e.run_id = ?1 ORDER BY e.iteration, e.policy_id, s.name, e.temperature LIMIT ?2",
+             WHERE e.run_id = ?1 ORDER BY e.iteration, e.policy_id, e.baseline_id, s.name, e.temperature
+             LIMIT ?2",
         )?;
         let rows = statement
             .query_map(params![run.get(), limits::LIST_ROWS_MAX], read)?
@@ -237,68 +261,41 @@ impl Reader {
     }
 }
 
-impl Store {
-    /// A finished summarise unit: its rows are written and the iteration ends. The first row of the
-    /// iteration's own policy stands for it in `iteration_history`.
-    pub fn finish_summarise(
-        &mut self,
-        end: &Finish,
-        rows: &[NewEvaluation],
-        now_ms: i64,
-    ) -> Result<()> {
-        self.transact(|conn| {
-            let unit = finish(conn, end, now_ms)?;
-            let iteration = found(unit.iteration, "iteration of unit", unit.id)?;
-            let mut add = conn.prepare_cached(
-                "INSERT INTO evaluations (run_id, iteration, policy_id, baseline_id, scorer_id,
-                     temperature, prompts, responses, score_mean, gain, gain_low, gain_high,
-                     win_rate, win_rate_low, win_rate_high, response_tokens_mean, truncated_share,
-                     kl_k3, unit_id)
-                 VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15, ?16, ?17,
-                         ?18, ?19)
-                 ON CONFLICT DO NOTHING",
-            )?;
-            for row in rows {
-                let c = &row.comparison;
-                add.execute(params![
-                    unit.run.get(),
-                    row.iteration,
-                    row.policy.get(),
-                    row.baseline.get(),
-                    row.scorer.get(),
-                    row.temperature,
-                    int(c.prompts),
-                    int(c.pairs),
-                    c.score_mean,
-                    c.gain.value,
-                    c.gain.low,
-                    c.gain.high,
-                    c.win_rate.value,
-                    c.win_rate.low,
-                    c.win_rate.high,
-                    row.response_tokens_mean,
-                    row.truncated_share,
-                    row.kl_k3,
-                    unit.id.get()
-                ])?;
-            }
-            let own = rows.iter().find(|row| row.iteration == iteration);
-            conn.execute(
-                "UPDATE iteration_totals SET kl_k3 = ?3, eval_score_mean = ?4, eval_win_rate = ?5,
-                     evaluate_s = (SELECT coalesce(sum(seconds), 0) FROM units
-                         WHERE run_id = ?1 AND iteration = ?2 AND stage = 'evaluate')
-                 WHERE run_id = ?1 AND iteration = ?2",
-                params![
-                    unit.run.get(),
-                    iteration,
-                    own.and_then(|row| row.kl_k3),
-                    own.map(|row| row.comparison.score_mean),
-                    own.map(|row| row.comparison.win_rate.value)
-                ],
-            )?;
-            iterations::end(conn, unit.run, iteration, now_ms)?;
-            let text = format!("iteration {iteration} is done");
-            tell(conn, &unit, Level::Info, "iteration_done", text, now_ms)
-        })
+pub(crate) fn insert(conn: &Connection, unit: &UnitRow, rows: &[NewEvaluation]) -> Result<()> {
+    let mut add = conn.prepare_cached(
+        "INSERT INTO evaluations (run_id, iteration, policy_id, baseline_id, scorer_id,
+             temperature, prompts, responses, score_mean, gain, gain_low, gain_high,
+             win_rate, win_rate_low, win_rate_high, response_tokens_mean, truncated_share,
+             kl_k3, unit_id, repeated_share, entropy)
+         VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15, ?16, ?17,
+                 ?18, ?19, ?20, ?21)
+         ON CONFLICT DO NOTHING",
+    )?;
+    for row in rows {
+        let c = &row.comparison;
+        add.execute(params![
+            unit.run.get(),
+            row.iteration,
+            row.policy.get(),
+            row.baseline.get(),
+            row.scorer.get(),
+            row.temperature,
+            int(c.prompts),
+            int(c.pairs),
+            c.score_mean,
+            c.gain.value,
+            c.gain.low,
+            c.gain.high,
+            c.win_rate.value,
+            c.win_rate.low,
+            c.win_rate.high,
+            row.shape.response_tokens_mean,
+            row.shape.truncated_share,
+            row.kl_k3,
+            unit.id.get(),
+            row.shape.repeated_share,
+            row.shape.entropy
+        ])?;
     }
+    Ok(())
 }

@@ -45,6 +45,7 @@ pub struct HistoryRow {
     pub score_length_correlation: Option<f64>,
     pub canary_score_mean: Option<f64>,
     pub offline: Option<i64>,
+    pub gate: Option<String>,
 }
 
 /// A row of `checkpoint_lineage`.
@@ -99,6 +100,7 @@ fn read(row: &Row<'_>) -> rusqlite::Result<HistoryRow> {
         score_length_correlation: row.get("score_length_correlation")?,
         canary_score_mean: row.get("canary_score_mean")?,
         offline: row.get("offline")?,
+        gate: row.get("gate")?,
     })
 }
 

@@ -79,6 +79,8 @@ pub struct Run {
     pub reference: CheckpointId,
     /// The current policy.
     pub head: CheckpointId,
+    /// The best policy by evaluation, which is what the run gives; none before the first evaluation.
+    pub best: Option<CheckpointId>,
     /// Whether it is the one that works.
     pub active: bool,
     /// Whether and why it is paused.
@@ -92,7 +94,7 @@ pub struct Run {
 }
 
 const COLUMNS: &str = "id, name, seed, initial_id, reference_id, head_id, active, paused_reason, \
-                       paused_by, start_asked_ms, probed_key, created_ms";
+                       paused_by, start_asked_ms, probed_key, created_ms, best_id";
 
 fn read(row: &Row<'_>) -> rusqlite::Result<Run> {
     let reason: Option<String> = row.get(7)?;
@@ -110,6 +112,7 @@ fn read(row: &Row<'_>) -> rusqlite::Result<Run> {
         start_asked_ms: row.get(9)?,
         probed_key: row.get(10)?,
         created_ms: row.get(11)?,
+        best: row.get::<_, Option<i64>>(12)?.map(CheckpointId),
     })
 }
 

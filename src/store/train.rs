@@ -1,7 +1,7 @@
 //! Training: what an update is made from, its steps, and the checkpoint that comes out.
 //!
 //! In: finished train and checkpoint units. Out: rows of `training_set_members`, `training_steps`,
-//! `checkpoints`; the head, the iteration's policy or the job's checkpoint move with them.
+//! `checkpoints`; the iteration's policy or the job's checkpoint move with them.
 //! May not enter: folders, losses.
 
 use rlhfd_domain::train::{History, Replay, TrainStep, check_steps};
@@ -15,7 +15,6 @@ use crate::items::reference_of;
 use crate::journal::finish;
 use crate::open::{Reader, Store};
 use crate::rows::{count, found, int};
-use crate::runs::set_head;
 use crate::units::{Finish, UnitRow, get, tell};
 use crate::{iterations, jobs, offline_pairs};
 
@@ -123,8 +122,8 @@ impl Store {
         })
     }
 
-    /// A finished checkpoint unit: the row is written, and the iteration's policy and the run's head,
-    /// or the training job's checkpoint, are this one now.
+    /// A finished checkpoint unit: the row is written, and the iteration's policy, or the training
+    /// job's checkpoint, is this one now. The head moves when the iteration ends.
     pub fn finish_checkpoint(
         &mut self,
         end: &Finish,
@@ -135,7 +134,7 @@ impl Store {
             let unit = finish(conn, end, now_ms)?;
             let id = insert(conn, unit.run, unit.iteration, unit.id, new, now_ms)?;
             match (unit.iteration, unit.job) {
-                (Some(iteration), _) => admit(conn, unit.run, iteration, id, now_ms)?,
+                (Some(iteration), _) => admit(conn, unit.run, iteration, id)?,
                 (None, Some(job)) => jobs::done(conn, job, id, now_ms)?,
                 (None, None) => {}
             }
@@ -146,19 +145,13 @@ impl Store {
     }
 }
 
-fn admit(
-    conn: &Connection,
-    run: RunId,
-    iteration: u32,
-    id: CheckpointId,
-    now_ms: i64,
-) -> Result<()> {
+fn admit(conn: &Connection, run: RunId, iteration: u32, id: CheckpointId) -> Result<()> {
     iterations::get(conn, run, iteration)?;
     conn.execute(
         "UPDATE iterations SET policy_out = ?3 WHERE run_id = ?1 AND iteration = ?2",
         params![run.get(), iteration, id.get()],
     )?;
-    set_head(conn, run, id, "its iteration trained it", now_ms)
+    Ok(())
 }
 
 fn train_totals(conn: &Connection, unit: &UnitRow, iteration: u32) -> Result<()> {

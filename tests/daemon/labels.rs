@@ -94,8 +94,9 @@ fn log_probs_and_training_take_every_pair_once_and_in_order() {
 #[test]
 fn all_scorers_evaluate_and_the_first_with_a_weight_stands_for_the_iteration() {
     let (scene, _) = run_of_two();
-    // Two policies and the initial one, by three scorers at one temperature.
-    assert_eq!(scene.number("SELECT count(*) FROM evaluations"), 9);
+    // Two policies and the initial one beside the initial one, and the second beside the first, by
+    // three scorers at one temperature.
+    assert_eq!(scene.number("SELECT count(*) FROM evaluations"), 12);
     let shown = "SELECT count(*) FROM iteration_history h JOIN evaluations e
         ON e.iteration = h.iteration JOIN scorers s ON s.id = e.scorer_id
         WHERE s.name = 'reward' AND e.score_mean = h.eval_score_mean
@@ -103,10 +104,11 @@ fn all_scorers_evaluate_and_the_first_with_a_weight_stands_for_the_iteration() {
     assert_eq!(scene.number(shown), 2);
     // The canary and the second scorer are one model, and say the same of the same answers.
     let twins = "SELECT count(*) FROM evaluations a JOIN evaluations b ON a.iteration = b.iteration
-        AND a.policy_id = b.policy_id AND a.score_mean = b.score_mean
+        AND a.policy_id = b.policy_id AND a.baseline_id = b.baseline_id
+        AND a.score_mean = b.score_mean
         JOIN scorers sa ON sa.id = a.scorer_id JOIN scorers sb ON sb.id = b.scorer_id
         WHERE sa.name = 'watch' AND sb.name = 'brief'";
-    assert_eq!(scene.number(twins), 3);
+    assert_eq!(scene.number(twins), 4);
     let watched = "SELECT count(*) FROM iteration_history h JOIN scorer_totals t
         ON t.iteration = h.iteration JOIN scorers s ON s.id = t.scorer_id
         WHERE s.name = 'watch' AND t.score_mean = h.canary_score_mean";

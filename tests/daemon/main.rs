@@ -9,6 +9,7 @@ mod crashes;
 mod disk;
 mod faults;
 mod folders;
+mod gate;
 mod jobs;
 mod labels;
 mod offline;

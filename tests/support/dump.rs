@@ -26,8 +26,9 @@ pub fn try_open(path: &Path) -> rusqlite::Result<Connection> {
 }
 
 /// What each table says, without what may differ between two runs that agree.
-const FACTS: [(&str, &str); 24] = [
-    ("runs", "SELECT name, seed, active FROM runs"),
+const FACTS: [(&str, &str); 25] = [
+    ("runs", "SELECT r.name, r.seed, r.active, h.name, b.name FROM runs r
+         JOIN checkpoints h ON h.id = r.head_id LEFT JOIN checkpoints b ON b.id = r.best_id"),
     ("prompts", "SELECT s.name, p.messages, p.reserved FROM prompts p JOIN uploads u ON u.id = p.upload_id
          JOIN prompt_sets s ON s.id = u.set_id"),
     (
@@ -151,7 +152,8 @@ const FACTS: [(&str, &str); 24] = [
     ),
     (
         "checkpoints",
-        "SELECT r.name, c.name, c.kind, c.iteration, p.name, f.name, c.sha256, c.bytes, c.sound
+        "SELECT r.name, c.name, c.kind, c.iteration, p.name, f.name, c.sha256, c.bytes, c.sound,
+                c.rejected
          FROM checkpoints c JOIN runs r ON r.id = c.run_id
          LEFT JOIN checkpoints p ON p.id = c.parent_id LEFT JOIN checkpoints f ON f.id = c.reference_id",
     ),
@@ -159,9 +161,15 @@ const FACTS: [(&str, &str); 24] = [
         "evaluations",
         "SELECT r.name, e.iteration, c.name, b.name, s.name, e.temperature, e.prompts, e.responses,
                 e.score_mean, e.gain, e.gain_low, e.gain_high, e.win_rate, e.win_rate_low,
-                e.win_rate_high, e.response_tokens_mean, e.truncated_share, e.kl_k3
+                e.win_rate_high, e.response_tokens_mean, e.truncated_share, e.kl_k3,
+                e.repeated_share, e.entropy
          FROM evaluations e JOIN runs r ON r.id = e.run_id JOIN checkpoints c ON c.id = e.policy_id
          JOIN checkpoints b ON b.id = e.baseline_id JOIN scorers s ON s.id = e.scorer_id",
+    ),
+    (
+        "gate_verdicts",
+        "SELECT r.name, g.iteration, g.figure, g.against, g.bound, g.limit_value, g.value, g.held
+         FROM gate_verdicts g JOIN runs r ON r.id = g.run_id",
     ),
     (
         "iteration_history",
@@ -169,7 +177,7 @@ const FACTS: [(&str, &str); 24] = [
                 preferences, ties, without_pair, set_aside, score_mean, score_gap_mean,
                 response_tokens_mean, truncated_share, loss_last, accuracy_last, margin_last, kl_k3,
                 eval_score_mean, eval_win_rate, length_penalty, score_length_correlation,
-                canary_score_mean, offline
+                canary_score_mean, offline, gate
          FROM iteration_history",
     ),
 ];

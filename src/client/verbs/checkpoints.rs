@@ -23,9 +23,13 @@ pub async fn run(daemon: &Daemon, lineage: Option<String>, json: bool) -> Result
     render::result(&for_people(table))
 }
 
-/// Sums cut to what tells them apart, times and sizes as people read them, the head marked.
+/// Columns that are shown as a word behind the name.
+const MARKS: [&str; 3] = ["head", "best", "rejected"];
+
+/// Sums cut to what tells them apart, times and sizes as people read them, head, best and rejected
+/// marked.
 fn for_people(mut table: Table) -> Table {
-    let (head, name) = (table.column("head"), table.column("checkpoint"));
+    let name = table.column("checkpoint");
     for row in &mut table.rows {
         for (column, value) in table.columns.iter().zip(row.iter_mut()) {
             *value = match (column.as_str(), &*value) {
@@ -42,16 +46,22 @@ fn for_people(mut table: Table) -> Table {
                 (_, same) => same.clone(),
             };
         }
-        if let (Some(head), Some(name)) = (head, name)
-            && row.get(head).and_then(Value::as_i64) == Some(1)
-            && let Some(Value::String(name)) = row.get_mut(name)
+        let is = |mark: &&str| {
+            let place = table.columns.iter().position(|column| column == mark);
+            place.and_then(|place| row.get(place)).and_then(Value::as_i64) == Some(1)
+        };
+        let marks: Vec<&str> = MARKS.into_iter().filter(is).collect();
+        if let Some(Value::String(name)) = name.and_then(|name| row.get_mut(name))
+            && !marks.is_empty()
         {
-            name.push_str(" (head)");
+            name.push_str(&format!(" ({})", marks.join(", ")));
         }
     }
-    if let Some(head) = head {
-        table.columns.remove(head);
-        table.rows.iter_mut().for_each(|row| drop(row.remove(head)));
+    for mark in MARKS {
+        if let Some(place) = table.column(mark) {
+            table.columns.remove(place);
+            table.rows.iter_mut().for_each(|row| drop(row.remove(place)));
+        }
     }
     for column in &mut table.columns {
         match column.as_str() {
@@ -72,15 +82,24 @@ mod tests {
     #[test]
     fn the_head_is_marked_and_long_sums_are_cut() {
         let table = Table {
-            columns: ["checkpoint", "head", "bytes", "sha256"].map(str::to_owned).to_vec(),
-            rows: vec![vec![json!("initial"), json!(1), json!(2048), json!("ab".repeat(32))]],
+            columns: ["checkpoint", "head", "bytes", "sha256", "best", "rejected"]
+                .map(str::to_owned)
+                .to_vec(),
+            rows: vec![vec![
+                json!("initial"),
+                json!(1),
+                json!(2048),
+                json!("ab".repeat(32)),
+                json!(1),
+                json!(0),
+            ]],
             truncated: false,
         };
         let shown = for_people(table);
         assert_eq!(shown.columns, ["checkpoint", "size", "sha256"]);
         assert_eq!(
             shown.rows[0],
-            [json!("initial (head)"), json!("2.0 KiB"), json!("abababababab")]
+            [json!("initial (head, best)"), json!("2.0 KiB"), json!("abababababab")]
         );
     }
 }

@@ -72,8 +72,10 @@ fn head(status: &Status) -> String {
                 let by = run.paused_by.as_deref().unwrap_or("the daemon");
                 format!("paused by {by}: {reason}\n")
             });
+            let best = run.best.as_ref().map_or_else(String::new, |best| format!(", best {best}"));
+            let gate = run.gate.as_ref().map_or_else(String::new, |gate| format!("gate: {gate}\n"));
             format!(
-                "run {}: {}{of} iterations done, head {}\n{paused}",
+                "run {}: {}{of} iterations done, head {}{best}\n{gate}{paused}",
                 run.name, run.iterations_done, run.head
             )
         }
@@ -183,6 +185,8 @@ mod tests {
                 name: "main".to_owned(),
                 head: "initial".to_owned(),
                 iterations_max: 3,
+                best: Some("initial".to_owned()),
+                gate: Some("iteration 1 failed: win_rate 0.400 < 0.500 (initial)".to_owned()),
                 ..RunStatus::default()
             }),
             prompts: PromptsStatus { fresh: 120, reserved: 16, per_iteration: 20_000 },
@@ -191,7 +195,8 @@ mod tests {
         };
         assert_eq!(
             page(&status),
-            "run main: 0 of 3 iterations done, head initial\n\
+            "run main: 0 of 3 iterations done, head initial, best initial\n\
+             gate: iteration 1 failed: win_rate 0.400 < 0.500 (initial)\n\
              prompts: 120 fresh, 16 kept for evaluation; an iteration takes 20,000\n\
              \nwaits for: 120 of 20,000 prompts; or `rlhfctl start`\n"
         );

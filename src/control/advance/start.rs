@@ -32,6 +32,9 @@ pub(super) async fn between_iterations(
             "the run has ended after {done} iterations; raise [run] iterations_max to go on"
         )));
     }
+    if let Some(sentence) = out_of_patience(ctx, config, run).await? {
+        return Ok(Advanced::waits(sentence));
+    }
     let scorers = match scorers(ctx, config, run).await? {
         Ok(scorers) => scorers,
         Err(sentence) => return Ok(Advanced::waits(sentence)),
@@ -52,6 +55,27 @@ pub(super) async fn between_iterations(
         Some(sentence) => Ok(Advanced::waits(sentence)),
         None => start(ctx, config, run, &scorers).await,
     }
+}
+
+/// Why the run has ended early: its last iterations gave no better policy.
+async fn out_of_patience(
+    ctx: &OrderContext,
+    config: &CheckedConfig,
+    run: &Run,
+) -> Result<Option<String>, AskError> {
+    let (patience, id) = (config.run.patience, run.id);
+    let Some(best) = run.best.filter(|_| patience > 0) else { return Ok(None) };
+    let (since, name) = ctx
+        .stage
+        .store
+        .read(move |r| Ok((r.iterations_since(id, best)?, r.checkpoint(best)?.name)))
+        .await?;
+    Ok((since >= patience).then(|| {
+        format!(
+            "the run has ended: the last {since} iterations gave no better policy than {name}; raise \
+             [run] patience to go on"
+        )
+    }))
 }
 
 struct Known {

@@ -1,6 +1,6 @@
 //! Checkpoint: the folder that a train unit published is held against its manifest and admitted.
 //!
-//! In: a folder. Out: the row, and the head (or the done job). May not enter: weights.
+//! In: a folder. Out: the row (or the done job). May not enter: weights.
 
 use rlhfd_domain::checkpoint::{CheckpointKind, job_checkpoint_name};
 use rlhfd_protocol::worker::Summary;

@@ -6,6 +6,7 @@
 
 pub mod checkpoint;
 pub mod folders;
+pub mod gate;
 pub mod generate;
 pub mod logprobs;
 pub mod offline;

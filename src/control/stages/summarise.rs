@@ -1,22 +1,28 @@
-//! Summarise: the new policy beside the initial one, per scorer and temperature; it ends the
-//! iteration.
+//! Summarise: the new policy beside the initial one and the one before, per scorer and temperature;
+//! the gate's verdict; it ends the iteration.
 //!
-//! In: answered, scored evaluation prompts. Out: evaluation rows with intervals. Deterministic: the
-//! bootstrap is seeded by the run. May not enter: statistics (`rlhfd_domain::evaluation`).
+//! In: answered, scored evaluation prompts. Out: evaluation rows with intervals, where the head goes.
+//! Deterministic: the bootstrap is seeded by the run. May not enter: statistics
+//! (`rlhfd_domain::evaluation`), the gate's figures (`stages::gate`).
 
-use rlhfd_config::CheckedConfig;
+use rlhfd_config::{CheckedConfig, GateFailure, ScorerRole};
+use rlhfd_domain::checkpoint::iteration_name;
 use rlhfd_domain::evaluation::compare;
-use rlhfd_domain::{RunId, ScorerId};
+use rlhfd_domain::gate::{OnFail, Verdict};
+use rlhfd_domain::{CheckpointId, RunId, ScorerId};
 use rlhfd_protocol::worker::Summary;
-use rlhfd_store::{Iteration, NewEvaluation, PairedAnswers, Reader, Run, StoreError};
+use rlhfd_store::{
+    Iteration, NewEvaluation, NewSummary, PairedAnswers, Reader, Run, Scorer, StoreError,
+};
 
+use super::gate::Evidence;
 use crate::actors::stage::{Perform, StageContext, StageError, finish};
 use crate::handles::now_ms;
 
 /// The divergence is estimated from answers at this temperature only.
 const KL_TEMPERATURE: f64 = 1.0;
 
-/// Writes the iteration's evaluations.
+/// Writes the iteration's evaluations and its verdict.
 pub async fn perform(ctx: &StageContext, work: &Perform) -> Result<(), StageError> {
     let unit = &work.unit;
     let config = ctx.config_of(unit).await?;
@@ -24,9 +30,9 @@ pub async fn perform(ctx: &StageContext, work: &Perform) -> Result<(), StageErro
         return Err(StageError::Input(format!("the unit {} names no iteration", unit.key)));
     };
     let id = unit.run;
-    let rows = ctx.store.read(move |reader| evaluate(reader, id, number, &config)).await?;
+    let summary = ctx.store.read(move |reader| summary(reader, id, number, &config)).await?;
     let finish = finish(unit, work.attempt, &Summary::default());
-    ctx.write_patiently(move |s| s.finish_summarise(&finish, &rows, now_ms())).await?;
+    ctx.write_patiently(move |s| s.finish_summarise(&finish, &summary, now_ms())).await?;
     Ok(())
 }
 
@@ -35,74 +41,110 @@ struct Evaluated<'a> {
     reader: &'a Reader,
     run: Run,
     iteration: Iteration,
-    scorers: Vec<ScorerId>,
-    initial_lane: String,
+    scorers: Vec<Scorer>,
     config: &'a CheckedConfig,
 }
 
-/// Rows of the new policy, then of the initial policy itself, per scorer and temperature. The first
-/// row stands for the iteration: its own policy's, by the first scorer that pairing goes by.
-fn evaluate(
+/// A policy and its answers.
+struct Side {
+    /// 0: the initial policy.
+    iteration: u32,
+    policy: CheckpointId,
+    lane: String,
+}
+
+fn summary(
     reader: &Reader,
     run: RunId,
     number: u32,
     config: &CheckedConfig,
-) -> Result<Vec<NewEvaluation>, StoreError> {
-    let iteration = reader.iteration(run, number)?;
+) -> Result<NewSummary, StoreError> {
     let known = reader.iteration_scorers(run, number)?;
-    let scorers = super::pair::in_order(config, &known).into_iter().map(|scorer| scorer.id);
     let of = Evaluated {
         reader,
         run: reader.run(run)?,
-        iteration,
-        scorers: scorers.collect(),
-        initial_lane: super::plan::initial_lane(config),
+        iteration: reader.iteration(run, number)?,
+        scorers: super::pair::in_order(config, &known),
         config,
     };
-    let mut rows = Vec::new();
-    of.policy(number, &mut rows)?;
-    of.policy(0, &mut rows)?;
-    Ok(rows)
+    let evaluations = of.rows()?;
+    let verdict = of.verdict(&evaluations)?;
+    Ok(NewSummary {
+        evaluations,
+        verdict,
+        on_fail: match config.gate.on_fail {
+            GateFailure::KeepHead => OnFail::KeepHead,
+            GateFailure::Pause => OnFail::Pause,
+        },
+        ranked_by: of.first(),
+    })
 }
 
 impl Evaluated<'_> {
-    /// The rows of iteration `number`'s policy; 0: the initial one, as its own baseline.
-    fn policy(&self, number: u32, rows: &mut Vec<NewEvaluation>) -> Result<(), StoreError> {
-        let Some(trained) = self.iteration.policy_out else { return Ok(()) };
-        let (lane, policy) = match number {
-            0 => (self.initial_lane.clone(), self.run.initial),
-            number => (rlhfd_domain::checkpoint::iteration_name(number), trained),
-        };
+    /// Rows of the new policy, then of the initial policy itself, then of the new one beside the one
+    /// before, per scorer and temperature. The first row stands for the iteration: its own policy's
+    /// beside the initial one, by the first scorer that pairing goes by.
+    fn rows(&self) -> Result<Vec<NewEvaluation>, StoreError> {
+        let mut rows = Vec::new();
+        let Some(policy) = self.iteration.policy_out else { return Ok(rows) };
+        let number = self.iteration.iteration;
+        let trained = Side { iteration: number, policy, lane: iteration_name(number) };
+        let lane = super::plan::initial_lane(self.config);
+        let initial = Side { iteration: 0, policy: self.run.initial, lane };
+        self.compared(&trained, &initial, &mut rows)?;
+        self.compared(&initial, &initial, &mut rows)?;
+        if let Some(previous) = self.previous(&initial.lane)? {
+            self.compared(&trained, &previous, &mut rows)?;
+        }
+        Ok(rows)
+    }
+
+    /// The policy that the iteration began with, where it is not the initial one and answered with
+    /// the same settings.
+    fn previous(&self, initial_lane: &str) -> Result<Option<Side>, StoreError> {
+        let policy = self.reader.checkpoint(self.iteration.policy_in)?;
+        let Some(iteration) = policy.iteration else { return Ok(None) };
+        let frozen = self.reader.iteration(self.run.id, iteration)?.config;
+        let same = self
+            .config
+            .with_frozen(&frozen)
+            .is_ok_and(|config| super::plan::initial_lane(&config) == initial_lane);
+        let lane = iteration_name(iteration);
+        Ok(same.then_some(Side { iteration, policy: policy.id, lane }))
+    }
+
+    fn compared(
+        &self,
+        policy: &Side,
+        baseline: &Side,
+        rows: &mut Vec<NewEvaluation>,
+    ) -> Result<(), StoreError> {
         let prompts = self.iteration.evaluate;
-        let kl_k3 = self.kl_k3(number, &lane)?;
+        let kl_k3 = self.kl_k3(policy)?;
         for scorer in &self.scorers {
             for temperature in &self.config.evaluate.temperatures {
                 let answers = PairedAnswers {
                     run: self.run.id,
-                    lane: &lane,
-                    baseline_lane: &self.initial_lane,
-                    scorer: *scorer,
+                    lane: &policy.lane,
+                    baseline_lane: &baseline.lane,
+                    scorer: scorer.id,
                     temperature: *temperature,
                     prompts,
                 };
                 let scores = self.reader.paired_scores(&answers)?;
                 let samples = self.config.evaluate.bootstrap_samples;
                 let comparison = compare(&scores, samples, self.run.seed);
-                let shape = self.reader.lane_shape(self.run.id, &lane, *temperature, prompts)?;
-                let (Some(comparison), Some((response_tokens_mean, truncated_share))) =
-                    (comparison, shape)
-                else {
-                    continue;
-                };
+                let shape =
+                    self.reader.lane_shape(self.run.id, &policy.lane, *temperature, prompts)?;
+                let (Some(comparison), Some(shape)) = (comparison, shape) else { continue };
                 rows.push(NewEvaluation {
-                    iteration: number,
-                    policy,
-                    baseline: self.run.initial,
-                    scorer: *scorer,
+                    iteration: policy.iteration,
+                    policy: policy.policy,
+                    baseline: baseline.policy,
+                    scorer: scorer.id,
                     temperature: *temperature,
                     comparison,
-                    response_tokens_mean,
-                    truncated_share,
+                    shape,
                     kl_k3: kl_k3.filter(|_| at_kl_temperature(*temperature)),
                 });
             }
@@ -110,12 +152,45 @@ impl Evaluated<'_> {
         Ok(())
     }
 
-    fn kl_k3(&self, number: u32, lane: &str) -> Result<Option<f64>, StoreError> {
+    fn kl_k3(&self, policy: &Side) -> Result<Option<f64>, StoreError> {
         let temperatures = &self.config.evaluate.temperatures;
-        if number == 0 || !temperatures.iter().any(|temperature| at_kl_temperature(*temperature)) {
+        let measured = temperatures.iter().any(|temperature| at_kl_temperature(*temperature));
+        if policy.iteration == 0 || !measured {
             return Ok(None);
         }
-        self.reader.kl_k3(self.run.id, lane, self.run.reference, self.iteration.evaluate)
+        let (reference, prompts) = (self.run.reference, self.iteration.evaluate);
+        self.reader.kl_k3(self.run.id, &policy.lane, reference, prompts)
+    }
+
+    /// Who stands for the iteration, at which temperature.
+    fn first(&self) -> Option<(ScorerId, f64)> {
+        let scorer = self.scorers.first()?.id;
+        Some((scorer, *self.config.evaluate.temperatures.first()?))
+    }
+
+    fn verdict(&self, rows: &[NewEvaluation]) -> Result<Option<Verdict>, StoreError> {
+        let train = format!("{}/train", self.iteration.iteration);
+        let steps = match self.reader.unit_by_key(self.run.id, &train)? {
+            Some(unit) => self.reader.training_steps(unit.id)?,
+            None => Vec::new(),
+        };
+        let is_canary = |scorer: &&Scorer| {
+            let used = self.config.label.scorer(&scorer.name);
+            used.is_some_and(|used| used.role == ScorerRole::Canary)
+        };
+        let canaries: Vec<ScorerId> =
+            self.scorers.iter().filter(is_canary).map(|scorer| scorer.id).collect();
+        let evidence = Evidence {
+            gate: &self.config.gate,
+            iteration: &self.iteration,
+            initial: self.run.initial,
+            rows,
+            first: self.first(),
+            canaries: &canaries,
+            steps: &steps,
+            beta: self.config.train.settings.beta,
+        };
+        Ok(evidence.verdict())
     }
 }
 

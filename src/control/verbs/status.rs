@@ -18,6 +18,8 @@ use crate::live::{Live, LiveWorker};
 #[derive(Debug, Default)]
 struct Stored {
     run: Option<(status::RunStatus, String)>,
+    best: Option<String>,
+    gate: Option<String>,
     reserved: u64,
     /// Names, and the beginnings of their units' keys.
     open_jobs: Vec<(String, String)>,
@@ -39,9 +41,12 @@ fn read(reader: &Reader) -> Result<Stored> {
         last_event: reader.last_event()?.get(),
         ..Stored::default()
     };
-    if let Some(Run { id, head, .. }) = run {
+    if let Some(Run { id, head, best, .. }) = run {
+        stored.best = best.map(|best| name(reader, best)).transpose()?;
+        let failed = reader.gate_failed(id)?;
+        stored.gate = failed.map(|(iteration, words)| format!("iteration {iteration} {words}"));
         stored.open_jobs = open_jobs(reader, id)?;
-        stored.run = Some((reader.status(id)?, head_name(reader, head)?));
+        stored.run = Some((reader.status(id)?, name(reader, head)?));
     }
     Ok(stored)
 }
@@ -55,8 +60,8 @@ fn open_jobs(reader: &Reader, run: rlhfd_domain::RunId) -> Result<Vec<(String, S
     Ok(open.map(told).collect())
 }
 
-fn head_name(reader: &Reader, head: CheckpointId) -> Result<String> {
-    Ok(reader.checkpoint(head)?.name)
+fn name(reader: &Reader, checkpoint: CheckpointId) -> Result<String> {
+    Ok(reader.checkpoint(checkpoint)?.name)
 }
 
 fn whole(app: &AppState, stored: Stored, live: Live) -> Status {
@@ -68,6 +73,8 @@ fn whole(app: &AppState, stored: Stored, live: Live) -> Status {
         iterations_max: config.run.iterations_max,
         paused_by: status.run.paused.as_ref().map(|paused| paused.by.label().to_owned()),
         paused_reason: status.run.paused.as_ref().map(|paused| paused.reason.clone()),
+        best: stored.best.clone(),
+        gate: stored.gate.clone(),
     });
     let prompts = PromptsStatus {
         fresh: stored.run.as_ref().map_or(0, |(status, _)| status.fresh),

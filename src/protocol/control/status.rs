@@ -60,6 +60,12 @@ pub struct RunStatus {
     /// Why it is paused.
     #[serde(default)]
     pub paused_reason: Option<String>,
+    /// The name of its best policy by evaluation.
+    #[serde(default)]
+    pub best: Option<String>,
+    /// What the newest iteration's gate said, where it failed.
+    #[serde(default)]
+    pub gate: Option<String>,
 }
 
 /// The open iteration.

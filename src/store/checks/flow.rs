@@ -2,6 +2,7 @@
 
 use rlhfd_domain::checkpoint::{CheckpointKind, iteration_name};
 use rlhfd_domain::evaluation::compare;
+use rlhfd_domain::gate::{OnFail, Verdict};
 use rlhfd_domain::label::combine::Normalise;
 use rlhfd_domain::label::penalty::{Fit, LengthUnit};
 use rlhfd_domain::preference::{Arms, Choice, PairRule, Unfinished};
@@ -11,8 +12,8 @@ use rlhfd_domain::{CheckpointId, ScorerId};
 
 use super::*;
 use crate::{
-    Generated, Logprobs, NewCheckpoint, NewEvaluation, NewIteration, NewResponse, PairedAnswers,
-    Penalty, Scored, ScorerUse, Scoring,
+    Generated, Logprobs, NewCheckpoint, NewEvaluation, NewIteration, NewResponse, NewSummary,
+    PairedAnswers, Penalty, Scored, ScorerUse, Scoring,
 };
 
 pub(crate) const INITIAL: &str = "initial-0a1b2c3d";
@@ -34,6 +35,8 @@ pub(crate) struct Flow {
     /// Responses of a prompt.
     pub(crate) samples: u32,
     pub(crate) offline: crate::OfflineUse,
+    /// What a gate says of the next iterations.
+    pub(crate) verdict: Option<Verdict>,
 }
 
 impl Flow {
@@ -44,7 +47,7 @@ impl Flow {
         let sum = "5".repeat(64);
         let scorer = bench.store.scorer("help", "reward", "models/help", &sum).unwrap();
         let offline = crate::OfflineUse::default();
-        Self { bench, run, scorer, others: Vec::new(), samples: 2, offline }
+        Self { bench, run, scorer, others: Vec::new(), samples: 2, offline, verdict: None }
     }
 
     pub(crate) fn start(&mut self, prompts: u64, evaluate: u64) -> u32 {
@@ -172,11 +175,16 @@ impl Flow {
             scorer: self.scorer,
             temperature: 1.0,
             comparison: compare(&scores, 200, 1).unwrap(),
-            response_tokens_mean: shape.0,
-            truncated_share: shape.1,
+            shape,
             kl_k3: store.kl_k3(self.run, &lane, run.reference, row.evaluate).unwrap(),
         };
-        store.finish_summarise(&end, &[evaluation], NOW + 9_000).unwrap();
+        let summary = NewSummary {
+            evaluations: vec![evaluation],
+            verdict: self.verdict.clone(),
+            on_fail: OnFail::KeepHead,
+            ranked_by: Some((self.scorer, 1.0)),
+        };
+        store.finish_summarise(&end, &summary, NOW + 9_000).unwrap();
         end
     }
 }

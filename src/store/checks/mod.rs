@@ -6,6 +6,7 @@
 mod deaths;
 mod draw;
 mod flow;
+mod gate;
 mod iteration;
 mod labels;
 mod offline;
