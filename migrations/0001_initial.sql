@@ -11,6 +11,9 @@ CREATE TABLE runs (
     id             INTEGER PRIMARY KEY,
     name           TEXT    NOT NULL UNIQUE,
     seed           INTEGER NOT NULL,
+    base_id        INTEGER NOT NULL REFERENCES checkpoints(id) DEFERRABLE INITIALLY DEFERRED, -- [run] policy
+    start_job      TEXT,                       -- the sft job whose policy the run begins with; null: with its base
+    -- The base until that job's checkpoint is admitted, which moves all three at once.
     initial_id     INTEGER NOT NULL REFERENCES checkpoints(id) DEFERRABLE INITIALLY DEFERRED,
     reference_id   INTEGER NOT NULL REFERENCES checkpoints(id) DEFERRABLE INITIALLY DEFERRED,
     head_id        INTEGER NOT NULL REFERENCES checkpoints(id) DEFERRABLE INITIALLY DEFERRED,
@@ -227,8 +230,8 @@ CREATE TABLE training_jobs (
     upload_id      INTEGER REFERENCES uploads(id),
     config         TEXT    NOT NULL,
     config_sha256  TEXT    NOT NULL,
-    base_path      TEXT    NOT NULL,
-    base_sha256    TEXT    NOT NULL,
+    base_path      TEXT,                       -- null: the policy of the run's start job, which is awaited
+    base_sha256    TEXT,
     checkpoint_id  INTEGER REFERENCES checkpoints(id),
     status         TEXT    NOT NULL DEFAULT 'open' CHECK (status IN ('open', 'done', 'failed', 'cancelled')),
     reason         TEXT,
@@ -506,8 +509,8 @@ CREATE TABLE training_reports (
 CREATE TABLE checkpoints (
     id             INTEGER PRIMARY KEY,
     run_id         INTEGER NOT NULL REFERENCES runs(id),
-    name           TEXT    NOT NULL,           -- initial, reference, iteration-0001, sft-NAME, reward-NAME, …
-    kind           TEXT    NOT NULL CHECK (kind IN ('initial', 'reference', 'policy', 'reward', 'preference')),
+    name           TEXT    NOT NULL,           -- base, initial, reference, iteration-0001, sft-NAME, reward-NAME, …
+    kind           TEXT    NOT NULL CHECK (kind IN ('base', 'initial', 'reference', 'policy', 'reward', 'preference')),
     iteration      INTEGER,
     parent_id      INTEGER REFERENCES checkpoints(id),
     reference_id   INTEGER REFERENCES checkpoints(id),

@@ -279,6 +279,36 @@ fn an_adapter_goes_on_over_the_initial_policy_and_killed_it_ends_the_same() {
     dump::assert_same(&undisturbed, &dump::dump(&scene.database()), "worker, train with LoRA");
 }
 
+#[test]
+fn a_chain_of_trainings_and_an_iteration_runs_on_a_tiny_model_without_a_command() {
+    let steps = "epochs = 1\nlearning_rate = 1e-3\nsave_every_steps = 2";
+    let settings = settings()
+        .set("run", "start", "\"sft/main\"")
+        .set("run", "iterations_max", "1")
+        .with("[label.scorers]", "name = \"reward\"\njob = \"reward/main\"")
+        .with("sft", &format!("data = [\"talk.jsonl\"]\nblock_tokens = 64\n{steps}"))
+        .with("reward", &format!("data = [\"kept.jsonl\"]\nbatch_pairs = 2\n{steps}"));
+    let Some(scene) = Scene::real(&settings) else { return };
+    offline_pairs(&scene);
+    let turn = |role: &str, text: &str| serde_json::json!({"role": role, "content": text});
+    let talk = |n: usize| {
+        let turns = [turn("user", &format!("say {n}")), turn("assistant", &format!("e e {n}"))];
+        serde_json::json!({ "messages": turns }).to_string() + "\n"
+    };
+    scene.write("talk.jsonl", &(0..8).map(talk).collect::<String>());
+    let _daemon = scene.start();
+    queue(&scene);
+    scene.wait_iterations(1);
+    let moved = "SELECT count(DISTINCT sha256) FROM checkpoints";
+    assert_eq!(scene.number(moved), 4, "base, sft-main, reward-main, iteration-0001");
+    let held = "SELECT count(*) FROM runs r JOIN checkpoints c ON c.id = r.reference_id
+        AND c.id = r.initial_id WHERE c.name = 'sft-main'";
+    assert_eq!(scene.number(held), 1);
+    let first = "SELECT abs(loss - 0.693147) < 0.001 FROM training_steps t
+                 JOIN units u ON u.id = t.unit_id WHERE u.work = 'train_dpo' AND t.step = 1";
+    assert_eq!(scene.number(first), 1, "the policy begins where its reference is");
+}
+
 /// Offline pairs as whole conversations, which file mode and daemon read alike.
 fn offline_pairs(scene: &Scene) -> String {
     let side = |question: &str, answer: &str| {

@@ -11,7 +11,7 @@ use crate::problem::{ConfigError, Findings, Problems};
 use crate::raw::{self, Given, RawTable, RawValue};
 use crate::sections::{
     ArmConfig, ControlConfig, DevicesConfig, EvaluateConfig, GateConfig, GenerateConfig,
-    LabelConfig, PairConfig, PreferenceConfig, PromptsConfig, RewardConfig, RunConfig,
+    LabelConfig, PairConfig, PreferenceConfig, PromptsConfig, RewardConfig, RunConfig, RunStart,
     SchedulerConfig, SftConfig, StoreConfig, TrainConfig, WorkerConfig,
 };
 use crate::spelling::nearest;
@@ -101,7 +101,7 @@ impl CheckedConfig {
         self.run.reference.as_ref().map_or(&self.run.policy.path, |place| &place.path)
     }
 
-    /// What supervised fine-tuning starts from: the initial policy where nothing is named.
+    /// What supervised fine-tuning starts from: the run's policy where nothing is named.
     #[must_use]
     pub fn sft_base_path(&self) -> &Path {
         self.sft.base.as_ref().map_or(&self.run.policy.path, |place| &place.path)
@@ -168,6 +168,8 @@ fn build(table: &RawTable, base_dir: &Path, findings: &mut Findings) -> Option<C
     let fine_tuning = TrainSettings::checked(Training::Sft, &sft, &defaults, findings)?;
     let bradley_terry = TrainSettings::checked(Training::Reward, &reward, &defaults, findings)?;
     let comparing = TrainSettings::checked(Training::Preference, &preference, &defaults, findings)?;
+    let run_config = RunConfig::of(&run, &run, base_dir)?;
+    start(&run_config, &sft, findings);
     let generate = GenerateConfig::of(&generate, arms, base_dir)?;
     let scheduler_line = scheduler.line_of("silence_timeout_s");
     let scheduler = SchedulerConfig::of(&scheduler, &scheduler, base_dir)?;
@@ -180,7 +182,7 @@ fn build(table: &RawTable, base_dir: &Path, findings: &mut Findings) -> Option<C
     }
     Some(CheckedConfig {
         base_dir: base_dir.to_path_buf(),
-        run: RunConfig::of(&run, &run, base_dir)?,
+        run: run_config,
         control: ControlConfig::of(&control, &control, base_dir)?,
         store: StoreConfig::of(&store, &store, base_dir)?,
         devices: DevicesConfig::of(&devices, base_dir)?,
@@ -197,6 +199,15 @@ fn build(table: &RawTable, base_dir: &Path, findings: &mut Findings) -> Option<C
         reward: RewardConfig::of(&reward, bradley_terry, base_dir)?,
         preference: PreferenceConfig::of(&preference, comparing, base_dir)?,
     })
+}
+
+/// A training that the run begins with starts from the run's own policy.
+fn start(run: &RunConfig, sft: &Entry, findings: &mut Findings) {
+    if run.start != RunStart::Policy && sft.value("base").is_some() {
+        let what = "is given, and [run] start begins with what is made of [run] policy: leave one of \
+                    them out";
+        findings.add(sft.line_of("base"), "sft.base", what.to_owned());
+    }
 }
 
 /// The values of one section; all defaults where the text has no such table.

@@ -36,8 +36,12 @@ pub enum Kind {
     Name,
     /// A path; a relative one is meant from the configuration's folder.
     Path,
+    /// Paths, none twice; the list may be empty.
+    Paths,
     /// A training job's checkpoint, as `reward/NAME`.
     Job,
+    /// What a run begins with: `policy`, or a training job's checkpoint, as `sft/NAME`.
+    Start,
     /// A list of numbers, none twice, at least one.
     Numbers {
         /// The lower end of each.

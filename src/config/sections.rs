@@ -15,7 +15,7 @@ pub use self::label::{
     LabelConfig, LengthUnit, Normalise, PairArms, PairConfig, PairRule, ScorePosition,
     ScorerConfig, ScorerModel, ScorerRole, Unfinished,
 };
-pub use crate::setting::Place;
+pub use crate::setting::{Place, RunStart};
 use crate::setting::{Setting, section, words};
 use crate::train::{History, TrainSettings, Training};
 use crate::values::{Entry, Value};
@@ -40,6 +40,8 @@ section! {
         name: String,
         /// The initial policy's folder.
         policy: Place,
+        /// What the run begins with.
+        start: RunStart,
         /// The reference's folder; `None`: the initial policy.
         reference: Option<Place>,
         /// At most `i64::MAX`.
@@ -214,11 +216,22 @@ pub struct EvaluateConfig {
     pub bootstrap_samples: u32,
 }
 
+/// Data that a section names, and the training job that the daemon makes from it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct JobData {
+    /// The files, in training order; none: the job is asked for by a client.
+    pub files: Vec<Place>,
+    /// The job's name.
+    pub job: String,
+}
+
 /// `[reward]`.
 #[derive(Debug, Clone, PartialEq)]
 pub struct RewardConfig {
     /// What it starts from; `None`: the run's initial policy.
     pub base: Option<Place>,
+    /// What it is trained on.
+    pub data: JobData,
     /// What the worker gets.
     pub settings: TrainSettings,
     /// When it saves.
@@ -295,6 +308,16 @@ impl SavePolicy {
     }
 }
 
+impl JobData {
+    pub(crate) fn of(entry: &Entry, base_dir: &Path) -> Option<Self> {
+        Some(Self { files: get(entry, "data", base_dir)?, job: get(entry, "job", base_dir)? })
+    }
+
+    pub(crate) fn values(&self) -> Rows {
+        vec![("data", self.files.value()), ("job", self.job.value())]
+    }
+}
+
 impl TrainConfig {
     pub(crate) fn of(entry: &Entry, settings: TrainSettings, base_dir: &Path) -> Option<Self> {
         Some(Self {
@@ -344,11 +367,13 @@ impl EvaluateConfig {
 impl RewardConfig {
     pub(crate) fn of(entry: &Entry, settings: TrainSettings, base_dir: &Path) -> Option<Self> {
         let base = get(entry, "base", base_dir)?;
-        Some(Self { base, settings, save: SavePolicy::of(entry, base_dir)? })
+        let data = JobData::of(entry, base_dir)?;
+        Some(Self { base, data, settings, save: SavePolicy::of(entry, base_dir)? })
     }
 
     pub(crate) fn values(&self) -> Rows {
         let mut rows = vec![("base", self.base.value())];
+        rows.extend(self.data.values());
         rows.extend(self.settings.rows(Training::Reward));
         rows.extend(self.save.values());
         rows

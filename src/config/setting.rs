@@ -111,6 +111,55 @@ impl Setting for Vec<f64> {
     }
 }
 
+impl Setting for Vec<Place> {
+    fn of(value: Option<&Value>, base_dir: &Path) -> Option<Self> {
+        let Some(Value::Texts(given)) = value else { return None };
+        let place = |given: &String| Place { given: given.clone(), path: base_dir.join(given) };
+        Some(given.iter().map(place).collect())
+    }
+
+    fn value(&self) -> Option<Value> {
+        Some(Value::Texts(self.iter().map(|place| place.given.clone()).collect()))
+    }
+}
+
+/// What a run begins with.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum RunStart {
+    /// `[run] policy` itself.
+    Policy,
+    /// What the supervised fine-tuning of this name makes of it.
+    SftJob(String),
+}
+
+impl RunStart {
+    /// The supervised fine-tuning that it begins with.
+    #[must_use]
+    pub fn job(&self) -> Option<&str> {
+        match self {
+            Self::Policy => None,
+            Self::SftJob(name) => Some(name),
+        }
+    }
+}
+
+impl Setting for RunStart {
+    fn of(value: Option<&Value>, base_dir: &Path) -> Option<Self> {
+        let text = String::of(value, base_dir)?;
+        Some(match text.strip_prefix("sft/") {
+            Some(name) => Self::SftJob(name.to_owned()),
+            None => Self::Policy,
+        })
+    }
+
+    fn value(&self) -> Option<Value> {
+        Some(Value::Text(match self {
+            Self::Policy => "policy".to_owned(),
+            Self::SftJob(name) => format!("sft/{name}"),
+        }))
+    }
+}
+
 /// Which linear maps of a model get an adapter.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum LoraTargets {

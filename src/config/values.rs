@@ -150,9 +150,14 @@ fn accept(kind: Kind, value: &RawValue) -> Option<Value> {
         }
         (Kind::Name, RawValue::Text(text)) => is_name(text).then(|| Value::Text(text.clone())),
         (Kind::Path, RawValue::Text(text)) => is_path(text).then(|| Value::Text(text.clone())),
+        (Kind::Paths, RawValue::List(items)) => paths(items),
         (Kind::Job, RawValue::Text(text)) => {
             let job = text.strip_prefix("reward/");
             job.is_some_and(is_name).then(|| Value::Text(text.clone()))
+        }
+        (Kind::Start, RawValue::Text(text)) => {
+            let job = text.strip_prefix("sft/").is_some_and(is_set_name);
+            (job || text == "policy").then(|| Value::Text(text.clone()))
         }
         (Kind::Numbers { low, high }, RawValue::List(items)) => numbers(items, low, high),
         (Kind::Modules, RawValue::Text(text)) if text == ALL_LINEAR => {
@@ -217,10 +222,29 @@ fn sets(items: &[Given]) -> Option<Value> {
     let mut list: Vec<String> = Vec::new();
     for item in items {
         let RawValue::Text(text) = &item.value else { return None };
-        if !is_name(text) || text.chars().any(|c| c.is_ascii_uppercase()) || list.contains(text) {
+        if !is_set_name(text) || list.contains(text) {
             return None;
         }
         list.push(text.clone());
+    }
+    (list.len() <= LIST_MAX).then_some(Value::Texts(list))
+}
+
+/// A name as uploads give it to their sets and jobs.
+fn is_set_name(text: &str) -> bool {
+    is_name(text) && !text.chars().any(|c| c.is_ascii_uppercase())
+}
+
+/// Paths, none twice.
+fn paths(items: &[Given]) -> Option<Value> {
+    let mut list: Vec<String> = Vec::new();
+    for item in items {
+        match &item.value {
+            RawValue::Text(text) if is_path(text) && !list.contains(text) => {
+                list.push(text.clone())
+            }
+            _ => return None,
+        }
     }
     (list.len() <= LIST_MAX).then_some(Value::Texts(list))
 }
@@ -269,7 +293,9 @@ pub(crate) fn wanted(kind: Kind) -> String {
                        beginning with a letter or digit"
             .to_owned(),
         Kind::Path => "a path, in quotes".to_owned(),
+        Kind::Paths => "a list of different paths, each in quotes".to_owned(),
         Kind::Job => "\"reward/NAME\", NAME being the training job's".to_owned(),
+        Kind::Start => "\"policy\" or \"sft/NAME\", NAME being the training job's".to_owned(),
         Kind::Numbers { low, high } => {
             format!("a list of different numbers, each{}", range(low, high))
         }

@@ -4,6 +4,7 @@
 //! each, and doing it twice changes nothing, so that a look may be cut off at any point. May not
 //! enter: workers.
 
+mod jobs;
 mod start;
 mod words;
 
@@ -33,6 +34,8 @@ pub struct Advanced {
     pub ready: bool,
     /// What has to happen before the run goes on, as whole sentences.
     pub waits_for: Vec<String>,
+    /// What the configuration says and nothing follows yet, as a sentence.
+    pub pending: Option<String>,
 }
 
 impl Advanced {
@@ -81,11 +84,11 @@ pub async fn advance(ctx: &OrderContext) -> Result<Advanced, AskError> {
             )
         })
     });
-    ctx.live.change(|live| live.config_pending = pending);
     let mut advanced = match current {
-        Some(_) => Advanced::default(),
+        Some(_) => Advanced { pending, ..Advanced::default() },
         None => between_iterations(ctx, &config, &run).await?,
     };
+    ctx.live.change(|live| live.config_pending = advanced.pending.take());
     advanced.ready |= !ready.is_empty();
     if advanced.ready {
         advanced.waits_for.extend(ctx.live.now().faults.into_values());
@@ -105,8 +108,7 @@ pub async fn open_run(
     let reference = match &config.run.reference {
         None => None,
         Some(place) => match identity(ctx, &place.path).await? {
-            // The very same model needs no row of its own.
-            Ok(identity) => Some(identity).filter(|reference| reference.sha256 != policy.sha256),
+            Ok(identity) => Some(identity),
             Err(sentence) => return Ok(Err(sentence)),
         },
     };
@@ -114,7 +116,14 @@ pub async fn open_run(
         Ok(name) => name,
         Err(error) => return Ok(Err(error.to_string())),
     };
-    let identity = RunIdentity { name, seed: config.run.seed, policy, reference };
+    let start_job = match config.run.start.job().map(|job| Name::parse(job, "training job")) {
+        Some(Err(error)) => return Ok(Err(error.to_string())),
+        Some(Ok(job)) => Some(job),
+        None => None,
+    };
+    // The very same model needs no row of its own, unless the policy moves away from it.
+    let reference = reference.filter(|model| start_job.is_some() || model.sha256 != policy.sha256);
+    let identity = RunIdentity { name, seed: config.run.seed, policy, start_job, reference };
     let active = ctx.stage.store.read(|r| r.active_run()).await?;
     if let Some(run) = active.filter(|run| run.name == identity.name.as_str()) {
         let same = matches(ctx, &run, &identity).await?;
@@ -131,17 +140,26 @@ pub async fn open_run(
 
 /// Whether the active run is this one already: then nothing is written at every look.
 async fn matches(ctx: &OrderContext, run: &Run, identity: &RunIdentity) -> Result<bool, AskError> {
-    let (initial, reference) = (run.initial, run.reference);
-    let (initial, reference) = ctx
+    let (base, reference) = (run.base, run.named_reference());
+    let (base, reference) = ctx
         .stage
         .store
-        .read(move |r| Ok((r.checkpoint(initial)?, r.checkpoint(reference)?)))
+        .read(move |r| {
+            let reference = reference.map(|reference| r.checkpoint(reference)).transpose()?;
+            Ok((r.checkpoint(base)?, reference))
+        })
         .await?;
-    let wanted = identity.reference.as_ref().unwrap_or(&identity.policy);
     let is = |row: &rlhfd_store::Checkpoint, model: &ModelIdentity| {
         row.sha256 == model.sha256 && row.path == model.path
     };
-    Ok(run.seed == identity.seed && is(&initial, &identity.policy) && is(&reference, wanted))
+    let same_reference = match (&reference, &identity.reference) {
+        (Some(row), Some(model)) => is(row, model),
+        (None, None) => true,
+        (Some(_), None) | (None, Some(_)) => false,
+    };
+    let start_job = identity.start_job.as_ref().map(Name::as_str);
+    let same_start = run.seed == identity.seed && run.start_job.as_deref() == start_job;
+    Ok(same_start && is(&base, &identity.policy) && same_reference)
 }
 
 /// A folder's identity; else a sentence.

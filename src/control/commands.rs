@@ -3,11 +3,13 @@
 //! In: a [`Command`] and whose it was. Out: [`Told`], and the units that nobody wants any more. May
 //! not enter: HTTP.
 
+use rlhfd_config::CheckedConfig;
 use rlhfd_domain::{JobKind, JobName, UnitId, UploadId};
-use rlhfd_store::{JobStatus, NewEvent, NewJob, PausedBy, Run, StoreError, UploadKind};
+use rlhfd_store::{JobStatus, ModelIdentity, NewEvent, NewJob, PausedBy, Run, StoreError};
 
 use crate::actors::iteration::OrderContext;
 use crate::advance::{identity, open_run};
+use crate::examples;
 use crate::handles::{AskError, Command, Told, now_ms};
 use crate::stages::{plan, sums};
 
@@ -209,7 +211,10 @@ async fn cancel_job(
     Ok((Told { message: format!("the training job {named} is cancelled"), job: None }, running))
 }
 
-async fn train(
+/// Makes a training job on the data of an upload.
+///
+/// Errors: refused where the upload holds something else, the base is no model, or the name is taken.
+pub async fn train(
     ctx: &OrderContext,
     run: &Run,
     named: &JobName,
@@ -218,17 +223,11 @@ async fn train(
 ) -> Result<(Told, Vec<UnitId>), AskError> {
     let config = ctx.stage.config.borrow().clone();
     let row = ctx.stage.store.read(move |r| r.upload(upload)).await?;
-    let (wanted, base) = match named.kind {
-        JobKind::Sft => (UploadKind::Conversations, config.sft_base_path()),
-        JobKind::Reward => (UploadKind::Preferences, config.reward_base_path()),
-    };
+    let wanted = examples::data_of(named.kind);
     if row.kind != wanted.label() {
         return Err(AskError::Refused(format!("upload {upload} holds no {}", wanted.label())));
     }
-    let base = match identity(ctx, base).await? {
-        Ok(base) => base,
-        Err(sentence) => return Err(AskError::Refused(sentence)),
-    };
+    let base = base(ctx, &config, run, named.kind).await?;
     let text = config.to_frozen_toml();
     let new = NewJob {
         run: run.id,
@@ -260,4 +259,24 @@ async fn train(
         }
         Err(other) => Err(other),
     }
+}
+
+/// What a job starts from; none where it waits for the policy that the run begins with.
+async fn base(
+    ctx: &OrderContext,
+    config: &CheckedConfig,
+    run: &Run,
+    kind: JobKind,
+) -> Result<Option<ModelIdentity>, AskError> {
+    let folder = match (kind, &config.reward.base) {
+        (JobKind::Sft, _) => config.sft_base_path(),
+        (JobKind::Reward, Some(place)) => &place.path,
+        (JobKind::Reward, None) if !run.has_begun() => return Ok(None),
+        (JobKind::Reward, None) => {
+            let initial = run.initial;
+            let row = ctx.stage.store.read(move |r| r.checkpoint(initial)).await?;
+            return Ok(Some(ModelIdentity { path: row.path, sha256: row.sha256 }));
+        }
+    };
+    identity(ctx, folder).await?.map(Some).map_err(AskError::Refused)
 }

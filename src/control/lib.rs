@@ -9,6 +9,7 @@ pub mod advance;
 pub mod check;
 pub mod commands;
 pub mod daemon;
+pub mod examples;
 pub mod exit;
 pub mod gpu;
 pub mod handles;

@@ -1,4 +1,4 @@
-//! The model folders that the configuration names, by place and content.
+//! The model folders and data that the configuration names, by place and content.
 //!
 //! In: paths. Out: sums, computed once a folder as long as nothing in it changes: hashing sixteen
 //! gigabytes takes a while. May not enter: what is in them.
@@ -9,7 +9,7 @@ use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
 
-use rlhfd_domain::ScorerId;
+use rlhfd_domain::{JobKind, ScorerId};
 use rlhfd_store::ModelIdentity;
 
 use crate::places::Places;
@@ -23,6 +23,7 @@ type Look = Vec<(String, u64, i64, u64)>;
 pub struct Models {
     sums: Mutex<HashMap<PathBuf, (Look, String)>>,
     scorers: Mutex<HashMap<(String, String, String), ScorerId>>,
+    refused: Mutex<HashMap<JobKind, (String, String)>>,
 }
 
 impl Models {
@@ -31,14 +32,45 @@ impl Models {
     /// Errors: there is no model, or it cannot be read.
     pub fn identity(&self, places: &Places, folder: &Path) -> Result<ModelIdentity, SumError> {
         let path = places.relative(folder);
-        let look = look(folder)?;
-        let known = self.known().get(folder).filter(|(known, _)| *known == look).cloned();
-        if let Some((_, sha256)) = known {
-            return Ok(ModelIdentity { path, sha256 });
-        }
-        let sha256 = sums::model_sum(folder)?;
-        self.known().insert(folder.to_path_buf(), (look, sha256.clone()));
+        let sha256 = self.sum(folder, look(folder)?, sums::model_sum)?;
         Ok(ModelIdentity { path, sha256 })
+    }
+
+    /// The sum of a file of data. It blocks.
+    ///
+    /// Errors: it cannot be read.
+    pub fn data_sum(&self, file: &Path) -> Result<String, SumError> {
+        let io = |source| SumError::Io { path: file.to_path_buf(), source };
+        let facts = fs::metadata(file).map_err(io)?;
+        self.sum(file, vec![entry(String::new(), &facts)], |file| Ok(sums::file_sum(file)?.1))
+    }
+
+    fn sum(
+        &self,
+        path: &Path,
+        look: Look,
+        sum: impl Fn(&Path) -> Result<String, SumError>,
+    ) -> Result<String, SumError> {
+        let known = self.known().get(path).filter(|(known, _)| *known == look).cloned();
+        if let Some((_, sha256)) = known {
+            return Ok(sha256);
+        }
+        let sha256 = sum(path)?;
+        self.known().insert(path.to_path_buf(), (look, sha256.clone()));
+        Ok(sha256)
+    }
+
+    /// Why data under this key were refused: they are not read again as long as they stay the same.
+    #[must_use]
+    pub fn refused(&self, kind: JobKind, key: &str) -> Option<String> {
+        let refused = self.refused.lock().unwrap_or_else(PoisonError::into_inner);
+        refused.get(&kind).filter(|(known, _)| known == key).map(|(_, why)| why.clone())
+    }
+
+    /// Keeps why data were refused.
+    pub fn refuse(&self, kind: JobKind, key: &str, why: &str) {
+        let mut refused = self.refused.lock().unwrap_or_else(PoisonError::into_inner);
+        refused.insert(kind, (key.to_owned(), why.to_owned()));
     }
 
     fn known(&self) -> std::sync::MutexGuard<'_, HashMap<PathBuf, (Look, String)>> {
@@ -66,11 +98,14 @@ fn look(folder: &Path) -> Result<Look, SumError> {
         let entry = entry.map_err(io)?;
         // Through links: the Hugging Face cache is made of them.
         let Ok(facts) = fs::metadata(entry.path()) else { continue };
-        let name = entry.file_name().to_string_lossy().into_owned();
-        look.push((name, facts.len(), facts.mtime(), facts.ino()));
+        look.push(self::entry(entry.file_name().to_string_lossy().into_owned(), &facts));
     }
     look.sort();
     Ok(look)
+}
+
+fn entry(name: String, facts: &fs::Metadata) -> (String, u64, i64, u64) {
+    (name, facts.len(), facts.mtime(), facts.ino())
 }
 
 #[cfg(test)]

@@ -8,6 +8,8 @@ use crate::job::JobKind;
 /// What a checkpoint is in its run.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum CheckpointKind {
+    /// What the policy that the run begins with is trained from, where a training job makes that one.
+    Base,
     /// The policy that the run began with.
     Initial,
     /// The reference, where it is not the initial policy.
@@ -22,13 +24,14 @@ pub enum CheckpointKind {
 
 impl CheckpointKind {
     /// All kinds.
-    pub const ALL: [Self; 5] =
-        [Self::Initial, Self::Reference, Self::Policy, Self::Reward, Self::Preference];
+    pub const ALL: [Self; 6] =
+        [Self::Base, Self::Initial, Self::Reference, Self::Policy, Self::Reward, Self::Preference];
 
     /// The word of rows.
     #[must_use]
     pub const fn label(self) -> &'static str {
         match self {
+            Self::Base => "base",
             Self::Initial => "initial",
             Self::Reference => "reference",
             Self::Policy => "policy",
@@ -42,7 +45,7 @@ impl CheckpointKind {
         Self::ALL.into_iter().find(|k| k.label() == word).ok_or_else(|| UnknownWord {
             what: "checkpoint kind",
             found: word.to_owned(),
-            known: "initial, reference, policy, reward, preference",
+            known: "base, initial, reference, policy, reward, preference",
         })
     }
 }

@@ -259,6 +259,10 @@ fn sound_ancestor(conn: &Connection, from: &Checkpoint) -> Result<Option<Checkpo
     for _ in 0..limits::LIST_ROWS_MAX {
         let Some(id) = at else { return Ok(None) };
         let ancestor = get(conn, id)?;
+        // The run began after it: nothing was ever held to it.
+        if ancestor.kind == CheckpointKind::Base {
+            return Ok(None);
+        }
         if ancestor.sound {
             return Ok(Some(id));
         }

@@ -11,7 +11,7 @@ use crate::events::{Level, NewEvent, append};
 use crate::journal::cancel;
 use crate::open::{Reader, Store};
 use crate::rows::{found, message};
-use crate::runs::ModelIdentity;
+use crate::runs::{self, ModelIdentity};
 use crate::units::{NewUnit, insert};
 
 /// Where a job stands.
@@ -68,8 +68,8 @@ pub struct NewJob {
     pub config: String,
     /// Its sum.
     pub config_sha256: String,
-    /// The model that it starts from.
-    pub base: ModelIdentity,
+    /// The model that it starts from; none: the policy that the run begins with, which is awaited.
+    pub base: Option<ModelIdentity>,
 }
 
 /// A row of `training_jobs`.
@@ -91,8 +91,8 @@ pub struct Job {
     pub config: String,
     /// Its sum.
     pub config_sha256: String,
-    /// The model that it starts from.
-    pub base: ModelIdentity,
+    /// The model that it starts from; none: the policy that the run begins with, which is awaited.
+    pub base: Option<ModelIdentity>,
     /// What it made.
     pub checkpoint: Option<CheckpointId>,
     /// Where it stands.
@@ -127,7 +127,10 @@ fn read(row: &Row<'_>) -> rusqlite::Result<(Job, [String; 2])> {
         upload: row.get::<_, Option<i64>>(4)?.map(UploadId),
         config: row.get(5)?,
         config_sha256: row.get(6)?,
-        base: ModelIdentity { path: row.get(7)?, sha256: row.get(8)? },
+        base: match (row.get(7)?, row.get(8)?) {
+            (Some(path), Some(sha256)) => Some(ModelIdentity { path, sha256 }),
+            _ => None,
+        },
         checkpoint: row.get::<_, Option<i64>>(9)?.map(CheckpointId),
         status: JobStatus::Open,
         reason: row.get(10)?,
@@ -218,8 +221,8 @@ impl Store {
                     new.upload.map(UploadId::get),
                     new.config,
                     new.config_sha256,
-                    new.base.path,
-                    new.base.sha256,
+                    new.base.as_ref().map(|base| &base.path),
+                    new.base.as_ref().map(|base| &base.sha256),
                     now_ms
                 ],
             )?;
@@ -295,7 +298,7 @@ pub(crate) fn done(
     let row = get(conn, job)?;
     let text = format!("training job {}/{} is done", row.kind, row.name);
     append(conn, &NewEvent::of(row.run, "job_done", text), now_ms)?;
-    Ok(())
+    runs::begin(conn, &row, checkpoint, now_ms)
 }
 
 fn set(

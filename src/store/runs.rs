@@ -3,11 +3,12 @@
 //! In: identities of models and a name. Out: `Run`. A run keeps its identity for ever; other values
 //! under its name are an error. May not enter: model folders.
 
-use rlhfd_domain::{CheckpointId, Name, RunId, limits};
+use rlhfd_domain::{CheckpointId, JobKind, Name, RunId, limits};
 use rusqlite::{Connection, OptionalExtension, Row, params};
 
 use crate::error::{Result, StoreError};
 use crate::events::{Level, NewEvent, append};
+use crate::jobs::Job;
 use crate::journal::finish;
 use crate::open::{Reader, Store};
 use crate::rows::{found, message};
@@ -29,8 +30,10 @@ pub struct RunIdentity {
     pub name: Name,
     /// The seed of all its random numbers; at most `i64::MAX`.
     pub seed: u64,
-    /// The policy that it begins with.
+    /// The policy that it begins with, or that its start job begins with.
     pub policy: ModelIdentity,
+    /// The supervised fine-tuning whose policy it begins with.
+    pub start_job: Option<Name>,
     /// The reference, where it is not the initial policy.
     pub reference: Option<ModelIdentity>,
 }
@@ -73,7 +76,11 @@ pub struct Run {
     pub name: String,
     /// Its seed.
     pub seed: u64,
-    /// The policy that it began with.
+    /// The policy that the configuration names.
+    pub base: CheckpointId,
+    /// The supervised fine-tuning whose policy it begins with; none: it begins with its base.
+    pub start_job: Option<String>,
+    /// The policy that it began with; its base as long as the start job is not done.
     pub initial: CheckpointId,
     /// The reference.
     pub reference: CheckpointId,
@@ -94,7 +101,21 @@ pub struct Run {
 }
 
 const COLUMNS: &str = "id, name, seed, initial_id, reference_id, head_id, active, paused_reason, \
-                       paused_by, start_asked_ms, probed_key, created_ms, best_id";
+                       paused_by, start_asked_ms, probed_key, created_ms, best_id, base_id, start_job";
+
+impl Run {
+    /// Whether the policy that it begins with is there.
+    #[must_use]
+    pub fn has_begun(&self) -> bool {
+        self.start_job.is_none() || self.initial != self.base
+    }
+
+    /// The reference that was named by itself; none where it is the policy that the run begins with.
+    #[must_use]
+    pub fn named_reference(&self) -> Option<CheckpointId> {
+        Some(self.reference).filter(|reference| ![self.initial, self.base].contains(reference))
+    }
+}
 
 fn read(row: &Row<'_>) -> rusqlite::Result<Run> {
     let reason: Option<String> = row.get(7)?;
@@ -113,6 +134,8 @@ fn read(row: &Row<'_>) -> rusqlite::Result<Run> {
         probed_key: row.get(10)?,
         created_ms: row.get(11)?,
         best: row.get::<_, Option<i64>>(12)?.map(CheckpointId),
+        base: CheckpointId(row.get(13)?),
+        start_job: row.get(14)?,
     })
 }
 
@@ -151,7 +174,7 @@ impl Reader {
 
 impl Store {
     /// The run of this name, made where there is none, and the active one from now on. Another
-    /// initial policy, reference or seed under a known name is a conflict. A model folder that was
+    /// policy, start, reference or seed under a known name is a conflict. A model folder that was
     /// moved is the same model: its new place is kept.
     pub fn open_run(&mut self, identity: &RunIdentity, now_ms: i64) -> Result<Run> {
         if i64::try_from(identity.seed).is_err() {
@@ -266,9 +289,14 @@ pub(crate) fn set_head(
 fn create(conn: &Connection, identity: &RunIdentity, now_ms: i64) -> Result<RunId> {
     // The foreign keys to checkpoints are deferred: the run comes first, then what it points to.
     conn.execute(
-        "INSERT INTO runs (name, seed, initial_id, reference_id, head_id, created_ms)
-         VALUES (?1, ?2, 0, 0, 0, ?3)",
-        params![identity.name.as_str(), identity.seed.cast_signed(), now_ms],
+        "INSERT INTO runs (name, seed, base_id, start_job, initial_id, reference_id, head_id, created_ms)
+         VALUES (?1, ?2, 0, ?3, 0, 0, 0, ?4)",
+        params![
+            identity.name.as_str(),
+            identity.seed.cast_signed(),
+            identity.start_job.as_ref().map(Name::as_str),
+            now_ms
+        ],
     )?;
     let run = RunId(conn.last_insert_rowid());
     let add = |kind: &str, model: &ModelIdentity| -> Result<i64> {
@@ -279,18 +307,49 @@ fn create(conn: &Connection, identity: &RunIdentity, now_ms: i64) -> Result<RunI
         )?;
         Ok(conn.last_insert_rowid())
     };
-    let initial = add("initial", &identity.policy)?;
+    let starts = identity.start_job.is_some();
+    let base = add(if starts { "base" } else { "initial" }, &identity.policy)?;
     let reference = match &identity.reference {
-        Some(model) if model.sha256 != identity.policy.sha256 => add("reference", model)?,
-        Some(_) | None => initial,
+        // A reference that stays while the policy moves has a row of its own.
+        Some(model) if starts || model.sha256 != identity.policy.sha256 => add("reference", model)?,
+        Some(_) | None => base,
     };
     conn.execute(
-        "UPDATE runs SET initial_id = ?2, head_id = ?2, reference_id = ?3 WHERE id = ?1",
-        params![run.get(), initial, reference],
+        "UPDATE runs SET base_id = ?2, initial_id = ?2, head_id = ?2, reference_id = ?3
+         WHERE id = ?1",
+        params![run.get(), base, reference],
     )?;
-    let text = format!("run {} begins with {}", identity.name, identity.policy.path);
+    let text = match &identity.start_job {
+        None => format!("run {} begins with {}", identity.name, identity.policy.path),
+        Some(job) => format!(
+            "run {} begins with what sft/{job} makes of {}",
+            identity.name, identity.policy.path
+        ),
+    };
     append(conn, &NewEvent::of(run, "run_created", text), now_ms)?;
     Ok(run)
+}
+
+/// A training job's policy stands. Where the run begins with it, its initial policy, its head and (where
+/// none was named) its reference are this one from now on, and so is the base of what waited for it.
+pub(crate) fn begin(conn: &Connection, job: &Job, policy: CheckpointId, now_ms: i64) -> Result<()> {
+    let run = get(conn, job.run)?;
+    let is_start = job.kind == JobKind::Sft && run.start_job.as_deref() == Some(&job.name);
+    if !is_start || run.has_begun() {
+        return Ok(());
+    }
+    conn.execute(
+        "UPDATE runs SET initial_id = ?2, reference_id = iif(reference_id = base_id, ?2, reference_id)
+         WHERE id = ?1",
+        params![run.id.get(), policy.get()],
+    )?;
+    conn.execute(
+        "UPDATE training_jobs SET (base_path, base_sha256) =
+             (SELECT path, sha256 FROM checkpoints WHERE id = ?2)
+         WHERE run_id = ?1 AND base_sha256 IS NULL",
+        params![run.id.get(), policy.get()],
+    )?;
+    set_head(conn, run.id, policy, "the run begins with it", now_ms)
 }
 
 fn match_identity(conn: &Connection, run: RunId, identity: &RunIdentity) -> Result<RunId> {
@@ -306,9 +365,20 @@ fn match_identity(conn: &Connection, run: RunId, identity: &RunIdentity) -> Resu
     if row.seed != identity.seed {
         return Err(conflict("seed", &row.seed.to_string(), &identity.seed.to_string()));
     }
+    let start_job = identity.start_job.as_ref().map(Name::as_str);
+    if row.start_job.as_deref() != start_job {
+        let word = |job: Option<&str>| job.map_or("policy".to_owned(), |job| format!("sft/{job}"));
+        return Err(conflict("start", &word(row.start_job.as_deref()), &word(start_job)));
+    }
+    let named = row.named_reference();
+    if start_job.is_some() && named.is_some() != identity.reference.is_some() {
+        let word = |named: bool| if named { "of its own" } else { "that its start job makes" };
+        return Err(conflict("reference", word(named.is_some()), word(named.is_none())));
+    }
+    // A reference that the start job makes is nothing that a configuration names.
+    let known_reference = named.unwrap_or(row.base);
     let reference = identity.reference.as_ref().unwrap_or(&identity.policy);
-    let parts =
-        [("policy", row.initial, &identity.policy), ("reference", row.reference, reference)];
+    let parts = [("policy", row.base, &identity.policy), ("reference", known_reference, reference)];
     for (part, id, model) in parts {
         let (path, sha256): (String, String) = conn.query_row(
             "SELECT path, sha256 FROM checkpoints WHERE id = ?1",
@@ -322,7 +392,7 @@ fn match_identity(conn: &Connection, run: RunId, identity: &RunIdentity) -> Resu
             return Err(conflict(part, &was, &is));
         }
         // Where policy and reference are one checkpoint, the policy's place is the one kept.
-        if path != model.path && (part == "policy" || row.reference != row.initial) {
+        if path != model.path && (part == "policy" || known_reference != row.base) {
             conn.execute(
                 "UPDATE checkpoints SET path = ?2 WHERE id = ?1",
                 params![id.get(), model.path],

@@ -172,6 +172,7 @@ mod tests {
             name: Name::parse("main", "run").unwrap(),
             seed: 1,
             policy: ModelIdentity { path: "models/p".into(), sha256: "aa".into() },
+            start_job: None,
             reference: None,
         };
         store.open_run(&identity, 7).unwrap();

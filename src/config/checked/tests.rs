@@ -320,3 +320,24 @@ fn files_that_are_no_configuration_are_refused() {
     std::fs::remove_dir_all(&folder).unwrap();
     assert!(matches!(CheckedConfig::load(&file), Err(ConfigError::Unreadable { .. })));
 }
+
+#[test]
+fn a_chain_names_its_start_and_its_data() {
+    let text = "[run]\npolicy = 'p'\nstart = 'sft/main'\n[sft]\ndata = ['a.jsonl', 'b.jsonl']\n";
+    let config = CheckedConfig::from_text(text, Path::new("/etc")).unwrap();
+    assert_eq!(config.run.start.job(), Some("main"));
+    let files: Vec<_> = config.sft.data.files.iter().map(|file| file.path.as_path()).collect();
+    assert_eq!(files, [Path::new("/etc/a.jsonl"), Path::new("/etc/b.jsonl")]);
+    assert_eq!((config.sft.data.job.as_str(), config.reward.data.files.len()), ("main", 0));
+    let frozen = CheckedConfig::from_text(&config.to_frozen_toml(), Path::new("/etc")).unwrap();
+    assert_eq!((&frozen.run, &frozen.sft), (&config.run, &config.sft));
+    for (given, told) in [
+        ("start = 'reward/main'", "\"policy\" or \"sft/NAME\""),
+        ("start = 'sft/main'\n[sft]\nbase = 'b'", "leave one of them out"),
+        ("[reward]\ndata = ['a', 'a']", "a list of different paths"),
+    ] {
+        let text = format!("[run]\npolicy = 'p'\n{given}\n");
+        let error = CheckedConfig::from_text(&text, Path::new("/etc")).unwrap_err();
+        assert!(error.to_string().contains(told), "{error}");
+    }
+}

@@ -13,7 +13,7 @@ const SEED_MAX: u64 = i64::MAX as u64;
 pub(crate) static RUN: Section = Section {
     name: "run",
     repeated: false,
-    doc: "Which run this is. Another policy, reference or seed needs another name.",
+    doc: "Which run this is. Another policy, start, reference or seed needs another name.",
     frozen: true,
     knobs: &[
         Knob::new("name", Kind::Name, "\"main\"")
@@ -22,6 +22,12 @@ pub(crate) static RUN: Section = Section {
         Knob::required("policy", Kind::Path, "\"models/policy\"")
             .doc("the initial policy: a Hugging Face model folder")
             .source("paper: its SFT of LLaMA-3-8B"),
+        Knob::new("start", Kind::Start, "\"policy\"")
+            .doc(
+                "what the run begins with: \"policy\" itself, or what the training job \"sft/NAME\" \
+                  makes of it; the loop waits for that job",
+            )
+            .source("paper, section 3.1: SFT comes first"),
         Knob::unset("reference", Kind::Path, "the initial policy", "\"models/reference\"")
             .doc("what the policy is held to, in every iteration the same")
             .source("paper, section 3.3: the initial policy, fixed"),

@@ -171,9 +171,15 @@ pub(crate) static SFT: Section = Section {
     doc: "Supervised fine-tuning on conversations (`rlhfctl train sft`).",
     frozen: true,
     knobs: &[
-        Knob::unset("base", Kind::Path, "the run's initial policy", "\"models/base\"")
+        Knob::unset("base", Kind::Path, "[run] policy", "\"models/base\"")
             .doc("the model that it starts from; its chat template says where answers stand")
             .source("paper, section 3.1: LLaMA-3-8B"),
+        Knob::new("data", Kind::Paths, "[]")
+            .doc("files of conversations, JSONL, that the daemon itself makes the training job from, once")
+            .source(OURS),
+        Knob::new("job", Kind::Name, "\"main\"")
+            .doc("the name of that training job: other data or settings need another one")
+            .source(OURS),
         Knob::new("learning_rate", ABOVE_ZERO, "2e-5")
             .doc("too small: nothing is learnt; too large: the model breaks")
             .source(SECTION_3_1),
@@ -227,6 +233,12 @@ pub(crate) static REWARD: Section = Section {
         Knob::unset("base", Kind::Path, "the run's initial policy", "\"models/base\"")
             .doc("what it starts from: a policy (a score head is added) or a reward model")
             .source("paper, section 2.1: LLaMA-3-8B-Instruct"),
+        Knob::new("data", Kind::Paths, "[]")
+            .doc("files of preferences, JSONL, that the daemon itself makes the training job from, once")
+            .source(OURS),
+        Knob::new("job", Kind::Name, "\"main\"")
+            .doc("the name of that training job: other data or settings need another one")
+            .source(OURS),
         Knob::new("learning_rate", ABOVE_ZERO, "2e-6")
             .doc("too small: nothing is learnt; too large: the model breaks")
             .source(SECTION_2_1),

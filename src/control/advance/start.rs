@@ -11,7 +11,7 @@ use rlhfd_domain::{JobKind, ScorerId, Stage, UnitId, WorkKind};
 use rlhfd_store::{ModelIdentity, NewIteration, NewUnit, OfflineUse, Run, Store, StoreError};
 
 use super::words::grouped;
-use super::{Advanced, identity};
+use super::{Advanced, identity, jobs};
 use crate::actors::iteration::OrderContext;
 use crate::actors::scheduler::uses_cuda;
 use crate::handles::{AskError, now_ms};
@@ -33,6 +33,27 @@ pub(super) async fn between_iterations(
         )));
     }
     if let Some(sentence) = out_of_patience(ctx, config, run).await? {
+        return Ok(Advanced::waits(sentence));
+    }
+    let jobs = jobs::make(ctx, config, run).await?;
+    if jobs.changed {
+        return Ok(Advanced::changed());
+    }
+    let pending = (!jobs.notes.is_empty()).then(|| jobs.notes.join("; "));
+    if !jobs.waits.is_empty() {
+        return Ok(Advanced { waits_for: jobs.waits, pending, ..Advanced::default() });
+    }
+    Ok(Advanced { pending, ..with_jobs(ctx, config, run).await? })
+}
+
+/// The training jobs that the configuration asks for are made.
+async fn with_jobs(
+    ctx: &OrderContext,
+    config: &Arc<CheckedConfig>,
+    run: &Run,
+) -> Result<Advanced, AskError> {
+    let id = run.id;
+    if let Some(sentence) = awaited_start(ctx, run).await? {
         return Ok(Advanced::waits(sentence));
     }
     let scorers = match scorers(ctx, config, run).await? {
@@ -78,6 +99,16 @@ async fn out_of_patience(
     }))
 }
 
+/// What the policy that the run begins with waits for; none where it is there.
+async fn awaited_start(ctx: &OrderContext, run: &Run) -> Result<Option<String>, AskError> {
+    let Some(name) = run.start_job.as_ref().filter(|_| !run.has_begun()) else { return Ok(None) };
+    let why = "this run begins with its policy";
+    Ok(Some(match job_model(ctx, run, (JobKind::Sft, name), why).await? {
+        Err(sentence) => sentence,
+        Ok(_) => format!("the run did not begin with sft/{name}: give it a new name in [run]"),
+    }))
+}
+
 struct Known {
     id: ScorerId,
     name: String,
@@ -111,7 +142,11 @@ async fn scorer_row(
             Ok(identity) => identity,
             Err(sentence) => return Ok(Err(sentence)),
         },
-        ScorerModel::RewardJob(name) => match job_model(ctx, run, name).await? {
+        ScorerModel::RewardJob(name) => match job_model(ctx, run, (JobKind::Reward, name), {
+            "its reward model scores this run"
+        })
+        .await?
+        {
             Ok(identity) => identity,
             Err(sentence) => return Ok(Err(sentence)),
         },
@@ -130,17 +165,19 @@ async fn scorer_row(
     Ok(Ok(Known { id, name, sha256, position: scorer.score_position }))
 }
 
+/// What a training job made; else a sentence, of which `why` says what it is wanted for.
 async fn job_model(
     ctx: &OrderContext,
     run: &Run,
-    name: &str,
+    (kind, name): (JobKind, &str),
+    why: &str,
 ) -> Result<Result<ModelIdentity, String>, AskError> {
     let (id, wanted) = (run.id, name.to_owned());
     let found = ctx
         .stage
         .store
         .read(move |r| {
-            let job = r.job_by_name(id, JobKind::Reward, &wanted)?;
+            let job = r.job_by_name(id, kind, &wanted)?;
             let checkpoint = match job.as_ref().and_then(|job| job.checkpoint) {
                 Some(checkpoint) => Some(r.checkpoint(checkpoint)?),
                 None => None,
@@ -153,22 +190,22 @@ async fn job_model(
             Ok(ModelIdentity { path: checkpoint.path, sha256: checkpoint.sha256 })
         }
         (_, Some(checkpoint)) => Err(format!(
-            "the reward model {} is not sound; restore its folder {}, or train another one",
+            "the checkpoint {} is not sound; restore its folder {}, or train another one",
             checkpoint.name, checkpoint.path
         )),
         (Some(job), None) => {
             let again =
-                format!("; `rlhfctl train reward --data FILE --name {name}` makes another one");
+                format!("; `rlhfctl train {kind} --data FILE --name {name}` makes another one");
             Err(format!(
-                "the training job reward/{name} is {}, and its reward model scores this run{}{}",
+                "the training job {kind}/{name} is {}, and {why}{}{}",
                 job.status.label(),
                 job.reason.map(|reason| format!(" ({reason})")).unwrap_or_default(),
                 if job.status.leaves_its_name() { again.as_str() } else { "" }
             ))
         }
         (None, None) => Err(format!(
-            "the reward model reward/{name} is not trained yet: \
-             `rlhfctl train reward --data FILE --name {name}`"
+            "the training job {kind}/{name} is not there yet, and {why}: \
+             `rlhfctl train {kind} --data FILE --name {name}`, or name its data in [{kind}]"
         )),
     })
 }

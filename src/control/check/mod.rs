@@ -5,6 +5,7 @@
 //! stands in a run's way. It reads only, takes no lock and loads no weights: of safetensors files it
 //! reads the headers. May not enter: mending.
 
+mod data;
 mod folder;
 mod memory;
 mod report;
@@ -16,6 +17,7 @@ use std::path::Path;
 use std::process::ExitCode;
 
 use rlhfd_config::{CheckedConfig, ConfigError, ScorePosition, ScorerModel};
+use rlhfd_domain::JobKind;
 
 use crate::exit;
 use crate::gpu::nvml::NvmlProbe;
@@ -48,7 +50,9 @@ fn examine(asked: &Asked) -> Report {
     let devices = system::devices(config.as_ref(), &NvmlProbe, &mut report);
     if let Some(config) = &config {
         system::worker(config, &mut report);
+        data::start(config, &mut report);
         let facts = models(config, &mut report);
+        data::files(config, &mut report);
         memory::plan(config, &facts, &devices, &mut report);
         if let Some(places) = &places {
             system::disk(config, facts.policy.as_ref(), &places.state, &mut report);
@@ -121,13 +125,8 @@ fn models(config: &CheckedConfig, report: &mut Report) -> ModelFacts {
             }
             ScorerModel::RewardJob(name) => {
                 trains_reward = true;
-                report.well(
-                    "scorer",
-                    format!(
-                        "this run trains it: the loop waits for `rlhfctl train reward --name \
-                         {name} --data FILE`"
-                    ),
-                );
+                let by = data::trained_by(config, JobKind::Reward, name);
+                report.well("scorer", format!("the run scores with reward/{name}, {by}"));
             }
         }
     }

@@ -11,7 +11,7 @@ use rlhfd_store::{Reader, Run};
 use super::report::Report;
 use crate::stages::sums::model_sum;
 
-/// Tells where a known run was begun with another seed, policy or reference. A database that cannot
+/// Tells where a known run was begun with another seed, start, policy or reference. A database that cannot
 /// be read was told of already.
 pub(super) fn identity(config: &CheckedConfig, state: &Path, report: &mut Report) {
     let Ok(reader) = Reader::open(state) else { return };
@@ -31,9 +31,18 @@ fn differing(config: &CheckedConfig, reader: &Reader, run: &Run) -> Vec<String> 
     if run.seed != config.run.seed {
         found.push(format!("the seed {}, and the configuration has {}", run.seed, config.run.seed));
     }
+    let word = |job: Option<&str>| job.map_or("policy".to_owned(), |job| format!("sft/{job}"));
+    let (was, is) = (word(run.start_job.as_deref()), word(config.run.start.job()));
+    if was != is {
+        found.push(format!("the start {was}, and the configuration has {is}"));
+    }
+    let named = run.named_reference();
+    if was == is && run.start_job.is_some() && named.is_some() != config.run.reference.is_some() {
+        found.push("another reference".to_owned());
+    }
     let models = [
-        ("policy", run.initial, config.run.policy.path.as_path()),
-        ("reference", run.reference, config.reference_path()),
+        ("policy", run.base, config.run.policy.path.as_path()),
+        ("reference", named.unwrap_or(run.base), config.reference_path()),
     ];
     for (what, row, folder) in models {
         // A folder that cannot be read was told of already.

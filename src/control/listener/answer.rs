@@ -110,6 +110,25 @@ impl Refusal {
         Self::new(status, what, place, mend)
     }
 
+    /// What, where and how to mend it.
+    #[must_use]
+    pub fn detail(&self) -> &ErrorDetail {
+        &self.detail
+    }
+
+    /// The same, about another thing.
+    #[must_use]
+    pub fn at(mut self, place: String) -> Self {
+        self.detail.place = place;
+        self
+    }
+
+    /// Whether the very same bytes would be refused again.
+    #[must_use]
+    pub fn is_about_content(&self) -> bool {
+        self.status == StatusCode::UNPROCESSABLE_ENTITY
+    }
+
     /// The response.
     pub fn into_answer(self) -> HttpResponse {
         self.error_response()

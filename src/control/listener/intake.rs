@@ -1,7 +1,6 @@
 //! What uploads share: an upload row that fails by itself when its request ends early, the reading of
 //! lines with a note of each bad one, and publishing.
 
-use actix_web::web;
 use rlhfd_domain::UploadId;
 use rlhfd_domain::limits::CLIENT_KEY_BYTES_MAX;
 use rlhfd_protocol::control::lines::too_long;
@@ -9,8 +8,8 @@ use rlhfd_protocol::control::{BAD_LINES_MAX, BadLine, ErrorDetail};
 use rlhfd_store::{NewEvent, NewUpload, Publish, Upload, UploadOpened};
 
 use super::Refusal;
-use super::lines::Lines;
-use crate::handles::{AppState, AskError, StoreHandle, now_ms};
+use super::lines::{Line, Lines, Pieces};
+use crate::handles::{AskError, StoreHandle, now_ms};
 
 /// Where good lines go.
 pub trait Sink {
@@ -36,6 +35,16 @@ pub struct Report {
 }
 
 impl Report {
+    /// Counts a line, and gives what it becomes; none where it is blank or bad.
+    pub fn look<T>(&mut self, line: &Line, parse: fn(&[u8]) -> Result<T, String>) -> Option<T> {
+        if line.is_blank() {
+            return None;
+        }
+        self.lines += 1;
+        let item = line.bytes.as_ref().map_or_else(|| Err(too_long()), |bytes| parse(bytes));
+        item.map_err(|reason| self.note(line.number, reason)).ok()
+    }
+
     fn note(&mut self, line: u64, reason: String) {
         self.bad += 1;
         if self.bad_lines.len() < BAD_LINES_MAX {
@@ -95,28 +104,33 @@ pub fn check_key(key: Option<&str>) -> Result<(), Refusal> {
 }
 
 /// Opens an upload row.
-pub async fn open(app: &AppState, new: NewUpload, place: &str) -> Result<Opened, Refusal> {
+pub async fn open(store: &StoreHandle, new: NewUpload, place: &str) -> Result<Opened, Refusal> {
     let key = new.client_key.clone();
-    let opened = app.store.try_write(move |store| store.open_upload(&new, now_ms())).await;
+    let opened = store.try_write(move |store| store.open_upload(&new, now_ms())).await;
     match opened {
         Ok(UploadOpened::Done(upload)) => Ok(Opened::Done(upload)),
         Ok(UploadOpened::Fresh(upload)) => Ok(Opened::Fresh(Intake {
-            store: app.store.clone(),
+            store: store.clone(),
             id: upload.id,
             place: place.to_owned(),
             why: "its peer left".to_owned(),
             published: false,
         })),
-        Err(error) => Err(not_opened(app, key, place, error).await),
+        Err(error) => Err(not_opened(store, key, place, error).await),
     }
 }
 
 /// A retry may come before the daemon noticed that the first try was cut off: that is no conflict, but
 /// a reason to come again.
-async fn not_opened(app: &AppState, key: Option<String>, place: &str, error: AskError) -> Refusal {
+async fn not_opened(
+    store: &StoreHandle,
+    key: Option<String>,
+    place: &str,
+    error: AskError,
+) -> Refusal {
     let refusal = Refusal::ask(place, &error);
     let (AskError::Store(_), Some(key)) = (&error, key) else { return refusal };
-    match app.store.read(move |reader| reader.upload_by_key(&key)).await {
+    match store.read(move |reader| reader.upload_by_key(&key)).await {
         Ok(Some(upload)) if upload.state == "open" => Refusal::new(
             503,
             "an upload with this client key is still open",
@@ -139,9 +153,9 @@ impl Intake {
     ///
     /// Errors: 422 with the bad lines, or where no line is left; 400 and 408 where the body broke off;
     /// the sink's own.
-    pub async fn take<S: Sink>(
+    pub async fn take<S: Sink, P: Pieces>(
         mut self,
-        payload: &mut web::Payload,
+        payload: &mut P,
         parse: fn(&[u8]) -> Result<S::Item, String>,
         sink: &mut S,
         skip_bad: bool,
@@ -162,9 +176,9 @@ impl Intake {
         Ok((self, report))
     }
 
-    async fn read<S: Sink>(
+    async fn read<S: Sink, P: Pieces>(
         &self,
-        payload: &mut web::Payload,
+        payload: &mut P,
         parse: fn(&[u8]) -> Result<S::Item, String>,
         sink: &mut S,
         skip_bad: bool,
@@ -172,19 +186,10 @@ impl Intake {
         let mut report = Report::default();
         let mut lines = Lines::new(payload);
         while let Some(line) = lines.next().await? {
-            if line.is_blank() {
-                continue;
-            }
-            report.lines += 1;
-            let item = match &line.bytes {
-                Some(bytes) => parse(bytes),
-                None => Err(too_long()),
-            };
-            match item {
-                Err(reason) => report.note(line.number, reason),
+            match report.look(&line, parse) {
                 // After a bad line that counts, nothing will be kept: the rest is only looked at.
-                Ok(item) if report.bad == 0 || skip_bad => sink.take(item).await?,
-                Ok(_) => {}
+                Some(item) if report.bad == 0 || skip_bad => sink.take(item).await?,
+                Some(_) | None => {}
             }
         }
         Ok(report)

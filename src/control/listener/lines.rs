@@ -27,16 +27,30 @@ impl Line {
     }
 }
 
+/// What comes in pieces: a body, or a file of the operator's.
+pub(crate) trait Pieces {
+    /// The next piece; none at the end.
+    ///
+    /// Errors: where it broke off.
+    async fn piece(&mut self) -> Result<Option<Bytes>, Refusal>;
+}
+
+impl Pieces for web::Payload {
+    async fn piece(&mut self) -> Result<Option<Bytes>, Refusal> {
+        piece(self).await
+    }
+}
+
 /// Cuts a body into lines as it comes.
-pub struct Lines<'a> {
-    payload: &'a mut web::Payload,
+pub(crate) struct Lines<'a, P> {
+    pieces: &'a mut P,
     cutter: Cutter,
 }
 
-impl<'a> Lines<'a> {
+impl<'a, P: Pieces> Lines<'a, P> {
     /// Over a body.
-    pub fn new(payload: &'a mut web::Payload) -> Self {
-        Self { payload, cutter: Cutter::default() }
+    pub fn new(pieces: &'a mut P) -> Self {
+        Self { pieces, cutter: Cutter::default() }
     }
 
     /// The next line; none at the body's end.
@@ -44,13 +58,13 @@ impl<'a> Lines<'a> {
     /// Errors: where the body broke off or its peer fell silent.
     pub async fn next(&mut self) -> Result<Option<Line>, Refusal> {
         loop {
-            if let Some(line) = self.cutter.next() {
+            if let Some(line) = self.cutter.next_line() {
                 return Ok(Some(line));
             }
             if self.cutter.ended {
                 return Ok(None);
             }
-            match piece(self.payload).await? {
+            match self.pieces.piece().await? {
                 Some(bytes) => self.cutter.feed(&bytes),
                 None => self.cutter.end(),
             }
@@ -60,7 +74,7 @@ impl<'a> Lines<'a> {
 
 /// The cutting itself, apart from where the bytes come from.
 #[derive(Debug, Default)]
-struct Cutter {
+pub struct Cutter {
     held: BytesMut,
     /// How many of the held bytes were looked at already.
     looked: usize,
@@ -71,15 +85,24 @@ struct Cutter {
 }
 
 impl Cutter {
-    fn feed(&mut self, bytes: &[u8]) {
+    /// Takes the next bytes.
+    pub fn feed(&mut self, bytes: &[u8]) {
         self.held.extend_from_slice(bytes);
     }
 
-    fn end(&mut self) {
+    /// No more bytes come.
+    pub fn end(&mut self) {
         self.ended = true;
     }
 
-    fn next(&mut self) -> Option<Line> {
+    /// Whether no more bytes come.
+    #[must_use]
+    pub fn has_ended(&self) -> bool {
+        self.ended
+    }
+
+    /// The next whole line of what was taken; after the end the last one, whole or not.
+    pub fn next_line(&mut self) -> Option<Line> {
         match self.held[self.looked..].iter().position(|byte| *byte == b'\n') {
             Some(at) => {
                 let mut line = self.held.split_to(self.looked + at + 1);
@@ -127,10 +150,10 @@ mod tests {
         let mut lines = Vec::new();
         for piece in body.chunks(size) {
             cutter.feed(piece);
-            lines.extend(std::iter::from_fn(|| cutter.next()));
+            lines.extend(std::iter::from_fn(|| cutter.next_line()));
         }
         cutter.end();
-        lines.extend(std::iter::from_fn(|| cutter.next()));
+        lines.extend(std::iter::from_fn(|| cutter.next_line()));
         lines
     }
 
@@ -160,12 +183,12 @@ mod tests {
         let mut cutter = Cutter::default();
         for piece in body[..9_999_999].chunks(1 << 16) {
             cutter.feed(piece);
-            assert_eq!(cutter.next(), None);
+            assert_eq!(cutter.next_line(), None);
             assert!(cutter.held.len() <= LINE_BYTES_MAX + 1 + (1 << 16));
         }
         cutter.end();
-        assert_eq!(cutter.next().unwrap().bytes, None);
-        assert_eq!(cutter.next(), None);
+        assert_eq!(cutter.next_line().unwrap().bytes, None);
+        assert_eq!(cutter.next_line(), None);
     }
 
     #[test]

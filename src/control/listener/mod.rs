@@ -30,7 +30,7 @@ use rlhfd_protocol::control::VERSION_HEADER;
 pub use answer::{Answer, Refusal};
 pub use bind::{BindError, Listeners, SocketFiles, bind};
 pub use body::{drain, json};
-pub use lines::{Line, Lines};
+pub(crate) use lines::{Cutter, Pieces};
 pub use peer::Peer;
 
 use crate::handles::AppState;

@@ -63,20 +63,18 @@ async fn row(
         });
     }
     let job = train::job_of(ctx, unit).await?;
-    let initial = ctx
-        .store
-        .read({
-            let initial = run.initial;
-            move |r| r.checkpoint(initial)
-        })
-        .await?;
+    let (initial, base) = (run.initial, run.base);
+    let models = ctx.store.read(move |r| Ok([r.checkpoint(initial)?, r.checkpoint(base)?])).await?;
+    let parent = models
+        .into_iter()
+        .find(|row| job.base.as_ref().is_some_and(|model| model.sha256 == row.sha256));
     Ok(NewCheckpoint {
         name: job_checkpoint_name(job.kind, &job.slug()),
         kind: job.kind.makes(),
         path,
         sha256,
         bytes,
-        parent: (initial.sha256 == job.base.sha256).then_some(run.initial),
+        parent: parent.map(|row| row.id),
         reference: None,
     })
 }

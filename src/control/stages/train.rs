@@ -154,8 +154,11 @@ async fn of_job(ctx: &StageContext, unit: &Arc<UnitRow>) -> Result<Work, StageEr
         StageError::Input(format!("the configuration frozen with the job cannot be read: {error}"))
     })?;
     let folder = ctx.places.job(&run.name, job.kind.label(), &job.slug());
-    let base =
-        ModelRef { path: ctx.places.resolve(&job.base.path), sha256: job.base.sha256.clone() };
+    let Some(base) = &job.base else {
+        let why = format!("the job of {} has no base yet: a defect", unit.key);
+        return Err(StageError::Input(why));
+    };
+    let base = ModelRef { path: ctx.places.resolve(&base.path), sha256: base.sha256.clone() };
     let (data, settings, save) = match job.kind {
         JobKind::Sft => {
             ("conversations.jsonl", config.sft.settings.to_toml(Training::Sft), config.sft.save)

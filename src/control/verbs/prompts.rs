@@ -81,7 +81,7 @@ async fn add(
         name: name.clone(),
         reserve_share: query.reserve,
     };
-    let intake = match open(&shared.app, new, &asked(request)).await? {
+    let intake = match open(&shared.app.store, new, &asked(request)).await? {
         Opened::Fresh(intake) => intake,
         Opened::Done(upload) => {
             drain(payload).await;

@@ -4,20 +4,16 @@
 //! The lines are checked and written, in one canonical form, to the upload's own file in the state
 //! folder; the job's immutable folder is made from it.
 
-use std::path::PathBuf;
-
 use actix_web::{HttpRequest, web};
 use rlhfd_domain::{JobKind, JobName, UploadId};
-use rlhfd_protocol::control::{JobAdded, UploadQuery, check_name, lines, reward_lines};
-use rlhfd_store::{NewUpload, Upload, UploadKind};
-use serde::Serialize;
-use tokio::fs::File;
-use tokio::io::{AsyncWriteExt, BufWriter};
+use rlhfd_protocol::control::{JobAdded, UploadQuery, check_name};
+use rlhfd_store::{NewUpload, Upload};
 
 use super::{Shared, asked, place};
+use crate::examples::{Examples, data_of, example_of};
 use crate::handles::{AskError, Command};
 use crate::listener::answer::ok;
-use crate::listener::intake::{Opened, Report, Sink, check_key, open};
+use crate::listener::intake::{Opened, Report, check_key, open};
 use crate::listener::{Answer, Peer, Refusal, drain};
 
 /// `POST /v1/training-jobs/{kind}/{name}`
@@ -57,7 +53,7 @@ async fn add(
         reserve_share: None,
     };
     let uid = Peer::of(request).uid;
-    let (upload, report, repeated) = match open(&shared.app, new, &asked(request)).await? {
+    let (upload, report, repeated) = match open(&shared.app.store, new, &asked(request)).await? {
         Opened::Done(upload) => {
             drain(payload).await;
             (upload, Report::default(), true)
@@ -69,7 +65,7 @@ async fn add(
             let skip_bad = query.skip_bad.unwrap_or(false);
             let (intake, report) =
                 intake.take(payload, example_of(kind), &mut sink, skip_bad).await?;
-            let (kept, bad) = (sink.examples, report.bad);
+            let (kept, bad) = (sink.count(), report.bad);
             intake.write(move |store| store.count_lines(id, kept, 0)).await?;
             let upload = intake.publish(bad, uid, &format!("{} for {job}", data.label())).await?;
             sink.keep();
@@ -82,28 +78,6 @@ async fn add(
         order(shared, request, upload.id, command).await?;
     }
     Ok(told(job.to_string(), &upload, report, repeated))
-}
-
-/// What a job of this kind is trained on.
-fn data_of(kind: JobKind) -> UploadKind {
-    match kind {
-        JobKind::Sft => UploadKind::Conversations,
-        JobKind::Reward => UploadKind::Preferences,
-    }
-}
-
-/// Reads a line of such data; gives its canonical form, with the line's end.
-fn example_of(kind: JobKind) -> fn(&[u8]) -> Result<Vec<u8>, String> {
-    match kind {
-        JobKind::Sft => |line| canonical(&lines::conversation_line(line)?),
-        JobKind::Reward => |line| canonical(&reward_lines::reward_line(line)?),
-    }
-}
-
-fn canonical(example: &impl Serialize) -> Result<Vec<u8>, String> {
-    let mut json = serde_json::to_vec(example).map_err(|error| error.to_string())?;
-    json.push(b'\n');
-    Ok(json)
 }
 
 /// Makes the job. Where that is refused, the examples are of no use to anyone.
@@ -180,56 +154,4 @@ fn told(job: String, upload: &Upload, report: Report, repeated: bool) -> JobAdde
         bad_lines: report.bad_lines,
         repeated,
     }
-}
-
-/// The upload's file. It goes away with this value unless it is kept.
-struct Examples {
-    path: PathBuf,
-    file: BufWriter<File>,
-    examples: u64,
-    kept: bool,
-}
-
-impl Examples {
-    async fn create(path: PathBuf) -> Result<Self, Refusal> {
-        let file = File::create(&path).await.map_err(|error| unwritten(&error))?;
-        Ok(Self { path, file: BufWriter::new(file), examples: 0, kept: false })
-    }
-
-    fn keep(mut self) {
-        self.kept = true;
-    }
-}
-
-impl Drop for Examples {
-    fn drop(&mut self) {
-        if !self.kept {
-            // A leftover is swept at the next start.
-            let _ = std::fs::remove_file(&self.path);
-        }
-    }
-}
-
-impl Sink for Examples {
-    type Item = Vec<u8>;
-
-    async fn take(&mut self, example: Vec<u8>) -> Result<(), Refusal> {
-        self.file.write_all(&example).await.map_err(|e| unwritten(&e))?;
-        self.examples += 1;
-        Ok(())
-    }
-
-    async fn end(&mut self) -> Result<(), Refusal> {
-        self.file.flush().await.map_err(|e| unwritten(&e))?;
-        self.file.get_ref().sync_all().await.map_err(|e| unwritten(&e))
-    }
-}
-
-fn unwritten(error: &std::io::Error) -> Refusal {
-    Refusal::new(
-        507,
-        format!("the examples could not be written ({error})"),
-        "the state folder",
-        "make room, or look at the disk; then send them again",
-    )
 }

@@ -284,7 +284,7 @@ fn a_training_job_ends_with_its_checkpoint() {
         upload: None,
         config: String::new(),
         config_sha256: String::new(),
-        base: ModelIdentity { path: "m".into(), sha256: "a".into() },
+        base: Some(ModelIdentity { path: "m".into(), sha256: "a".into() }),
     };
     let plan = |slug: &str| {
         let key = |last: &str| format!("job/reward/{slug}/{last}");

@@ -126,6 +126,7 @@ pub(crate) fn identity(name: &str, seed: u64, sum: &str) -> RunIdentity {
         name: Name::parse(name, "run").unwrap(),
         seed,
         policy: ModelIdentity { path: format!("models/{sum}"), sha256: sum.repeat(64) },
+        start_job: None,
         reference: None,
     }
 }

@@ -223,6 +223,32 @@ fn a_run_keeps_its_identity() {
 }
 
 #[test]
+fn a_run_with_a_start_job_keeps_its_start_and_whether_its_reference_was_named() {
+    let mut bench = Bench::new();
+    let job = |name| Some(Name::parse(name, "training job").unwrap());
+    let chained = RunIdentity { start_job: job("main"), ..identity("main", 7, "a") };
+    let run = bench.store.open_run(&chained, NOW).unwrap();
+    assert!(!run.has_begun() && run.named_reference().is_none());
+    assert_eq!(bench.store.checkpoint(run.base).unwrap().name, "base");
+    assert_eq!(
+        bench.store.open_run(&chained, NOW).unwrap(),
+        run,
+        "opening it again changes nothing"
+    );
+    let named = RunIdentity { reference: Some(chained.policy.clone()), ..chained.clone() };
+    let other_start = RunIdentity { start_job: job("other"), ..chained.clone() };
+    for other in [identity("main", 7, "a"), other_start, named.clone()] {
+        let error = bench.store.open_run(&other, NOW).unwrap_err();
+        assert!(error.to_string().contains("give the run a new name"), "{error}");
+    }
+    // Its base as the reference stays the reference, whatever the policy becomes.
+    let named = RunIdentity { name: Name::parse("second", "run").unwrap(), ..named };
+    let second = bench.store.open_run(&named, NOW).unwrap();
+    assert_eq!(second.named_reference(), Some(second.reference));
+    assert_eq!(bench.store.open_run(&named, NOW).unwrap(), second);
+}
+
+#[test]
 fn an_operators_pause_is_not_the_daemons_to_take_over() {
     use crate::PausedBy::{Daemon, Operator};
     let mut bench = Bench::new();

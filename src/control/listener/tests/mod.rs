@@ -74,7 +74,8 @@ impl Daemon {
         let mut store = rlhfd_store::Store::open(&state).unwrap();
         let policy = ModelIdentity { path: "models/policy".to_owned(), sha256: "aa".to_owned() };
         let name = Name::parse("main", "run").unwrap();
-        store.open_run(&RunIdentity { name, seed: 7, policy, reference: None }, 1).unwrap();
+        let identity = RunIdentity { name, seed: 7, policy, start_job: None, reference: None };
+        store.open_run(&identity, 1).unwrap();
         let store = StoreHandle::new(StoreActor::start_with(store), state);
         let orders = Arc::new(Mutex::new(Vec::new()));
         let actor = Orders(Arc::clone(&orders)).start();
