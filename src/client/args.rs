@@ -154,6 +154,8 @@ pub enum Train {
     Sft(Training),
     /// A Bradley-Terry reward model from preferences: {"chosen", "rejected"} or {"prompt", …} a line
     Reward(Training),
+    /// A preference model, which compares two responses, from preferences as well
+    Preference(Training),
 }
 
 /// What all training jobs take.

@@ -268,15 +268,18 @@ async fn base(
     run: &Run,
     kind: JobKind,
 ) -> Result<Option<ModelIdentity>, AskError> {
-    let folder = match (kind, &config.reward.base) {
-        (JobKind::Sft, _) => config.sft_base_path(),
-        (JobKind::Reward, Some(place)) => &place.path,
-        (JobKind::Reward, None) if !run.has_begun() => return Ok(None),
-        (JobKind::Reward, None) => {
-            let initial = run.initial;
-            let row = ctx.stage.store.read(move |r| r.checkpoint(initial)).await?;
-            return Ok(Some(ModelIdentity { path: row.path, sha256: row.sha256 }));
+    let named = match kind {
+        JobKind::Sft => Some(config.sft_base_path()),
+        JobKind::Reward => config.reward.base.as_ref().map(|place| place.path.as_path()),
+        JobKind::Preference => config.preference.base.as_ref().map(|place| place.path.as_path()),
+    };
+    let Some(folder) = named else {
+        if !run.has_begun() {
+            return Ok(None);
         }
+        let initial = run.initial;
+        let row = ctx.stage.store.read(move |r| r.checkpoint(initial)).await?;
+        return Ok(Some(ModelIdentity { path: row.path, sha256: row.sha256 }));
     };
     identity(ctx, folder).await?.map(Some).map_err(AskError::Refused)
 }

@@ -28,7 +28,7 @@ const PIECE_BYTES: usize = 256 << 10;
 pub fn data_of(kind: JobKind) -> UploadKind {
     match kind {
         JobKind::Sft => UploadKind::Conversations,
-        JobKind::Reward => UploadKind::Preferences,
+        JobKind::Reward | JobKind::Preference => UploadKind::Preferences,
     }
 }
 
@@ -38,6 +38,7 @@ pub fn example_of(kind: JobKind) -> fn(&[u8]) -> Result<Vec<u8>, String> {
     match kind {
         JobKind::Sft => |line| canonical(&lines::conversation_line(line)?),
         JobKind::Reward => |line| canonical(&reward_lines::reward_line(line)?),
+        JobKind::Preference => |line| canonical(&lines::preference_line(line)?),
     }
 }
 

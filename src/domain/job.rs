@@ -16,11 +16,13 @@ pub enum JobKind {
     Sft,
     /// A reward model.
     Reward,
+    /// A preference model.
+    Preference,
 }
 
 impl JobKind {
     /// All kinds.
-    pub const ALL: [Self; 2] = [Self::Sft, Self::Reward];
+    pub const ALL: [Self; 3] = [Self::Sft, Self::Reward, Self::Preference];
 
     /// The word of rows, paths and commands.
     #[must_use]
@@ -28,6 +30,7 @@ impl JobKind {
         match self {
             Self::Sft => "sft",
             Self::Reward => "reward",
+            Self::Preference => "preference",
         }
     }
 
@@ -36,7 +39,7 @@ impl JobKind {
         Self::ALL.into_iter().find(|kind| kind.label() == word).ok_or_else(|| UnknownWord {
             what: "kind of training job",
             found: word.to_owned(),
-            known: "sft, reward",
+            known: "sft, reward, preference",
         })
     }
 
@@ -46,6 +49,7 @@ impl JobKind {
         match self {
             Self::Sft => WorkKind::TrainSft,
             Self::Reward => WorkKind::TrainReward,
+            Self::Preference => WorkKind::TrainPreference,
         }
     }
 
@@ -55,6 +59,7 @@ impl JobKind {
         match self {
             Self::Sft => CheckpointKind::Policy,
             Self::Reward => CheckpointKind::Reward,
+            Self::Preference => CheckpointKind::Preference,
         }
     }
 }

@@ -32,6 +32,8 @@ pub enum WorkKind {
     TrainSft,
     /// A reward model's training.
     TrainReward,
+    /// A preference model's training.
+    TrainPreference,
     /// A checkpoint folder is admitted; done by control.
     Checkpoint,
     /// Evaluation rows are written; done by control.
@@ -40,7 +42,7 @@ pub enum WorkKind {
 
 impl WorkKind {
     /// All kinds, in flow order.
-    pub const ALL: [Self; 13] = [
+    pub const ALL: [Self; 14] = [
         Self::Probe,
         Self::Render,
         Self::Generate,
@@ -52,6 +54,7 @@ impl WorkKind {
         Self::TrainDpo,
         Self::TrainSft,
         Self::TrainReward,
+        Self::TrainPreference,
         Self::Checkpoint,
         Self::Summarise,
     ];
@@ -71,6 +74,7 @@ impl WorkKind {
             Self::TrainDpo => "train_dpo",
             Self::TrainSft => "train_sft",
             Self::TrainReward => "train_reward",
+            Self::TrainPreference => "train_preference",
             Self::Checkpoint => "checkpoint",
             Self::Summarise => "summarise",
         }
@@ -82,14 +86,14 @@ impl WorkKind {
             what: "work",
             found: word.to_owned(),
             known: "probe, render, generate, score, pair, render_pairs, logprobs, logprobs_pairs, \
-                    train_dpo, train_sft, train_reward, checkpoint, summarise",
+                    train_dpo, train_sft, train_reward, train_preference, checkpoint, summarise",
         })
     }
 
     /// Whether it updates a model: such a unit goes on from its last saved state and is never split.
     #[must_use]
     pub const fn trains(self) -> bool {
-        matches!(self, Self::TrainDpo | Self::TrainSft | Self::TrainReward)
+        matches!(self, Self::TrainDpo | Self::TrainSft | Self::TrainReward | Self::TrainPreference)
     }
 
     /// Whether the control plane does it itself, without a worker.

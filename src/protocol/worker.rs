@@ -148,6 +148,8 @@ pub enum Work {
     /// A Bradley-Terry reward model (or the continuation of one) from a job folder (preferences.jsonl
     /// and settings.toml, no items).
     TrainReward { base: ModelRef, folder: PathBuf, target: TrainTarget },
+    /// A preference model, which compares two responses, from the same files.
+    TrainPreference { base: ModelRef, folder: PathBuf, target: TrainTarget },
 }
 
 /// Where a train unit leaves its checkpoint and its own state.

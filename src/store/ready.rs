@@ -28,6 +28,9 @@ AND CASE u.work
     WHEN 'train_sft' THEN 1
     WHEN 'train_reward' THEN
         EXISTS (SELECT 1 FROM training_jobs j WHERE j.id = u.job_id AND j.base_sha256 IS NOT NULL)
+    -- As above: where no base is named, it waits for the policy that the run begins with.
+    WHEN 'train_preference' THEN
+        EXISTS (SELECT 1 FROM training_jobs j WHERE j.id = u.job_id AND j.base_sha256 IS NOT NULL)
     WHEN 'generate' THEN
         NOT EXISTS (SELECT 1 FROM units b WHERE b.state IN ('open', 'running')
             AND b.run_id = u.run_id AND b.iteration = u.iteration AND b.lane = ''

@@ -44,6 +44,7 @@ pub(crate) fn items_of(conn: &Connection, unit: &UnitRow, reason: &str) -> Resul
         | WorkKind::TrainDpo
         | WorkKind::TrainSft
         | WorkKind::TrainReward
+        | WorkKind::TrainPreference
         | WorkKind::Checkpoint
         | WorkKind::Summarise => Ok(()),
     }

@@ -126,3 +126,54 @@ fn the_name_of_a_cancelled_job_is_free_again() {
     let said = String::from_utf8_lossy(&standing.stderr).into_owned();
     assert!(!standing.status.success() && said.contains("choose another name"), "{said}");
 }
+
+fn preferences(scene: &Scene) -> String {
+    let line = |n: usize| {
+        format!("{{\"prompt\": \"say {n}\", \"chosen\": \"{n}!\", \"rejected\": \"no {n}\"}}\n")
+    };
+    let path = scene.write("better.jsonl", &(0..10).map(line).collect::<String>());
+    path.to_string_lossy().into_owned()
+}
+
+/// A preference model is a job as the others are; killed on its way, it ends with the same bits.
+#[test]
+fn preferences_become_a_preference_model_also_over_a_kill() {
+    let scene_of = || {
+        let text = "batch_sequences = 2\nepochs = 1\nsave_every_steps = 2";
+        Scene::fake(&Settings::default().with("preference", text))
+    };
+    let sum = |scene: &Scene| {
+        let sum = "SELECT sha256 FROM checkpoints WHERE name = 'preference-judge'
+            AND kind = 'preference'";
+        dump::text(&scene.database(), sum)
+    };
+    let train = |scene: &Scene| {
+        let data = preferences(scene);
+        scene.ctl_ok(&["train", "preference", "--data", &data, "--name", "judge"])
+    };
+    let undisturbed = scene_of();
+    let _daemon = undisturbed.start();
+    let said = train(&undisturbed);
+    assert!(said.contains("preference/judge queued with 10 preferences"), "{said}");
+    undisturbed.ctl_ok(&["wait", "--job", "preference/judge", "--timeout", "60"]);
+    assert!(undisturbed.ctl_ok(&["jobs"]).contains("preference/judge"));
+    let steps = "SELECT count(*) FROM training_steps s JOIN units u ON u.id = s.unit_id
+        WHERE u.work = 'train_preference' AND s.token_accuracy IS NOT NULL";
+    assert_eq!(undisturbed.number(steps), 5);
+    assert!(sum(&undisturbed).is_some());
+
+    let scene = scene_of();
+    scene.plan(
+        r#"{"faults": [{"name": "here", "work": "train_preference", "after": 3, "act": {"kind": "hold"}}]}"#,
+    );
+    let daemon = scene.start();
+    train(&scene);
+    scene.held("here");
+    daemon.kill();
+    let _daemon = scene.start();
+    scene.ctl_ok(&["wait", "--job", "preference/judge", "--timeout", "60"]);
+    let first = "SELECT a.first_step FROM attempts a JOIN units u ON u.id = a.unit_id
+        WHERE u.work = 'train_preference' AND a.number = 2";
+    assert_eq!(scene.number(first), 3, "two steps were saved");
+    assert_eq!(sum(&scene), sum(&undisturbed));
+}

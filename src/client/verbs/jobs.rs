@@ -46,7 +46,7 @@ pub async fn run(daemon: &Daemon, json: bool) -> Result<(), ClientError> {
             "made (UTC)",
         ],
         &rows,
-        "no training job yet: `rlhfctl train sft|reward --data FILE`",
+        "no training job yet: `rlhfctl train sft|reward|preference --data FILE`",
     )
 }
 

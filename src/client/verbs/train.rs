@@ -1,4 +1,4 @@
-//! `rlhfctl train sft` and `train reward`: send conversations or preferences, and have a model trained
+//! `rlhfctl train sft`, `train reward` and `train preference`: send conversations or preferences, and have a model trained
 //! on them.
 
 use rlhfd_protocol::control::{JobAdded, check_name};
@@ -15,6 +15,7 @@ pub async fn run(daemon: &Daemon, verb: Train, json: bool) -> Result<(), ClientE
     let (kind, example, training) = match verb {
         Train::Sft(training) => ("sft", "conversation", training),
         Train::Reward(training) => ("reward", "preference", training),
+        Train::Preference(training) => ("preference", "preference", training),
     };
     let Training { data, name, upload: options } = training;
     check_name("training job", &name).map_err(|e| ClientError::Usage {

@@ -302,7 +302,7 @@ pub(crate) static REWARD: Section = Section {
 pub(crate) static PREFERENCE: Section = Section {
     name: "preference",
     repeated: false,
-    doc: "Training of a preference model, which compares two responses (`rlhfd-worker train preference`).",
+    doc: "Training of a preference model, which compares two responses (`rlhfctl train preference`).",
     frozen: true,
     knobs: &[
         Knob::unset("base", Kind::Path, "the run's initial policy", "\"models/base\"")

@@ -267,6 +267,7 @@ async fn models(
         | WorkKind::TrainDpo
         | WorkKind::TrainSft
         | WorkKind::TrainReward
+        | WorkKind::TrainPreference
         | WorkKind::Pair
         | WorkKind::Checkpoint
         | WorkKind::Summarise => Ok(Vec::new()),

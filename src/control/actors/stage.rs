@@ -190,7 +190,8 @@ impl Stages {
             | WorkKind::LogprobsPairs
             | WorkKind::TrainDpo
             | WorkKind::TrainSft
-            | WorkKind::TrainReward => None,
+            | WorkKind::TrainReward
+            | WorkKind::TrainPreference => None,
         }
     }
 }

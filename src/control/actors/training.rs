@@ -21,9 +21,10 @@ async fn prepare(ctx: &StageContext, message: Prepare) -> Result<Prepared, Stage
         WorkKind::RenderPairs => offline::prepare_render(ctx, &message.unit).await,
         WorkKind::Logprobs => logprobs::prepare(ctx, &message.unit).await,
         WorkKind::LogprobsPairs => offline::prepare_logprobs(ctx, &message.unit).await,
-        WorkKind::TrainDpo | WorkKind::TrainSft | WorkKind::TrainReward => {
-            train::prepare(ctx, &message.unit).await
-        }
+        WorkKind::TrainDpo
+        | WorkKind::TrainSft
+        | WorkKind::TrainReward
+        | WorkKind::TrainPreference => train::prepare(ctx, &message.unit).await,
         _ => Err(misplaced(&message.unit)),
     }
 }
@@ -33,9 +34,10 @@ async fn conclude(ctx: &StageContext, done: Conclude) -> Result<(), StageError> 
         WorkKind::RenderPairs => offline::conclude_render(ctx, done).await,
         WorkKind::Logprobs => logprobs::conclude(ctx, done).await,
         WorkKind::LogprobsPairs => offline::conclude_logprobs(ctx, done).await,
-        WorkKind::TrainDpo | WorkKind::TrainSft | WorkKind::TrainReward => {
-            train::conclude(ctx, done).await
-        }
+        WorkKind::TrainDpo
+        | WorkKind::TrainSft
+        | WorkKind::TrainReward
+        | WorkKind::TrainPreference => train::conclude(ctx, done).await,
         _ => Err(misplaced(&done.unit)),
     }
 }

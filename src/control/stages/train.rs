@@ -44,7 +44,9 @@ impl From<SumError> for StageError {
 /// Writes the folder, and says where the checkpoint is to stand.
 pub async fn prepare(ctx: &StageContext, unit: &Arc<UnitRow>) -> Result<Prepared, StageError> {
     let work = match unit.work {
-        WorkKind::TrainSft | WorkKind::TrainReward => of_job(ctx, unit).await?,
+        WorkKind::TrainSft | WorkKind::TrainReward | WorkKind::TrainPreference => {
+            of_job(ctx, unit).await?
+        }
         _ => dpo(ctx, unit).await?,
     };
     // The trainer wants all the memory there is.
@@ -167,6 +169,10 @@ async fn of_job(ctx: &StageContext, unit: &Arc<UnitRow>) -> Result<Work, StageEr
             let settings = config.reward.settings.to_toml(Training::Reward);
             ("preferences.jsonl", settings, config.reward.save)
         }
+        JobKind::Preference => {
+            let settings = config.preference.settings.to_toml(Training::Preference);
+            ("preferences.jsonl", settings, config.preference.save)
+        }
     };
     let upload = job.upload.map(|upload| ctx.places.upload_file(upload.get()));
     let (key, place, parent) = (unit.key.clone(), folder.clone(), base.sha256.clone());
@@ -181,6 +187,7 @@ async fn of_job(ctx: &StageContext, unit: &Arc<UnitRow>) -> Result<Work, StageEr
     Ok(match job.kind {
         JobKind::Sft => Work::TrainSft { base, folder, target },
         JobKind::Reward => Work::TrainReward { base, folder, target },
+        JobKind::Preference => Work::TrainPreference { base, folder, target },
     })
 }
 

@@ -30,7 +30,7 @@ pub async fn post(
             let (kind, name) = job.split_once('/').unwrap_or_default();
             let Ok(kind) = JobKind::parse(kind) else {
                 return wrong(
-                    "the job is not named as sft/NAME or reward/NAME",
+                    "the job is not named as sft/NAME, reward/NAME or preference/NAME",
                     "`rlhfctl jobs` lists them",
                 );
             };

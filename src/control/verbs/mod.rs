@@ -136,7 +136,7 @@ async fn list() -> Answer {
         "GET /v1/iterations?run=": "the view iteration_history",
         "GET /v1/checkpoints?run=&lineage=": "checkpoints; with lineage=NAME or head, the line back to the initial policy",
         "GET /v1/training-jobs": "training jobs",
-        "POST /v1/training-jobs/{kind}/{name}?skip_bad=&client_key=": "JSONL; kind sft: one conversation a line, kind reward: one preference",
+        "POST /v1/training-jobs/{kind}/{name}?skip_bad=&client_key=": "JSONL; kind sft: one conversation a line, kinds reward and preference: one preference",
         "GET /v1/events?since=&last=&follow=": "events as NDJSON, or as SSE by Accept: text/event-stream",
         "POST /v1/start": {},
         "POST /v1/pause": { "reason": "why (optional)" },

@@ -1,5 +1,5 @@
-//! `train sft` and `train reward`: take conversations or preferences in, and have a model trained on
-//! them.
+//! `train sft`, `train reward` and `train preference`: take conversations or preferences in, and have a
+//! model trained on them.
 //!
 //! The lines are checked and written, in one canonical form, to the upload's own file in the state
 //! folder; the job's immutable folder is made from it.

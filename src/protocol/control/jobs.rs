@@ -16,7 +16,7 @@ pub struct Jobs {
 pub struct Job {
     /// The run that it belongs to.
     pub run: String,
-    /// `sft` or `reward`.
+    /// `sft`, `reward` or `preference`.
     pub kind: String,
     /// Its name; with the kind it is what a config's `job = "reward/NAME"` means. A job that failed or
     /// was cancelled may share it with newer ones.

@@ -138,7 +138,10 @@ impl Flow {
                 let scoring = paper_scoring(store, unit, self.scorer)?;
                 store.finish_pair(end, &scoring, &PAPER, NOW).map(|_| ())
             }
-            WorkKind::TrainDpo | WorkKind::TrainSft | WorkKind::TrainReward => {
+            WorkKind::TrainDpo
+            | WorkKind::TrainSft
+            | WorkKind::TrainReward
+            | WorkKind::TrainPreference => {
                 store.finish_train(end, &[step(1, 0.69), step(2, 0.6)], 1, NOW)
             }
             WorkKind::Checkpoint => {

@@ -134,7 +134,10 @@ impl Engine<'_> {
     fn begin(&mut self, unit: Unit) {
         let trains = matches!(
             unit.work,
-            Work::TrainDpo { .. } | Work::TrainSft { .. } | Work::TrainReward { .. }
+            Work::TrainDpo { .. }
+                | Work::TrainSft { .. }
+                | Work::TrainReward { .. }
+                | Work::TrainPreference { .. }
         );
         self.shared.begin(unit.attempt, trains);
         self.unit = Some(Running { unit, begun: Instant::now(), failed: false });
@@ -226,6 +229,12 @@ impl Engine<'_> {
                 let trained = unit::train_reward((base, folder), target, self.compute, &observer)?;
                 own.checkpoint = Some(trained);
             }
+            Work::TrainPreference { base, folder, target } => {
+                self.models.clear();
+                let models = (base, folder.as_path());
+                let trained = unit::train_preference(models, target, self.compute, &observer)?;
+                own.checkpoint = Some(trained);
+            }
             Work::Render { .. }
             | Work::RenderPairs { .. }
             | Work::Generate { .. }
@@ -267,7 +276,10 @@ impl Engine<'_> {
             | Work::Probe { .. }
             | Work::TrainDpo { .. }
             | Work::TrainSft { .. }
-            | Work::TrainReward { .. } => Err(Failure::input("this work has no ids to compute")),
+            | Work::TrainReward { .. }
+            | Work::TrainPreference { .. } => {
+                Err(Failure::input("this work has no ids to compute"))
+            }
         }
     }
 

@@ -83,7 +83,8 @@ impl Preparer<'_> {
             Work::Probe { .. }
             | Work::TrainDpo { .. }
             | Work::TrainSft { .. }
-            | Work::TrainReward { .. } => (None, 1),
+            | Work::TrainReward { .. }
+            | Work::TrainPreference { .. } => (None, 1),
         };
         let side = model.map(|(model, wanted)| self.side(model, wanted)).transpose();
         let (side, failure) = match side {

@@ -73,6 +73,22 @@ pub fn train_reward(
     job::run(&job, compute, observer).map(published)
 }
 
+/// A preference model from a job folder: preferences.jsonl with texts, and settings.toml.
+///
+/// # Errors
+/// See [`TrainError`].
+pub fn train_preference(
+    (base, folder): (&ModelRef, &Path),
+    target: &TrainTarget,
+    compute: Compute,
+    observer: &Observer<'_>,
+) -> Result<Published, TrainError> {
+    let path = folder.join(PREFERENCES);
+    let pairs = PairSource::Text { path, rule: RenderRule::Conversation, reference: None };
+    let job = job_of(Training::Preference, (base, folder), pairs, target)?;
+    job::run(&job, compute, observer).map(published)
+}
+
 fn job_of(
     training: Training,
     (base, folder): (&ModelRef, &Path),

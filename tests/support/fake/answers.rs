@@ -17,6 +17,7 @@ pub(super) fn work_name(work: &Work) -> &'static str {
         Work::TrainDpo { .. } => "train_dpo",
         Work::TrainSft { .. } => "train_sft",
         Work::TrainReward { .. } => "train_reward",
+        Work::TrainPreference { .. } => "train_preference",
     }
 }
 

@@ -188,9 +188,10 @@ impl Worker {
         self.shared.items.store(0, Ordering::SeqCst);
         self.shared.attempt.store(unit.attempt, Ordering::SeqCst);
         let ended = match &unit.work {
-            Work::TrainDpo { .. } | Work::TrainSft { .. } | Work::TrainReward { .. } => {
-                train::run(self, unit.attempt, &unit.work)
-            }
+            Work::TrainDpo { .. }
+            | Work::TrainSft { .. }
+            | Work::TrainReward { .. }
+            | Work::TrainPreference { .. } => train::run(self, unit.attempt, &unit.work),
             _ => self.run_items(unit),
         };
         self.shared.attempt.store(0, Ordering::SeqCst);

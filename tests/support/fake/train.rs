@@ -49,6 +49,9 @@ pub(super) fn run(worker: &mut Worker, attempt: u64, work: &Work) -> Result<Summ
         Work::TrainReward { base, folder, target } => {
             Job::read(&base.path, folder, "preferences.jsonl", FolderKind::RewardModel, target)?
         }
+        Work::TrainPreference { base, folder, target } => {
+            Job::read(&base.path, folder, "preferences.jsonl", FolderKind::PreferenceModel, target)?
+        }
         _ => return Err(anyhow::anyhow!("{name} is no training").into()),
     };
     if let Some(published) = published(&job)? {
@@ -119,8 +122,11 @@ impl<'a> Job<'a> {
             base,
             kind,
             pairs: text.lines().map(str::to_owned).collect(),
-            batch_pairs: match file {
-                "conversations.jsonl" => usize::try_from(number("batch_sequences", 32))?,
+            batch_pairs: match kind {
+                _ if file == "conversations.jsonl" => {
+                    usize::try_from(number("batch_sequences", 32))?
+                }
+                FolderKind::PreferenceModel => usize::try_from(number("batch_sequences", 32))?,
                 _ => usize::try_from(number("batch_pairs", 128))?,
             },
             file: file.to_owned(),
@@ -143,10 +149,12 @@ impl<'a> Job<'a> {
         let mut fraction = || numbers.below(1000) as f64 / 1000.0;
         let (loss, margin) = (0.2 + fraction() / 2.0, fraction());
         let row = match self.kind {
-            _ if self.file == "conversations.jsonl" => serde_json::json!({
-                "step": state.step, "loss": loss, "lr": 0.001, "grad_norm": 1.0 + fraction(),
-                "token_accuracy": margin,
-            }),
+            _ if self.file == "conversations.jsonl" || self.kind == FolderKind::PreferenceModel => {
+                serde_json::json!({
+                    "step": state.step, "loss": loss, "lr": 0.001, "grad_norm": 1.0 + fraction(),
+                    "token_accuracy": margin,
+                })
+            }
             FolderKind::RewardModel => serde_json::json!({
                 "step": state.step, "loss": loss, "lr": 0.001, "grad_norm": 1.0 + fraction(),
                 "accuracy": 0.5, "margin": margin,
@@ -178,6 +186,9 @@ impl<'a> Job<'a> {
             if self.base.join(file).is_file() {
                 fs::copy(self.base.join(file), part.join(file))?;
             }
+        }
+        if self.kind == FolderKind::PreferenceModel {
+            fs::write(part.join("preference.json"), "{}\n")?;
         }
         fs::write(part.join("steps.jsonl"), state.rows.join("\n") + "\n")?;
         let (bytes, sha256) = self.write_manifest(&part, state.step)?;
