@@ -60,7 +60,8 @@ const MAX_PROMPT_LENGTH: Knob =
 const OVERLONG: Knob = Knob::new("overlong", Kind::Word(&["drop", "truncate"]), "\"drop\"")
     .doc(
         "an over-long pair is dropped and counted, or each side keeps its first max_length ids \
-          as in TRL",
+          as in TRL; pairs that bring the reference's log-probs, as those of the loop do, are \
+          dropped in any case",
     )
     .source("ours: truncation can leave two equal sides");
 const CHECKPOINTING: Knob = Knob::new("activation_checkpointing", Kind::Switch, "false")

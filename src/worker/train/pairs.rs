@@ -209,7 +209,9 @@ fn fit_one(mut pair: TokenPair, limits: &Limits) -> Result<TokenPair, &'static s
     if pair.tokens_max() <= limits.tokens_max {
         return Ok(pair);
     }
-    if limits.overlong == Overlong::Drop {
+    // A reference's log-prob that came with the pair is that of the whole response: it says nothing of
+    // a response that is cut.
+    if limits.overlong == Overlong::Drop || pair.reference.is_some() {
         return Err("too_long");
     }
     if pair.prompt.len() >= limits.tokens_max {

@@ -92,6 +92,9 @@ fn over_long_pairs_are_dropped_or_cut_and_always_counted() {
     assert_eq!(fitted(cut, Training::Dpo, ids(8, 1, 2)), Err("prompt_fills_max_length"));
     assert_eq!(fitted(cut, Training::Dpo, ids(4, 5, 6)), Err("same_ids_after_truncation"));
     assert_eq!(fitted(cut, Training::Reward, ids(0, 9, 2)), Err("too_long"));
+    let known = |pair| TokenPair { reference: Some((-1.0, -2.0)), ..pair };
+    assert_eq!(fitted(cut, Training::Dpo, known(ids(4, 2, 9))), Err("too_long"), "of whole sides");
+    assert!(fitted(cut, Training::Dpo, known(ids(4, 2, 4))).is_ok());
     let short = "max_length = 8\nmax_prompt_length = 3";
     assert_eq!(fitted(short, Training::Dpo, ids(4, 1, 1)), Err("prompt_too_long"));
     let long = "max_length = 500";
