@@ -7,7 +7,7 @@ PYTHON ?= python3
 # The part of the workspace that links no libtorch.
 LIGHT := --workspace --exclude rlhfd-worker-torch
 
-.PHONY: help setup build demo test check planes parity tiny bless golden doc clean
+.PHONY: help setup build install uninstall demo test check planes parity tiny bless golden doc clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -17,6 +17,12 @@ setup: ## libtorch into ./libtorch (CPU, or CUDA where a GPU is found or CUDA=1;
 
 build: setup ## the release binaries, into target/release
 	$(CARGO) build --release --locked
+
+install: ## the system service (root; or PREFIX=~/.local for one of your own), from what `make build` made
+	@PREFIX="$(PREFIX)" DESTDIR="$(DESTDIR)" scripts/install
+
+uninstall: ## takes that away again; configuration and state stay
+	@PREFIX="$(PREFIX)" DESTDIR="$(DESTDIR)" scripts/install --remove
 
 demo: build ## two online iterations on SmolLM2-135M-Instruct, from nothing to the history by SQL
 	@$(PYTHON) scripts/demo-model

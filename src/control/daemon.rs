@@ -39,6 +39,7 @@ use crate::live::LiveBoard;
 use crate::models::Models;
 use crate::places::{Asked, PlaceError, Places};
 use crate::platform;
+use crate::watchdog::{self, Core};
 
 /// Between two questions whether the workers are gone.
 const STOP_POLL: Duration = Duration::from_millis(20);
@@ -140,13 +141,15 @@ async fn live(asked: &Asked) -> Result<(), StartError> {
         "rlhfd {} serves",
         env!("CARGO_PKG_VERSION")
     );
-    notify(&[NotifyState::Ready, NotifyState::Status("serving")]);
+    notify(&[NotifyState::Ready]);
+    let watchdog = actix_rt::spawn(watchdog::keep(daemon.cores(), daemon.live.clone()));
     signals.until_stop(&places, &config).await;
 
-    notify(&[NotifyState::Stopping]);
+    notify(&[NotifyState::Stopping, NotifyState::ExtendTimeoutUsec(drain_usec(&config.borrow()))]);
     // Streams end first: an open one would hold the server up.
     stopping.send_replace(true);
     daemon.drain(&mut signals, &config.borrow().clone()).await;
+    watchdog.abort();
     handle.stop(true).await;
     // The server's own end holds nothing of ours.
     let _ = serving.await;
@@ -156,7 +159,13 @@ async fn live(asked: &Asked) -> Result<(), StartError> {
     Ok(())
 }
 
-fn notify(states: &[NotifyState<'_>]) {
+/// What a stop may take: workers are waited for, then killed, then reaped.
+fn drain_usec(config: &CheckedConfig) -> u32 {
+    let wait = Duration::from_secs(config.scheduler.stop_timeout_s) + 2 * KILL_WAIT;
+    u32::try_from(wait.as_micros()).unwrap_or(u32::MAX)
+}
+
+pub(crate) fn notify(states: &[NotifyState<'_>]) {
     if let Err(error) = sd_notify::notify(states) {
         tracing::warn!("the service manager is not told: {error}");
     }
@@ -168,7 +177,7 @@ struct Daemon {
     scheduler: Addr<SchedulerActor>,
     iteration: Addr<IterationActor>,
     live: LiveBoard,
-    _supervisor: Addr<SupervisorActor>,
+    supervisor: Addr<SupervisorActor>,
     _stages: Stages,
 }
 
@@ -210,7 +219,17 @@ impl Daemon {
             &scheduler,
             Meet { supervisor: supervisor.clone(), iteration: iteration.clone() },
         );
-        Self { store, scheduler, iteration, live, _supervisor: supervisor, _stages: stages }
+        Self { store, scheduler, iteration, live, supervisor, _stages: stages }
+    }
+
+    /// Those without which nothing goes on.
+    fn cores(&self) -> Vec<Core> {
+        vec![
+            Core::store(&self.store),
+            Core::actor("iteration", &self.iteration),
+            Core::actor("scheduler", &self.scheduler),
+            Core::actor("supervisor", &self.supervisor),
+        ]
     }
 
     /// Workers finish or give back what they have; a training saves its state. What is not gone in

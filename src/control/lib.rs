@@ -22,4 +22,5 @@ pub mod platform;
 pub mod schedule;
 pub mod stages;
 pub mod verbs;
+pub mod watchdog;
 pub mod workers;

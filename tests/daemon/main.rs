@@ -15,5 +15,6 @@ mod jobs;
 mod labels;
 mod offline;
 mod readers;
+mod service;
 mod story;
 mod whole_run;

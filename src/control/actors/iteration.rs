@@ -18,6 +18,7 @@ use crate::commands;
 use crate::handles::{AskError, Command, Told, with_causes};
 use crate::live::LiveBoard;
 use crate::models::Models;
+use crate::watchdog::Alive;
 
 /// Messages that may wait.
 const MAILBOX: usize = 64;
@@ -145,4 +146,10 @@ impl Handler<Order> for IterationActor {
             actor.look(own);
         }));
     }
+}
+
+impl Handler<Alive> for IterationActor {
+    type Result = ();
+
+    fn handle(&mut self, _: Alive, _: &mut Self::Context) {}
 }

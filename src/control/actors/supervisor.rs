@@ -13,6 +13,7 @@ use super::scheduler::{LeaseEnded, LeaseOpening, SchedulerActor};
 use super::worker::{Newborn, WorkerActor, WorkerContext};
 use crate::gpu;
 use crate::live::{LiveBoard, LiveWorker, WorkerState};
+use crate::watchdog::Alive;
 use crate::workers::child::{self, Launch};
 use crate::workers::death::Death;
 use crate::workers::libtorch;
@@ -233,6 +234,12 @@ impl Handler<Died> for SupervisorActor {
             self.tell(Some(why));
         }
     }
+}
+
+impl Handler<Alive> for SupervisorActor {
+    type Result = ();
+
+    fn handle(&mut self, _: Alive, _: &mut Self::Context) {}
 }
 
 #[cfg(test)]

@@ -13,6 +13,7 @@ use crate::actors::iteration::IterationActor;
 use crate::actors::supervisor::SupervisorActor;
 use crate::actors::worker::{Abandon, CancelUnit, Drain, WorkerActor};
 use crate::schedule::LeaseState;
+use crate::watchdog::Alive;
 use crate::workers::death::Death;
 
 /// The others that it speaks to; they are made after it.
@@ -191,4 +192,10 @@ impl Handler<Stop> for SchedulerActor {
         }
         self.leases.values().filter(|lease| lease.worker.is_some()).count()
     }
+}
+
+impl Handler<Alive> for SchedulerActor {
+    type Result = ();
+
+    fn handle(&mut self, _: Alive, _: &mut Self::Context) {}
 }

@@ -1,0 +1,76 @@
+//! What the service manager is told, by its own protocol: a datagram socket named in the environment.
+
+use std::collections::BTreeSet;
+use std::os::unix::net::UnixDatagram;
+use std::time::Duration;
+
+use rlhfd_tests::scene::{Scene, Settings, signal};
+use rlhfd_tests::wait;
+use rustix::process::Signal;
+
+/// Long enough for a debug build on a busy machine, short enough for a test.
+const WATCHDOG: Duration = Duration::from_millis(900);
+
+struct Manager(UnixDatagram);
+
+impl Manager {
+    fn of(scene: &mut Scene) -> Self {
+        let path = scene.path("notify.sock");
+        let socket = UnixDatagram::bind(&path).expect("a socket");
+        socket.set_read_timeout(Some(WATCHDOG * 3)).expect("a timeout");
+        let variables = [
+            ("NOTIFY_SOCKET", path.to_string_lossy().into_owned()),
+            ("WATCHDOG_USEC", WATCHDOG.as_micros().to_string()),
+        ];
+        scene.environment.extend(variables.map(|(key, value)| (key.to_owned(), value)));
+        Self(socket)
+    }
+
+    /// The lines of the next message; none where nothing comes for three intervals.
+    fn lines(&self) -> Option<BTreeSet<String>> {
+        let mut bytes = [0; 4096];
+        let read = self.0.recv(&mut bytes).ok()?;
+        let text = String::from_utf8(bytes[..read].to_vec()).expect("a message is text");
+        Some(text.lines().map(str::to_owned).collect())
+    }
+
+    fn until(&self, wanted: &str, scene: &Scene) -> BTreeSet<String> {
+        let next =
+            || self.lines().filter(|lines| lines.iter().any(|line| line.starts_with(wanted)));
+        wait::until(wanted, next, || scene.told())
+    }
+}
+
+#[test]
+fn the_service_manager_hears_ready_then_the_watchdog_with_a_status_then_stopping() {
+    let mut scene = Scene::fake(&Settings::default());
+    let manager = Manager::of(&mut scene);
+    let mut daemon = scene.start();
+    let first = manager.lines().expect("a message");
+    assert_eq!(first, BTreeSet::from(["READY=1".to_owned()]), "nothing comes before it serves");
+    // It serves before it has looked at the run: the first status may not know what it waits for.
+    let lines = manager.until("STATUS=0 of 12 prompts are queued", &scene);
+    assert!(lines.contains("WATCHDOG=1"), "{lines:?}");
+    signal(daemon.pid(), Signal::HUP);
+    manager.until("RELOADING=1", &scene);
+    manager.until("READY=1", &scene);
+    signal(daemon.pid(), Signal::TERM);
+    let lines = manager.until("STOPPING=1", &scene);
+    assert!(lines.iter().any(|line| line.starts_with("EXTEND_TIMEOUT_USEC=")), "{lines:?}");
+    assert!(daemon.ended().success());
+}
+
+#[test]
+fn a_daemon_that_stands_still_is_not_heard() {
+    let mut scene = Scene::fake(&Settings::default());
+    let manager = Manager::of(&mut scene);
+    let daemon = scene.start();
+    manager.until("WATCHDOG=1", &scene);
+    signal(daemon.pid(), Signal::STOP);
+    // What was sent before the stop may still lie in the socket.
+    while manager.lines().is_some_and(|lines| lines.contains("WATCHDOG=1")) {}
+    assert_eq!(manager.lines(), None);
+    signal(daemon.pid(), Signal::CONT);
+    manager.until("WATCHDOG=1", &scene);
+    assert!(daemon.terminate().success());
+}
