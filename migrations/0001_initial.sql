@@ -33,8 +33,8 @@ CREATE TABLE prompt_sets (
     id             INTEGER PRIMARY KEY,
     name           TEXT    NOT NULL UNIQUE,
     reserve_share  REAL    NOT NULL DEFAULT 0 CHECK (reserve_share >= 0 AND reserve_share < 1),
-    priority       INTEGER NOT NULL DEFAULT 0,
-    weight         REAL    NOT NULL DEFAULT 1 CHECK (weight > 0),
+    priority       INTEGER NOT NULL DEFAULT 0, -- sets of the highest are drawn first,
+    weight         REAL    NOT NULL DEFAULT 1 CHECK (weight > 0), -- and by weight among equals
     -- Counters of published prompts, so that nothing ever counts a large table.
     prompts        INTEGER NOT NULL DEFAULT 0,
     reserved       INTEGER NOT NULL DEFAULT 0,
@@ -97,6 +97,13 @@ CREATE TABLE returned_prompts (
     PRIMARY KEY (prompt_id, run_id)
 ) STRICT, WITHOUT ROWID;
 
+-- With [run] reuse_prompts: the last row of draws that the pool has taken up again.
+CREATE TABLE reuse_cursors (
+    run_id         INTEGER PRIMARY KEY REFERENCES runs(id),
+    iteration      INTEGER NOT NULL,
+    ordinal        INTEGER NOT NULL
+) STRICT;
+
 -- Fresh prompts are counted from these, not from prompts.
 CREATE TABLE run_sets (
     run_id         INTEGER NOT NULL REFERENCES runs(id),
@@ -129,6 +136,7 @@ CREATE TABLE draws (
     ordinal        INTEGER NOT NULL,
     prompt_id      INTEGER NOT NULL REFERENCES prompts(id),
     occurrence     INTEGER NOT NULL DEFAULT 0, -- among equal rendered prompts of this draw
+    used_before    INTEGER NOT NULL DEFAULT 0, -- in so many earlier iterations; 0: a fresh prompt
     set_aside      TEXT,                       -- reason, where the prompt itself was refused
     returned_ms    INTEGER,                    -- the iteration was cancelled: back in the pool
     PRIMARY KEY (run_id, iteration, ordinal),

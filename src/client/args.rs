@@ -124,10 +124,30 @@ pub enum Prompts {
         #[arg(long, value_name = "SHARE")]
         reserve: Option<f64>,
         #[command(flatten)]
+        order: SetOrder,
+        #[command(flatten)]
         upload: Upload,
+    },
+    /// Give a set another priority or weight, from the next draw on
+    Set {
+        /// The set's name
+        name: String,
+        #[command(flatten)]
+        order: SetOrder,
     },
     /// The prompt sets
     List,
+}
+
+/// When a prompt set's turn is.
+#[derive(Debug, Clone, Copy, clap::Args)]
+pub struct SetOrder {
+    /// Sets of a higher priority are drawn first [default: as the set is; 0 for a new one]
+    #[arg(long, value_name = "P", allow_negative_numbers = true)]
+    pub priority: Option<i64>,
+    /// Among sets of one priority a draw is shared by weight [default: as the set is; 1 for a new one]
+    #[arg(long, value_name = "W", allow_negative_numbers = true)]
+    pub weight: Option<f64>,
 }
 
 /// `rlhfctl preferences …`

@@ -54,6 +54,8 @@ section! {
         when_short: WhenShort,
         /// How long `take_rest` waits.
         wait_max_s: u64,
+        /// Draw used prompts again where fresh ones do not suffice.
+        reuse_prompts: bool,
         /// Iterations without a better policy after which the run ends; 0: no such end.
         patience: u64,
     }

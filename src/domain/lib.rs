@@ -21,6 +21,7 @@ pub mod plan;
 pub mod preference;
 pub mod prompt;
 pub mod response;
+pub mod share;
 pub mod stage;
 pub mod train;
 pub mod unit;

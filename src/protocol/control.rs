@@ -5,7 +5,8 @@
 //! | `GET /v1/status` | – | [`Status`] |
 //! | `GET /v1/runs` | – | [`Runs`] |
 //! | `GET /v1/prompt-sets` | – | [`PromptSets`] |
-//! | `POST /v1/prompt-sets/{name}/prompts?reserve=&skip_bad=&client_key=` | JSONL | [`PromptsAdded`] |
+//! | `POST /v1/prompt-sets/{name}` | [`PromptSetOrder`] | [`Done`] |
+//! | `POST /v1/prompt-sets/{name}/prompts?reserve=&priority=&weight=&skip_bad=&client_key=` | JSONL | [`PromptsAdded`] |
 //! | `GET /v1/preference-sets` | – | [`PreferenceSets`] |
 //! | `POST /v1/preference-sets/{name}/preferences?skip_bad=&client_key=` | JSONL | [`PreferencesAdded`] |
 //! | `GET /v1/iterations` | – | [`Table`] of the view `iteration_history` |
@@ -38,7 +39,7 @@ pub use events::{Event, EventsQuery};
 pub use jobs::{Job, JobAdded, Jobs, UploadQuery};
 pub use names::check_name;
 pub use preferences::{PreferenceSet, PreferenceSets, PreferencesAdded};
-pub use prompts::{PromptSet, PromptSets, PromptsAdded, PromptsQuery};
+pub use prompts::{PromptSet, PromptSetOrder, PromptSets, PromptsAdded, PromptsQuery};
 pub use runs::{Run, Runs};
 pub use status::{
     DeviceStatus, IterationStatus, JobStatus, LeaseStatus, PromptsStatus, RunStatus, StageStatus,

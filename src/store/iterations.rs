@@ -27,6 +27,8 @@ pub struct NewIteration {
     pub config_sha256: String,
     /// Prompts to draw, at most.
     pub prompts_max: u64,
+    /// Whether used prompts are drawn again where fresh ones do not suffice.
+    pub reuse_prompts: bool,
     /// Reserved prompts to evaluate on, at most.
     pub evaluate_prompts_max: u64,
     /// Offline preferences to train on.
@@ -267,7 +269,7 @@ fn draw(
     policy_in: CheckpointId,
 ) -> Result<Drawn> {
     let wanted = new.prompts_max.min(limits::ITERATION_PROMPTS_MAX);
-    let prompts = draws::draw(conn, new.run, iteration, wanted)?;
+    let prompts = draws::draw(conn, new.run, iteration, wanted, new.reuse_prompts)?;
     let wanted = new.evaluate_prompts_max.min(limits::EVALUATE_PROMPTS_MAX);
     let evaluate = draws::extend_evaluation(conn, new.run, wanted)?;
     conn.execute(

@@ -74,4 +74,6 @@ pub use sql::{SqlAnswer, SqlError, SqlLimits, SqlReader, SqlValue};
 pub use status::{Progress, RunStatus, RunningUnit, StageProgress};
 pub use summaries::NewSummary;
 pub use units::{Attempt, AttemptRow, Finish, NewUnit, Outcome, Recovered, UnitRow};
-pub use uploads::{Appended, NewPrompt, NewUpload, Publish, Upload, UploadKind, UploadOpened};
+pub use uploads::{
+    Appended, NewPrompt, NewUpload, Publish, SetAsked, Upload, UploadKind, UploadOpened,
+};

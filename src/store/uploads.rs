@@ -16,9 +16,9 @@ use rlhfd_domain::{Name, PreferenceSetId, SetId, UploadId, limits, prompt};
 use rusqlite::{Connection, OptionalExtension, Row, Rows, params};
 
 use crate::error::{Result, StoreError};
-use crate::offline;
 use crate::open::{Reader, Store};
 use crate::rows::{count, found, int};
+use crate::{offline, prompts};
 
 /// What an upload brings.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -55,8 +55,19 @@ pub struct NewUpload {
     pub kind: UploadKind,
     /// The prompt or preference set, or the training job.
     pub name: Name,
-    /// Share of the set held back for evaluation; none: the set's own, 0 for a new one.
+    /// What is asked of a prompt set.
+    pub set: SetAsked,
+}
+
+/// What an upload asks of its prompt set; none: as the set is, and a new set's defaults.
+#[derive(Debug, Clone, Copy, Default, PartialEq)]
+pub struct SetAsked {
+    /// Share held back for evaluation; 0 for a new set.
     pub reserve_share: Option<f64>,
+    /// Sets of a higher priority are drawn first; 0 for a new set. It holds from the next draw on.
+    pub priority: Option<i64>,
+    /// Weight among sets of the same priority; 1 for a new set. It holds from the next draw on.
+    pub weight: Option<f64>,
 }
 
 /// What came of opening an upload.
@@ -284,9 +295,17 @@ fn known_key(conn: &Connection, key: &str, new: &NewUpload) -> Result<Option<Upl
 }
 
 fn prompt_set(conn: &Connection, new: &NewUpload, now_ms: i64) -> Result<SetId> {
+    let set = with_reserve(conn, new, now_ms)?;
+    prompts::order_set(conn, &new.name, new.set.priority, new.set.weight)?;
+    Ok(set)
+}
+
+/// The set of this name with the reserve that was asked for, made where it does not exist.
+fn with_reserve(conn: &Connection, new: &NewUpload, now_ms: i64) -> Result<SetId> {
     let refused =
         |why: String| StoreError::Conflict { what: "prompt set", name: new.name.to_string(), why };
-    if new.reserve_share.is_some_and(|share| !(0.0..1.0).contains(&share)) {
+    let reserve = new.set.reserve_share;
+    if reserve.is_some_and(|share| !(0.0..1.0).contains(&share)) {
         return Err(refused("needs a reserve share from 0 to below 1".to_owned()));
     }
     let known: Option<(i64, f64, i64)> = conn
@@ -297,7 +316,7 @@ fn prompt_set(conn: &Connection, new: &NewUpload, now_ms: i64) -> Result<SetId> 
         )
         .optional()?;
     if let Some((id, share, prompts)) = known {
-        let asked = new.reserve_share.unwrap_or(share);
+        let asked = reserve.unwrap_or(share);
         if asked.to_bits() == share.to_bits() {
             return Ok(SetId(id));
         }
@@ -315,7 +334,7 @@ fn prompt_set(conn: &Connection, new: &NewUpload, now_ms: i64) -> Result<SetId> 
     }
     conn.execute(
         "INSERT INTO prompt_sets (name, reserve_share, created_ms) VALUES (?1, ?2, ?3)",
-        params![new.name.as_str(), new.reserve_share.unwrap_or(0.0), now_ms],
+        params![new.name.as_str(), reserve.unwrap_or(0.0), now_ms],
     )?;
     Ok(SetId(conn.last_insert_rowid()))
 }

@@ -103,6 +103,47 @@ fn take_rest_starts_with_what_there_is() {
 }
 
 #[test]
+fn sets_share_a_draw_and_the_pool_starts_over_where_it_is_asked_for() {
+    let scene = Scene::fake(&Settings::default().set("run", "reuse_prompts", "true"));
+    held_in_generate(&scene);
+    let _daemon = scene.start();
+    scene.ctl_ok(&["pause"]);
+    let add = |set: &str, from, to, more: &[&str]| {
+        let file = scene.prompts(set, from, to);
+        let words = ["prompts", "add", file.to_str().unwrap(), "--set", set];
+        scene.ctl_ok(&[&words, more].concat());
+    };
+    add("heavy", 0, 9, &["--weight", "3"]);
+    add("light", 20, 29, &[]);
+    scene.ctl_ok(&["resume"]);
+    scene.held("here");
+    // 12 by 3 : 1. What is queued while the iteration runs waits for the next one.
+    add("urgent", 40, 42, &["--priority", "-1"]);
+    scene.ctl_ok(&["prompts", "set", "urgent", "--priority", "5", "--weight", "2"]);
+    let list = scene.ctl_ok(&["prompts", "list"]);
+    for row in ["heavy", "light", "urgent"] {
+        assert!(list.lines().any(|line| line.starts_with(row)), "{list}");
+    }
+    let urgent = list.lines().find(|line| line.starts_with("urgent")).unwrap();
+    let words: Vec<&str> = urgent.split_whitespace().collect();
+    assert_eq!(words, ["urgent", "2", "2", "0", "0", "0", "5", "2"]);
+    scene.release("here");
+    scene.wait_iterations(2);
+    story::check_laws(&scene);
+    let drawn = |iteration, set: &str, used_before| {
+        scene.number(&format!(
+            "SELECT count(*) FROM draws d JOIN prompts p ON p.id = d.prompt_id
+             JOIN uploads u ON u.id = p.upload_id
+             WHERE d.iteration = {iteration} AND u.name = '{set}' AND d.used_before = {used_before}"
+        ))
+    };
+    assert_eq!((drawn(1, "heavy", 0), drawn(1, "light", 0)), (9, 3));
+    assert_eq!((drawn(2, "urgent", 0), drawn(2, "light", 0)), (2, 6));
+    let again = "SELECT count(*) FROM draws WHERE iteration = 2 AND used_before = 1";
+    assert_eq!(scene.number(again), 4);
+}
+
+#[test]
 fn a_changed_configuration_applies_from_the_next_iteration() {
     let scene = Scene::fake(&Settings::default());
     held_in_generate(&scene);

@@ -60,7 +60,7 @@ const FACTS: [(&str, &str); 25] = [
     ),
     (
         "draws",
-        "SELECT r.name, d.iteration, d.ordinal, p.messages, d.occurrence, d.set_aside
+        "SELECT r.name, d.iteration, d.ordinal, p.messages, d.occurrence, d.used_before, d.set_aside
          FROM draws d JOIN runs r ON r.id = d.run_id JOIN prompts p ON p.id = d.prompt_id",
     ),
     (

@@ -1,24 +1,27 @@
-//! `rlhfctl prompts add` and `rlhfctl prompts list`.
+//! `rlhfctl prompts add`, `rlhfctl prompts set` and `rlhfctl prompts list`.
 
 use std::path::Path;
 
-use rlhfd_protocol::control::{PromptSets, PromptsAdded, check_name};
+use rlhfd_protocol::control::{
+    Done, ErrorDetail, PromptSetOrder, PromptSets, PromptsAdded, check_name,
+};
 
 use super::tell_left_out;
-use crate::args::{Prompts, Upload};
+use crate::args::{Prompts, SetOrder, Upload};
 use crate::connect::{Daemon, escape};
 use crate::errors::ClientError;
 use crate::format::counted;
 use crate::{format, render, upload};
 
-/// Carries out one of the two.
+/// Carries out one of the three.
 pub async fn run(daemon: &Daemon, verb: Prompts, json: bool) -> Result<(), ClientError> {
     match verb {
-        Prompts::Add { file, set, reserve, upload } => {
-            let added = add(daemon, &file, &set, reserve, &upload).await?;
+        Prompts::Add { file, set, reserve, order, upload } => {
+            let added = add(daemon, &file, &set, (reserve, order), &upload).await?;
             tell_left_out(added.bad, &added.bad_lines);
             if json { render::json(&added) } else { render::line(&sentence(&added)) }
         }
+        Prompts::Set { name, order } => put_in_order(daemon, &name, order, json).await,
         Prompts::List => list(daemon, json).await,
     }
 }
@@ -27,14 +30,12 @@ async fn add(
     daemon: &Daemon,
     file: &Path,
     set: &str,
-    reserve: Option<f64>,
+    (reserve, order): (Option<f64>, SetOrder),
     options: &Upload,
 ) -> Result<PromptsAdded, ClientError> {
     // Told here, before a large file is on its way; the daemon looks again.
-    check_name("prompt set", set).map_err(|e| ClientError::Usage {
-        what: format!("{}: {}", e.what, e.place),
-        mend: e.mend,
-    })?;
+    check_name("prompt set", set).map_err(|e| usage(&e))?;
+    asked(order).check().map_err(|e| usage(&e))?;
     if let Some(share) = reserve.filter(|share| !(0.0..1.0).contains(share)) {
         return Err(ClientError::Usage {
             what: format!("a share of {share} cannot be reserved"),
@@ -51,7 +52,37 @@ async fn add(
     if let Some(share) = reserve {
         target.push_str(&format!("&reserve={share}"));
     }
+    if let Some(priority) = order.priority {
+        target.push_str(&format!("&priority={priority}"));
+    }
+    if let Some(weight) = order.weight {
+        target.push_str(&format!("&weight={weight}"));
+    }
     upload::send(daemon, &target, file).await
+}
+
+fn usage(detail: &ErrorDetail) -> ClientError {
+    ClientError::Usage {
+        what: format!("{}: {}", detail.what, detail.place),
+        mend: detail.mend.clone(),
+    }
+}
+
+const fn asked(order: SetOrder) -> PromptSetOrder {
+    PromptSetOrder { priority: order.priority, weight: order.weight }
+}
+
+async fn put_in_order(
+    daemon: &Daemon,
+    name: &str,
+    order: SetOrder,
+    json: bool,
+) -> Result<(), ClientError> {
+    check_name("prompt set", name).map_err(|e| usage(&e))?;
+    asked(order).check().map_err(|e| usage(&e))?;
+    let target = format!("/v1/prompt-sets/{}", escape(name));
+    let done: Done = daemon.post(&target, &asked(order)).await?;
+    if json { render::json(&done) } else { render::line(&done.message) }
 }
 
 fn sentence(added: &PromptsAdded) -> String {
@@ -87,11 +118,13 @@ async fn list(daemon: &Daemon, json: bool) -> Result<(), ClientError> {
                 format::count(set.drawn),
                 format::count(set.reserved),
                 set.reserve_share.to_string(),
+                set.priority.to_string(),
+                set.weight.to_string(),
             ]
         })
         .collect();
     render::table(
-        &["set", "prompts", "fresh", "drawn", "reserved", "reserve_share"],
+        &["set", "prompts", "fresh", "drawn", "reserved", "reserve_share", "priority", "weight"],
         &rows,
         "no prompt set yet: `rlhfctl prompts add FILE --set NAME`",
     )

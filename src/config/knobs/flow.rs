@@ -49,6 +49,12 @@ pub(crate) static RUN: Section = Section {
             .unit("seconds")
             .doc("how long \"take_rest\" waits for more prompts, from the last upload on")
             .source(OURS),
+        Knob::new("reuse_prompts", Kind::Switch, "false")
+            .doc(
+                "where fresh prompts do not suffice, draw used ones again, those used longest ago \
+                  first",
+            )
+            .source("paper, section 3.3: each iteration has prompts of its own"),
         Knob::new("patience", count(0, 1_000_000), "0")
             .unit("iterations")
             .doc(

@@ -6,7 +6,7 @@
 
 use rlhfd_config::CheckedConfig;
 use rlhfd_domain::{JobName, Name, UploadId};
-use rlhfd_store::{NewUpload, Run};
+use rlhfd_store::{NewUpload, Run, SetAsked};
 
 use crate::actors::iteration::OrderContext;
 use crate::commands;
@@ -146,7 +146,7 @@ async fn take(
 ) -> Result<UploadId, Refusal> {
     let (kind, place) = (examples::data_of(job.kind), format!("[{}] data", job.kind));
     let new =
-        NewUpload { client_key: Some(key), kind, name: job.name.clone(), reserve_share: None };
+        NewUpload { client_key: Some(key), kind, name: job.name.clone(), set: SetAsked::default() };
     let mut intake = match open(&ctx.stage.store, new, &place).await? {
         Opened::Done(upload) => return Ok(upload.id),
         Opened::Fresh(intake) => intake,

@@ -298,6 +298,13 @@ async fn short_of(
     if fresh >= wanted || (run.start_asked_ms.is_some() && fresh > 0) {
         return Ok(None);
     }
+    if config.run.reuse_prompts {
+        let id = run.id;
+        let used = ctx.stage.store.read(move |r| r.used_prompts(id)).await?;
+        if fresh.saturating_add(used) >= wanted {
+            return Ok(None);
+        }
+    }
     let mut sentence = format!(
         "{} of {} prompts are queued; `rlhfctl prompts add` more, or `rlhfctl start`",
         grouped(fresh),
@@ -330,6 +337,7 @@ async fn start(
         config_sha256: sums::text_sum(&text),
         config: text,
         prompts_max: config.run.prompts_per_iteration,
+        reuse_prompts: config.run.reuse_prompts,
         evaluate_prompts_max: config.evaluate.prompts_max,
         offline: OfflineUse {
             sets: config.train.offline.clone(),

@@ -88,6 +88,7 @@ pub fn routes(config: &mut web::ServiceConfig) {
         at("/v1/status", "GET").route(web::get().to(status::get)),
         at("/v1/runs", "GET").route(web::get().to(runs::get)),
         at("/v1/prompt-sets", "GET").route(web::get().to(prompts::get)),
+        at("/v1/prompt-sets/{name}", "POST").route(web::post().to(prompts::order)),
         at("/v1/prompt-sets/{name}/prompts", "POST").route(web::post().to(prompts::post)),
         at("/v1/preference-sets", "GET").route(web::get().to(preferences::get)),
         at("/v1/preference-sets/{name}/preferences", "POST")
@@ -130,7 +131,8 @@ async fn list() -> Answer {
         "GET /v1/status": "what runs, how fast, how long still, and what it waits for",
         "GET /v1/runs": "the runs of the state folder",
         "GET /v1/prompt-sets": "prompt sets and their counts",
-        "POST /v1/prompt-sets/{name}/prompts?reserve=&skip_bad=&client_key=": "JSONL, one prompt a line",
+        "POST /v1/prompt-sets/{name}": { "priority": "P (optional)", "weight": "W (optional)" },
+        "POST /v1/prompt-sets/{name}/prompts?reserve=&priority=&weight=&skip_bad=&client_key=": "JSONL, one prompt a line",
         "GET /v1/preference-sets": "sets of offline preferences and their counts",
         "POST /v1/preference-sets/{name}/preferences?skip_bad=&client_key=": "JSONL, one preference a line",
         "GET /v1/iterations?run=": "the view iteration_history",

@@ -10,7 +10,7 @@ use rlhfd_domain::offline::OfflinePreference;
 use rlhfd_protocol::control::{
     PreferenceSet, PreferenceSets, PreferencesAdded, UploadQuery, check_name, lines,
 };
-use rlhfd_store::{NewOffline, NewUpload, Upload, UploadKind};
+use rlhfd_store::{NewOffline, NewUpload, SetAsked, Upload, UploadKind};
 
 use super::{Shared, asked, place};
 use crate::handles::{Command, StoreHandle};
@@ -67,7 +67,7 @@ async fn add(
         client_key: query.client_key,
         kind: UploadKind::OfflinePreferences,
         name: name.clone(),
-        reserve_share: None,
+        set: SetAsked::default(),
     };
     let intake = match open(&shared.app.store, new, &asked(request)).await? {
         Opened::Fresh(intake) => intake,

@@ -1,4 +1,4 @@
-//! `prompts`: take an upload of prompts in, and list the sets.
+//! `prompts`: take an upload of prompts in, list the sets, and order them.
 //!
 //! Rows go to the store in short batches under an upload row, and become visible by one small
 //! transaction at the end: nothing of an upload that was refused or cut off is ever seen.
@@ -8,15 +8,15 @@ use rlhfd_domain::limits::UPLOAD_BATCH_ROWS;
 use rlhfd_domain::prompt::Prompt;
 use rlhfd_domain::{Name, UploadId};
 use rlhfd_protocol::control::{
-    PromptSet, PromptSets, PromptsAdded, PromptsQuery, check_name, lines,
+    Done, PromptSet, PromptSetOrder, PromptSets, PromptsAdded, PromptsQuery, check_name, lines,
 };
-use rlhfd_store::{NewPrompt, NewUpload, Upload, UploadKind};
+use rlhfd_store::{NewPrompt, NewUpload, SetAsked, Upload, UploadKind};
 
 use super::{Shared, asked, place};
-use crate::handles::{Command, StoreHandle};
+use crate::handles::{Command, StoreHandle, now_ms};
 use crate::listener::answer::ok;
 use crate::listener::intake::{Opened, Report, Sink, check_key, open};
-use crate::listener::{Answer, Peer, Refusal, drain};
+use crate::listener::{Answer, Peer, Refusal, drain, json};
 
 /// Bytes of messages in a batch, beyond which it is sent early.
 const BATCH_BYTES: usize = 1 << 20;
@@ -36,10 +36,39 @@ pub async fn get(shared: web::Data<Shared>, request: HttpRequest) -> Answer {
             prompts: set.prompts,
             reserved: set.reserved,
             reserve_share: set.reserve_share,
+            priority: set.priority,
+            weight: set.weight,
             drawn: set.drawn,
         })
         .collect();
     ok(&PromptSets { prompt_sets })
+}
+
+/// `POST /v1/prompt-sets/{name}`
+pub async fn order(
+    shared: web::Data<Shared>,
+    request: HttpRequest,
+    name: web::Path<String>,
+    mut payload: web::Payload,
+) -> Answer {
+    let name = check_name("prompt set", &name).map_err(|e| Refusal::with(400, e))?;
+    let order: PromptSetOrder = json(&mut payload).await?;
+    order.check().map_err(|e| Refusal::with(400, e))?;
+    if order == PromptSetOrder::default() {
+        let mend = "send a priority, a weight, or both";
+        return Err(Refusal::new(400, "nothing of the set would change", asked(&request), mend));
+    }
+    let (wanted, uid) = ((order.priority, order.weight), Peer::of(&request).uid);
+    let write = shared
+        .app
+        .store
+        .write(move |store| store.order_prompt_set(&name, wanted, uid, now_ms()))
+        .await;
+    let set = write.map_err(|error| Refusal::ask(asked(&request), &error))?;
+    let (name, priority, weight) = (set.name, set.priority, set.weight);
+    let message =
+        format!("{name} has priority {priority} and weight {weight} from the next draw on");
+    ok(&Done { message })
 }
 
 /// `POST /v1/prompt-sets/{name}/prompts`
@@ -74,12 +103,19 @@ async fn add(
             "reserve takes a number from 0 to below 1, such as 0.1",
         ));
     }
+    PromptSetOrder { priority: query.priority, weight: query.weight }
+        .check()
+        .map_err(|e| Refusal::with(400, e))?;
     let _place = place(&shared.uploads, "uploads", request)?;
     let new = NewUpload {
         client_key: query.client_key,
         kind: UploadKind::Prompts,
         name: name.clone(),
-        reserve_share: query.reserve,
+        set: SetAsked {
+            reserve_share: query.reserve,
+            priority: query.priority,
+            weight: query.weight,
+        },
     };
     let intake = match open(&shared.app.store, new, &asked(request)).await? {
         Opened::Fresh(intake) => intake,

@@ -7,7 +7,7 @@
 use actix_web::{HttpRequest, web};
 use rlhfd_domain::{JobKind, JobName, UploadId};
 use rlhfd_protocol::control::{JobAdded, UploadQuery, check_name};
-use rlhfd_store::{NewUpload, Upload};
+use rlhfd_store::{NewUpload, SetAsked, Upload};
 
 use super::{Shared, asked, place};
 use crate::examples::{Examples, data_of, example_of};
@@ -50,7 +50,7 @@ async fn add(
         client_key: query.client_key,
         kind: data,
         name: job.name.clone(),
-        reserve_share: None,
+        set: SetAsked::default(),
     };
     let uid = Peer::of(request).uid;
     let (upload, report, repeated) = match open(&shared.app.store, new, &asked(request)).await? {

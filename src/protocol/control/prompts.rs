@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::BadLine;
+use super::{BadLine, ErrorDetail};
 
 /// The answer of `GET /v1/prompt-sets`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -22,10 +22,61 @@ pub struct PromptSet {
     pub reserved: u64,
     /// The share that is reserved.
     pub reserve_share: f64,
+    /// Sets of a higher priority are drawn first.
+    #[serde(default)]
+    pub priority: i64,
+    /// Among sets of the same priority a draw is shared in proportion to it.
+    #[serde(default = "one")]
+    pub weight: f64,
     /// Drawn by the active run.
     pub drawn: u64,
     /// Not reserved and not yet drawn by the active run.
     pub fresh: u64,
+}
+
+const fn one() -> f64 {
+    1.0
+}
+
+/// The body of `POST /v1/prompt-sets/{name}`: what of a set changes, from the next draw on.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct PromptSetOrder {
+    /// Its priority.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub priority: Option<i64>,
+    /// Its weight.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub weight: Option<f64>,
+}
+
+/// The highest priority of a set; the lowest is its negative.
+pub const PRIORITY_MAX: i64 = 1_000_000;
+
+/// The largest weight of a set; the smallest is one over it.
+pub const WEIGHT_MAX: f64 = 1e6;
+
+impl PromptSetOrder {
+    /// Whether priority and weight lie in their ranges; the daemon and its client both look.
+    pub fn check(&self) -> Result<(), ErrorDetail> {
+        if let Some(priority) = self.priority.filter(|p| p.unsigned_abs() > PRIORITY_MAX as u64) {
+            return Err(ErrorDetail::new(
+                format!("a priority of {priority} is out of range"),
+                "priority",
+                format!("take a whole number from -{PRIORITY_MAX} to {PRIORITY_MAX}"),
+            ));
+        }
+        let weights = 1.0 / WEIGHT_MAX..=WEIGHT_MAX;
+        if let Some(weight) = self.weight.filter(|weight| !weights.contains(weight)) {
+            return Err(ErrorDetail::new(
+                format!("a weight of {weight} is out of range"),
+                "weight",
+                "take a number above 0, such as 2: a set of weight 2 gives twice what a set of \
+                 weight 1 gives",
+            ));
+        }
+        Ok(())
+    }
 }
 
 /// The query of an upload of prompts.
@@ -36,6 +87,12 @@ pub struct PromptsQuery {
     /// 0 for a new set.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub reserve: Option<f64>,
+    /// Its priority; by default the set's own, and 0 for a new set.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub priority: Option<i64>,
+    /// Its weight; by default the set's own, and 1 for a new set.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub weight: Option<f64>,
     /// Leave bad lines out instead of refusing the whole file.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub skip_bad: Option<bool>,

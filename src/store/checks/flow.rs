@@ -56,6 +56,7 @@ impl Flow {
             config: "[run]".into(),
             config_sha256: "c".repeat(64),
             prompts_max: prompts,
+            reuse_prompts: false,
             evaluate_prompts_max: evaluate,
             offline: self.offline.clone(),
         };

@@ -197,6 +197,7 @@ fn equal_prompts_of_a_draw_are_told_apart() {
         config: String::new(),
         config_sha256: String::new(),
         prompts_max: 10,
+        reuse_prompts: false,
         evaluate_prompts_max: 0,
         offline: crate::OfflineUse::default(),
     };

@@ -20,7 +20,7 @@ use tempfile::TempDir;
 
 use crate::{
     Finish, ModelIdentity, NewPrompt, NewUnit, NewUpload, Outcome, Publish, Rendered, Run,
-    RunIdentity, Store, UnitRow, Upload, UploadKind, UploadOpened,
+    RunIdentity, SetAsked, Store, UnitRow, Upload, UploadKind, UploadOpened,
 };
 
 pub(crate) const NOW: i64 = 1_700_000_000_000;
@@ -136,7 +136,7 @@ pub(crate) fn new_upload(set: &str, share: f64) -> NewUpload {
         client_key: None,
         kind: UploadKind::Prompts,
         name: Name::parse(set, "set").unwrap(),
-        reserve_share: Some(share),
+        set: SetAsked { reserve_share: Some(share), ..SetAsked::default() },
     }
 }
 

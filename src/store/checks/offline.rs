@@ -16,7 +16,7 @@ fn offline_upload(set: &str) -> NewUpload {
         client_key: None,
         kind: UploadKind::OfflinePreferences,
         name: Name::parse(set, "set").unwrap(),
-        reserve_share: None,
+        set: crate::SetAsked::default(),
     }
 }
 
@@ -238,6 +238,7 @@ fn start_refused(flow: &mut Flow) -> String {
         config: String::new(),
         config_sha256: String::new(),
         prompts_max: 5,
+        reuse_prompts: false,
         evaluate_prompts_max: 0,
         offline: flow.offline.clone(),
     };

@@ -121,7 +121,7 @@ fn a_set_keeps_its_reserve_share() {
     bench.add("s", 0.25, &texts(0, 10));
     let other = bench.store.open_upload(&new_upload("s", 0.5), NOW).unwrap_err();
     assert!(other.to_string().contains("leave --reserve out"), "{other}");
-    let unsaid = NewUpload { reserve_share: None, ..new_upload("s", 0.0) };
+    let unsaid = NewUpload { set: SetAsked::default(), ..new_upload("s", 0.0) };
     assert!(bench.store.open_upload(&unsaid, NOW).is_ok());
     assert!(bench.store.open_upload(&new_upload("t", 1.0), NOW).is_err());
     assert!(bench.store.open_upload(&new_upload("t", f64::NAN), NOW).is_err());

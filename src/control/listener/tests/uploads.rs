@@ -31,6 +31,45 @@ async fn a_good_upload_is_counted_and_its_retry_harmless() {
 }
 
 #[actix_rt::test]
+async fn a_set_has_a_priority_and_a_weight() {
+    let daemon = Daemon::start().await;
+    let set = "/v1/prompt-sets/own";
+    let order = |body: &'static str| daemon.post(set, body.as_bytes());
+    assert_eq!(order(r#"{"weight": 2}"#).await.status, 404, "there is no such set yet");
+    let added = daemon.post(&format!("{PROMPTS}?priority=-3&weight=0.5"), GOOD).await;
+    assert_eq!(added.status, 200, "{}", added.text);
+    let told = || async {
+        let sets = daemon.get("/v1/prompt-sets").await.json();
+        let first = &sets["prompt_sets"][0];
+        (first["priority"].clone(), first["weight"].clone())
+    };
+    assert_eq!(told().await, (json!(-3), json!(0.5)));
+    // Another upload that says nothing of it leaves them as they are.
+    daemon.post(PROMPTS, b"{\"prompt\": \"more\"}\n").await;
+    assert_eq!(told().await, (json!(-3), json!(0.5)));
+    let done = order(r#"{"priority": 4}"#).await;
+    assert_eq!(done.status, 200, "{}", done.text);
+    assert_eq!(done.json()["message"], "own has priority 4 and weight 0.5 from the next draw on");
+    assert_eq!(told().await, (json!(4), json!(0.5)));
+    for (body, word) in [
+        ("{}", "nothing of the set would change"),
+        (r#"{"weight": 0}"#, "a weight of 0 is out of range"),
+        (r#"{"weight": -1}"#, "a weight of -1 is out of range"),
+        (r#"{"priority": 99999999}"#, "a priority of 99999999 is out of range"),
+        (r#"{"share": 1}"#, "share"),
+    ] {
+        let refused = daemon.post(set, body.as_bytes()).await;
+        assert_eq!(refused.status, 400, "{}", refused.text);
+        assert!(refused.error().contains(word), "{word}: {}", refused.error());
+    }
+    let refused = daemon.post(&format!("{PROMPTS}?weight=nan"), GOOD).await;
+    assert_eq!(refused.status, 400, "{}", refused.text);
+    assert_eq!(told().await, (json!(4), json!(0.5)));
+    let rows = daemon.sql("select message FROM events WHERE kind = 'prompt_set_changed'").await;
+    assert_eq!(rows, json!([["prompt set own: priority 4, weight 0.5"]]));
+}
+
+#[actix_rt::test]
 async fn bad_lines_are_named_and_nothing_is_kept() {
     let daemon = Daemon::start().await;
     let mut long = b"{\"prompt\": \"".to_vec();
