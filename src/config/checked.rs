@@ -10,9 +10,9 @@ use crate::knobs::{self, SECTIONS, Section};
 use crate::problem::{ConfigError, Findings, Problems};
 use crate::raw::{self, Given, RawTable, RawValue};
 use crate::sections::{
-    ArmConfig, ControlConfig, DevicesConfig, EvaluateConfig, GateConfig, GenerateConfig,
-    LabelConfig, PairConfig, PreferenceConfig, PromptsConfig, RewardConfig, RunConfig, RunStart,
-    SchedulerConfig, SftConfig, StoreConfig, TrainConfig, WorkerConfig,
+    ArmConfig, ControlConfig, DevicesConfig, EvaluateConfig, GateConfig, GenerateConfig, JobConfig,
+    LabelConfig, PairConfig, PromptsConfig, RunConfig, RunStart, SchedulerConfig, StoreConfig,
+    TrainConfig, WorkerConfig,
 };
 use crate::spelling::nearest;
 use crate::train::{TrainSettings, Training};
@@ -57,11 +57,11 @@ pub struct CheckedConfig {
     /// What makes a checkpoint the head.
     pub gate: GateConfig,
     /// Supervised fine-tuning.
-    pub sft: SftConfig,
+    pub sft: JobConfig,
     /// Training of a reward model.
-    pub reward: RewardConfig,
+    pub reward: JobConfig,
     /// Training of a preference model.
-    pub preference: PreferenceConfig,
+    pub preference: JobConfig,
 }
 
 impl CheckedConfig {
@@ -101,16 +101,11 @@ impl CheckedConfig {
         self.run.reference.as_ref().map_or(&self.run.policy.path, |place| &place.path)
     }
 
-    /// What supervised fine-tuning starts from: the run's policy where nothing is named.
+    /// The folder that a training job starts from: the run's policy where none is named. (What the
+    /// run begins with may be trained of it first; then that is the base.)
     #[must_use]
-    pub fn sft_base_path(&self) -> &Path {
-        self.sft.base.as_ref().map_or(&self.run.policy.path, |place| &place.path)
-    }
-
-    /// What reward training starts from: the initial policy where nothing is named.
-    #[must_use]
-    pub fn reward_base_path(&self) -> &Path {
-        self.reward.base.as_ref().map_or(&self.run.policy.path, |place| &place.path)
+    pub fn base_path<'a>(&'a self, job: &'a JobConfig) -> &'a Path {
+        job.base.as_ref().map_or(&self.run.policy.path, |place| &place.path)
     }
 
     pub(crate) fn read(text: &str, base_dir: &Path) -> Result<Self, Problems> {
@@ -165,9 +160,13 @@ fn build(table: &RawTable, base_dir: &Path, findings: &mut Findings) -> Option<C
     gate::figures(&gate, &evaluate, &scorers, findings);
     let defaults = Entry::defaults(&knobs::TRAIN);
     let dpo = TrainSettings::checked(Training::Dpo, &train, &train, findings)?;
-    let fine_tuning = TrainSettings::checked(Training::Sft, &sft, &defaults, findings)?;
-    let bradley_terry = TrainSettings::checked(Training::Reward, &reward, &defaults, findings)?;
-    let comparing = TrainSettings::checked(Training::Preference, &preference, &defaults, findings)?;
+    let mut job = |training, entry: &Entry| {
+        let settings = TrainSettings::checked(training, entry, &defaults, findings)?;
+        JobConfig::of(training, entry, settings, base_dir)
+    };
+    let sft_config = job(Training::Sft, &sft)?;
+    let reward = job(Training::Reward, &reward)?;
+    let preference = job(Training::Preference, &preference)?;
     let run_config = RunConfig::of(&run, &run, base_dir)?;
     start(&run_config, &sft, findings);
     let generate = GenerateConfig::of(&generate, arms, base_dir)?;
@@ -195,9 +194,9 @@ fn build(table: &RawTable, base_dir: &Path, findings: &mut Findings) -> Option<C
         evaluate: EvaluateConfig::of(&evaluate, &generate, base_dir)?,
         gate: GateConfig::of(&gate, &gate, base_dir)?,
         generate,
-        sft: SftConfig::of(&sft, fine_tuning, base_dir)?,
-        reward: RewardConfig::of(&reward, bradley_terry, base_dir)?,
-        preference: PreferenceConfig::of(&preference, comparing, base_dir)?,
+        sft: sft_config,
+        reward,
+        preference,
     })
 }
 

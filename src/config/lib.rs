@@ -30,10 +30,10 @@ pub use problem::{ConfigError, Problem, Problems};
 pub use sample::commented_toml;
 pub use sections::{
     ArmConfig, ControlConfig, DevicesConfig, EvaluateConfig, GateAgainst, GateConfig, GateFailure,
-    GenerateConfig, JobData, LabelConfig, LengthUnit, Normalise, PairArms, PairConfig, PairRule,
-    Place, PreferenceConfig, PromptsConfig, RewardConfig, RunConfig, RunStart, SavePolicy,
-    SchedulerConfig, ScorePosition, ScorerConfig, ScorerModel, ScorerRole, SftConfig, StoreConfig,
-    TrainConfig, Unfinished, UseDevices, WhenShort, WorkerConfig,
+    GenerateConfig, JobConfig, JobData, LabelConfig, LengthUnit, Normalise, PairArms, PairConfig,
+    PairRule, Place, PromptsConfig, RunConfig, RunStart, SavePolicy, SchedulerConfig,
+    ScorePosition, ScorerConfig, ScorerModel, ScorerRole, StoreConfig, TrainConfig, Unfinished,
+    UseDevices, WhenShort, WorkerConfig,
 };
 pub use setting::LoraTargets;
 pub use spelling::nearest;

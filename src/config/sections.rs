@@ -3,14 +3,14 @@
 //! In: entries whose every value lies in its range. Out: structs. What each key means, its default
 //! and the default's source stand in the rows of `knobs`; rules between keys stand in `checked`.
 
-mod blocks;
 mod gate;
+mod jobs;
 mod label;
 
 use std::path::Path;
 
-pub use self::blocks::{PreferenceConfig, SftConfig};
 pub use self::gate::{GateAgainst, GateConfig, GateFailure};
+pub use self::jobs::{JobConfig, JobData};
 pub use self::label::{
     LabelConfig, LengthUnit, Normalise, PairArms, PairConfig, PairRule, ScorePosition,
     ScorerConfig, ScorerModel, ScorerRole, Unfinished,
@@ -218,28 +218,6 @@ pub struct EvaluateConfig {
     pub bootstrap_samples: u32,
 }
 
-/// Data that a section names, and the training job that the daemon makes from it.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct JobData {
-    /// The files, in training order; none: the job is asked for by a client.
-    pub files: Vec<Place>,
-    /// The job's name.
-    pub job: String,
-}
-
-/// `[reward]`.
-#[derive(Debug, Clone, PartialEq)]
-pub struct RewardConfig {
-    /// What it starts from; `None`: the run's initial policy.
-    pub base: Option<Place>,
-    /// What it is trained on.
-    pub data: JobData,
-    /// What the worker gets.
-    pub settings: TrainSettings,
-    /// When it saves.
-    pub save: SavePolicy,
-}
-
 /// One key of an entry, typed.
 fn get<T: Setting>(entry: &Entry, key: &str, base_dir: &Path) -> Option<T> {
     T::of(entry.value(key), base_dir)
@@ -310,16 +288,6 @@ impl SavePolicy {
     }
 }
 
-impl JobData {
-    pub(crate) fn of(entry: &Entry, base_dir: &Path) -> Option<Self> {
-        Some(Self { files: get(entry, "data", base_dir)?, job: get(entry, "job", base_dir)? })
-    }
-
-    pub(crate) fn values(&self) -> Rows {
-        vec![("data", self.files.value()), ("job", self.job.value())]
-    }
-}
-
 impl TrainConfig {
     pub(crate) fn of(entry: &Entry, settings: TrainSettings, base_dir: &Path) -> Option<Self> {
         Some(Self {
@@ -363,21 +331,5 @@ impl EvaluateConfig {
             ("prompts_max", self.prompts_max.value()),
             ("bootstrap_samples", self.bootstrap_samples.value()),
         ]
-    }
-}
-
-impl RewardConfig {
-    pub(crate) fn of(entry: &Entry, settings: TrainSettings, base_dir: &Path) -> Option<Self> {
-        let base = get(entry, "base", base_dir)?;
-        let data = JobData::of(entry, base_dir)?;
-        Some(Self { base, data, settings, save: SavePolicy::of(entry, base_dir)? })
-    }
-
-    pub(crate) fn values(&self) -> Rows {
-        let mut rows = vec![("base", self.base.value())];
-        rows.extend(self.data.values());
-        rows.extend(self.settings.rows(Training::Reward));
-        rows.extend(self.save.values());
-        rows
     }
 }

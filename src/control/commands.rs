@@ -268,11 +268,9 @@ async fn base(
     run: &Run,
     kind: JobKind,
 ) -> Result<Option<ModelIdentity>, AskError> {
-    let named = match kind {
-        JobKind::Sft => Some(config.sft_base_path()),
-        JobKind::Reward => config.reward.base.as_ref().map(|place| place.path.as_path()),
-        JobKind::Preference => config.preference.base.as_ref().map(|place| place.path.as_path()),
-    };
+    let job = examples::section(config, kind);
+    // Fine-tuning is what a run may begin with: it never waits for that.
+    let named = (job.base.is_some() || kind == JobKind::Sft).then(|| config.base_path(job));
     let Some(folder) = named else {
         if !run.has_begun() {
             return Ok(None);

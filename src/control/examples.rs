@@ -9,7 +9,7 @@ use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 
 use bytes::{Bytes, BytesMut};
-use rlhfd_config::{CheckedConfig, JobData, Place, Training};
+use rlhfd_config::{CheckedConfig, JobConfig, JobData};
 use rlhfd_domain::JobKind;
 use rlhfd_protocol::control::{lines, reward_lines};
 use rlhfd_store::UploadKind;
@@ -48,9 +48,19 @@ fn canonical(example: &impl Serialize) -> Result<Vec<u8>, String> {
     Ok(json)
 }
 
+/// The section of the jobs of this kind; its name is the kind's label.
+#[must_use]
+pub fn section(config: &CheckedConfig, kind: JobKind) -> &JobConfig {
+    match kind {
+        JobKind::Sft => &config.sft,
+        JobKind::Reward => &config.reward,
+        JobKind::Preference => &config.preference,
+    }
+}
+
 /// Data that the configuration names for a training job.
 pub struct Named<'a> {
-    /// What the job makes; its label is the section's name too.
+    /// What the job makes.
     pub kind: JobKind,
     /// The files and the job's name.
     pub data: &'a JobData,
@@ -59,23 +69,14 @@ pub struct Named<'a> {
 }
 
 /// All data that the configuration names, in the order of the workflow.
-#[must_use]
-pub fn named(config: &CheckedConfig) -> Vec<Named<'_>> {
-    let (sft, reward) = (&config.sft, &config.reward);
-    let base = |base: &Option<Place>| base.as_ref().map(|place| place.given.clone());
-    let all = [
-        (JobKind::Sft, &sft.data, base(&sft.base), sft.settings.to_toml(Training::Sft)),
-        (JobKind::Reward, &reward.data, base(&reward.base), {
-            reward.settings.to_toml(Training::Reward)
-        }),
-    ];
-    all.into_iter()
-        .filter(|(_, data, ..)| !data.files.is_empty())
-        .map(|(kind, data, base, settings)| {
-            let settings = format!("{}\n{settings}", base.unwrap_or_default());
-            Named { kind, data, settings }
-        })
-        .collect()
+pub fn named(config: &CheckedConfig) -> impl Iterator<Item = Named<'_>> {
+    let named = |kind| {
+        let job = section(config, kind);
+        let base = job.base.as_ref().map_or("", |place| place.given.as_str());
+        let settings = format!("{base}\n{}", job.settings_toml());
+        (!job.data.files.is_empty()).then_some(Named { kind, data: &job.data, settings })
+    };
+    JobKind::ALL.into_iter().filter_map(named)
 }
 
 /// Looks at a whole file as an upload of it would. It blocks.

@@ -15,22 +15,21 @@ use crate::units::{UnitRow, select_by};
 /// `b` is an unclosed unit that must be closed before `u` may begin. Control's own works and training
 /// wait for all before them; generating waits for all rendering, because the occurrence of a prompt
 /// is counted over the whole draw; scoring and log-probs wait for the responses of their items,
-/// log-probs of offline pairs for the rendering of all of them, a reward model for its base. Unclosed units that generate in one
-/// lane never overlap, so that the last one to begin before `u`
-/// ends is the only one that can stand in its way: the answer costs one step of the index, not one
-/// per unit.
+/// log-probs of offline pairs for the rendering of all of them, a training job for its base, which the
+/// run's start may still have to make. Unclosed units that generate in one lane never overlap, so that
+/// the last one to begin before `u` ends is the only one that can stand in its way: the answer costs
+/// one step of the index, not one per unit.
 const READY: &str = "
 u.run_id = ?1 AND u.state IN ('open', 'running') AND u.state = 'open'
+AND (u.job_id IS NULL
+     OR EXISTS (SELECT 1 FROM training_jobs j WHERE j.id = u.job_id AND j.base_sha256 IS NOT NULL))
 AND CASE u.work
     WHEN 'render' THEN 1
     WHEN 'probe' THEN 1
     WHEN 'render_pairs' THEN 1
     WHEN 'train_sft' THEN 1
-    WHEN 'train_reward' THEN
-        EXISTS (SELECT 1 FROM training_jobs j WHERE j.id = u.job_id AND j.base_sha256 IS NOT NULL)
-    -- As above: where no base is named, it waits for the policy that the run begins with.
-    WHEN 'train_preference' THEN
-        EXISTS (SELECT 1 FROM training_jobs j WHERE j.id = u.job_id AND j.base_sha256 IS NOT NULL)
+    WHEN 'train_reward' THEN 1
+    WHEN 'train_preference' THEN 1
     WHEN 'generate' THEN
         NOT EXISTS (SELECT 1 FROM units b WHERE b.state IN ('open', 'running')
             AND b.run_id = u.run_id AND b.iteration = u.iteration AND b.lane = ''

@@ -1,5 +1,5 @@
 //! The unattended chain: a configuration that names its data runs from supervised fine-tuning by the
-//! reward model to the loop, without a command; killed on its way, it ends the same.
+//! reward model and the preference model to the loop, without a command; killed on its way, it ends the same.
 
 use rlhfd_tests::dump;
 use rlhfd_tests::scene::{Scene, Settings, text};
@@ -7,7 +7,7 @@ use rlhfd_tests::wait;
 
 use crate::story;
 
-/// The loop of the usual settings behind two trainings of five steps each.
+/// The loop of the usual settings behind three trainings of five steps each.
 fn settings() -> Settings {
     let steps = "epochs = 1\nsave_every_steps = 2";
     Settings::default()
@@ -18,6 +18,10 @@ fn settings() -> Settings {
         .with(
             "reward",
             &format!("data = [\"better.jsonl\", \"more.jsonl\"]\nbatch_pairs = 2\n{steps}"),
+        )
+        .with(
+            "preference",
+            &format!("data = [\"better.jsonl\", \"more.jsonl\"]\nbatch_sequences = 2\n{steps}"),
         )
 }
 
@@ -76,6 +80,7 @@ fn a_configuration_alone_leads_from_data_to_an_iteration() {
     let trained = "SELECT count(*) FROM training_steps s JOIN units u ON u.id = s.unit_id
         WHERE u.work = 'train_reward'";
     assert_eq!(scene.number(trained), 5, "both files were trained on");
+    assert_eq!(scene.number(&trained.replace("train_reward", "train_preference")), 5);
     assert_eq!(scene.number("SELECT count(*) FROM uploads WHERE state <> 'published'"), 0);
 }
 
@@ -83,7 +88,7 @@ fn a_configuration_alone_leads_from_data_to_an_iteration() {
 #[test]
 fn a_chain_whose_daemon_dies_in_each_part_ends_the_same() {
     let wanted = undisturbed();
-    for work in ["train_sft", "train_reward", "train_dpo"] {
+    for work in ["train_sft", "train_reward", "train_preference", "train_dpo"] {
         let scene = scene();
         scene.plan(&format!(
             "{{\"faults\": [{{\"name\": \"here\", \"work\": \"{work}\", \"after\": 3, \
@@ -96,13 +101,17 @@ fn a_chain_whose_daemon_dies_in_each_part_ends_the_same() {
         let _daemon = scene.start();
         scene.wait_iterations(1);
         assert_eq!(outcome(&scene), wanted, "{work}");
-        assert_eq!(scene.number("SELECT count(*) FROM training_jobs"), 2, "{work}");
+        assert_eq!(scene.number("SELECT count(*) FROM training_jobs"), 3, "{work}");
     }
 }
 
 #[test]
 fn a_run_that_waits_for_its_start_says_so_and_keeps_it() {
-    let scene = Scene::fake(&settings().set("sft", "data", "[]").set("reward", "data", "[]"));
+    let scene = Scene::fake(&settings().set("sft", "data", "[]").set("reward", "data", "[]").set(
+        "preference",
+        "data",
+        "[]",
+    ));
     let daemon = scene.start();
     waits_for(&scene, "rlhfctl train sft --data FILE --name main");
     daemon.terminate();
@@ -133,11 +142,11 @@ fn missing_bad_and_changed_data_are_told_and_train_nothing() {
     let scene = self::scene();
     let _daemon = scene.start();
     let done = "SELECT count(*) FROM training_jobs WHERE status = 'done'";
-    scene.wait_number("both jobs to end", done, 2);
+    scene.wait_number("all jobs to end", done, 3);
     let more = "{\"prompt\": \"q\", \"chosen\": \"a\", \"rejected\": \"b\"}\n";
     scene.write("more.jsonl", more);
     let told =
         || scene.status()["config_pending"].to_string().contains("reward/main").then_some(());
     wait::until("status to tell of other data", told, || scene.told());
-    assert_eq!(scene.number("SELECT count(*) FROM training_jobs"), 2);
+    assert_eq!(scene.number("SELECT count(*) FROM training_jobs"), 3);
 }

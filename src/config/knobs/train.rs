@@ -90,6 +90,12 @@ const LORA_DROPOUT: Knob = Knob::new("lora_dropout", BELOW_ONE, "0.0")
 const LORA_RS: Knob = Knob::new("lora_rs", Kind::Switch, "false")
     .doc("rank-stabilised: scale by lora_alpha / sqrt(lora_rank), for large ranks")
     .source("peft; arXiv 2312.03732");
+const DATA_OF_PREFERENCES: Knob = Knob::new("data", Kind::Paths, "[]")
+    .doc("files of preferences, JSONL, that the daemon itself makes the training job from, once")
+    .source(OURS);
+const JOB: Knob = Knob::new("job", Kind::Name, "\"main\"")
+    .doc("the name of that training job: other data or settings need another one")
+    .source(OURS);
 const SAVE_EVERY_STEPS: Knob = Knob::new("save_every_steps", count(1, 1_000_000_000), "100")
     .unit("steps")
     .doc(
@@ -178,9 +184,7 @@ pub(crate) static SFT: Section = Section {
         Knob::new("data", Kind::Paths, "[]")
             .doc("files of conversations, JSONL, that the daemon itself makes the training job from, once")
             .source(OURS),
-        Knob::new("job", Kind::Name, "\"main\"")
-            .doc("the name of that training job: other data or settings need another one")
-            .source(OURS),
+        JOB,
         Knob::new("learning_rate", ABOVE_ZERO, "2e-5")
             .doc("too small: nothing is learnt; too large: the model breaks")
             .source(SECTION_3_1),
@@ -234,12 +238,8 @@ pub(crate) static REWARD: Section = Section {
         Knob::unset("base", Kind::Path, "the run's initial policy", "\"models/base\"")
             .doc("what it starts from: a policy (a score head is added) or a reward model")
             .source("paper, section 2.1: LLaMA-3-8B-Instruct"),
-        Knob::new("data", Kind::Paths, "[]")
-            .doc("files of preferences, JSONL, that the daemon itself makes the training job from, once")
-            .source(OURS),
-        Knob::new("job", Kind::Name, "\"main\"")
-            .doc("the name of that training job: other data or settings need another one")
-            .source(OURS),
+        DATA_OF_PREFERENCES,
+        JOB,
         Knob::new("learning_rate", ABOVE_ZERO, "2e-6")
             .doc("too small: nothing is learnt; too large: the model breaks")
             .source(SECTION_2_1),
@@ -309,6 +309,8 @@ pub(crate) static PREFERENCE: Section = Section {
         Knob::unset("base", Kind::Path, "the run's initial policy", "\"models/base\"")
             .doc("what it starts from: a policy or a preference model")
             .source("paper, section 2.1: LLaMA-3-8B-Instruct"),
+        DATA_OF_PREFERENCES,
+        JOB,
         Knob::new("learning_rate", ABOVE_ZERO, "5e-6")
             .doc("too small: nothing is learnt; too large: the model breaks")
             .source(SECTION_2_1),

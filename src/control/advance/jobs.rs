@@ -1,4 +1,5 @@
-//! The training jobs that the configuration itself asks for, by `[sft] data` and `[reward] data`.
+//! The training jobs that the configuration itself asks for, by the `data` of
+//! `[sft]`, `[reward]` and `[preference]`.
 //!
 //! In: files and settings. Out: one job for the same content, settings and name, however often it is
 //! looked at, made through an upload as a client's is; or sentences. A job that stands is never made

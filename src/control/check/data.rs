@@ -57,7 +57,7 @@ pub(super) fn start(config: &CheckedConfig, report: &mut Report) {
 
 /// Who makes a training job: the daemon, from data that the configuration names, or a client.
 pub(super) fn trained_by(config: &CheckedConfig, kind: JobKind, name: &str) -> String {
-    let mut named = examples::named(config).into_iter();
+    let mut named = examples::named(config);
     match named.find(|named| named.kind == kind && named.data.job == name) {
         Some(_) => format!("which the daemon trains on [{kind}] data"),
         None => format!("and waits for `rlhfctl train {kind} --name {name} --data FILE`"),

@@ -4,12 +4,13 @@
 //! In: a configuration, facts of the models, devices. Out: findings. All sums are estimates: a worker
 //! is started, and its allocator rounds. Pure but for the report. May not enter: asking a device.
 
-use rlhfd_config::{CheckedConfig, TrainSettings};
+use rlhfd_config::{CheckedConfig, TrainSettings, Training};
 
 use super::ModelFacts;
 use super::folder::{Facts, Use, look};
 use super::report::Report;
 use super::system::Room;
+use crate::examples::section;
 
 const MIB: u64 = 1 << 20;
 /// A worker without a model: libtorch, code, buffers; on a GPU the context as well.
@@ -53,7 +54,7 @@ pub(super) fn plan(
         let needs = generating(policy, n, tokens, compute_bytes(room));
         let mend = "lower [generate] max_new_tokens or n; the batch is one prompt already";
         told("generate", needs, room, || Some(mend.to_owned()), report);
-        training("train", policy, &config.train.settings, room, report);
+        training(("train", Training::Dpo), policy, &config.train.settings, room, report);
     }
     // One scorer is loaded at a time: the most demanding one decides.
     let tokens =
@@ -62,13 +63,14 @@ pub(super) fn plan(
     if let Some(needs) = needs.max_by_key(|needs| needs.total()) {
         told("label", needs, room, || Some("a smaller reward model".to_owned()), report);
     }
-    if let Some(base) = &models.reward_base {
-        training("reward", base, &config.reward.settings, room, report);
+    for (kind, base) in &models.bases {
+        let job = section(config, *kind);
+        training((kind.label(), job.training), base, &job.settings, room, report);
     }
 }
 
 fn training(
-    about: &'static str,
+    (about, training): (&'static str, Training),
     model: &Facts,
     settings: &TrainSettings,
     room: &Room,
@@ -87,8 +89,9 @@ fn training(
         }
     }
     let bytes = compute_bytes(room);
-    let needs = updating(model, settings, bytes);
-    told(about, needs, room, || nearest_fit(model, settings, bytes, room.free_mib, about), report);
+    let needs = updating(model, (training, settings), bytes);
+    let nearest = || nearest_fit(model, (training, settings), bytes, room.free_mib);
+    told(about, needs, room, || Some(format!("[{about}] {}", nearest()?)), report);
 }
 
 fn told(
@@ -155,8 +158,27 @@ fn block_bytes(model: &Facts, bytes: u64) -> u64 {
     (5 * model.width + attention + 4 * model.mlp_width) * bytes
 }
 
+/// What a training computes together: the key that says how many, their number, and the tokens of
+/// one: both sides of a pair, or a block.
+fn together(training: Training, settings: &mut TrainSettings) -> (&'static str, &mut u32, u64) {
+    match training {
+        Training::Dpo | Training::Reward => {
+            let tokens = 2 * u64::from(settings.max_length);
+            ("micro_batch_pairs", &mut settings.micro_batch_pairs, tokens)
+        }
+        Training::Sft | Training::Preference => {
+            let tokens = u64::from(settings.block_tokens);
+            ("micro_batch_sequences", &mut settings.micro_batch_sequences, tokens)
+        }
+    }
+}
+
 /// An update by these settings.
-pub(super) fn updating(model: &Facts, settings: &TrainSettings, bytes: u64) -> Needs {
+pub(super) fn updating(
+    model: &Facts,
+    (training, settings): (Training, &TrainSettings),
+    bytes: u64,
+) -> Needs {
     let layers = settings.trainable_layers.map_or(model.layers, |k| u64::from(k).min(model.layers));
     let learning = match (settings.lora_rank, settings.trainable_layers) {
         (0, None) => model.weights.parameters,
@@ -165,8 +187,9 @@ pub(super) fn updating(model: &Facts, settings: &TrainSettings, bytes: u64) -> N
     };
     // A master of its own only where the compute type is narrower than f32.
     let master = if bytes < 4 { 4 } else { 0 };
-    let sequences = 2 * u64::from(settings.micro_batch_pairs);
-    let tokens = sequences * u64::from(settings.max_length);
+    let mut own = settings.clone();
+    let (_, number, each) = together(training, &mut own);
+    let tokens = u64::from(*number) * each;
     let (kept, passing) = if settings.activation_checkpointing {
         (layers * model.width * bytes * tokens, block_bytes(model, bytes) * tokens)
     } else {
@@ -224,24 +247,25 @@ fn block_parameters(model: &Facts) -> u64 {
     attention + 3 * model.width * model.mlp_width + 2 * model.width
 }
 
-/// The change of settings that costs least and fits: fewer pairs at a time (which changes nothing
-/// but time), then activation checkpointing (a third more time), then fewer blocks that learn.
+/// The change of settings that costs least and fits: less at a time (which changes nothing but
+/// time), then activation checkpointing (a third more time), then fewer blocks that learn.
 pub(super) fn nearest_fit(
     model: &Facts,
-    settings: &TrainSettings,
+    (training, settings): (Training, &TrainSettings),
     bytes: u64,
     free_mib: u64,
-    section: &str,
 ) -> Option<String> {
-    let fits = |settings: &TrainSettings| updating(model, settings, bytes).total() <= free_mib;
+    let fits =
+        |settings: &TrainSettings| updating(model, (training, settings), bytes).total() <= free_mib;
     let mut tried = settings.clone();
-    for pairs in (1..=settings.micro_batch_pairs).rev() {
-        tried.micro_batch_pairs = pairs;
+    let (key, most, _) = together(training, &mut tried);
+    for number in (1..=*most).rev() {
+        *together(training, &mut tried).1 = number;
         if fits(&tried) {
-            return Some(format!("[{section}] micro_batch_pairs = {pairs}"));
+            return Some(format!("{key} = {number}"));
         }
     }
-    let mut words = format!("[{section}] micro_batch_pairs = 1");
+    let mut words = format!("{key} = 1");
     if !tried.activation_checkpointing {
         tried.activation_checkpointing = true;
         words.push_str(", activation_checkpointing = true");

@@ -19,6 +19,7 @@ use std::process::ExitCode;
 use rlhfd_config::{CheckedConfig, ConfigError, ScorePosition, ScorerModel};
 use rlhfd_domain::JobKind;
 
+use crate::examples;
 use crate::exit;
 use crate::gpu::nvml::NvmlProbe;
 use crate::places::{Asked, Places};
@@ -93,7 +94,9 @@ fn configuration(file: &Path, report: &mut Report) -> Option<CheckedConfig> {
 struct ModelFacts {
     policy: Option<Facts>,
     scorers: Vec<Facts>,
-    reward_base: Option<Facts>,
+    /// What the run's training jobs start from; as long as a model is to be trained, it has the size
+    /// of its base.
+    bases: Vec<(JobKind, Facts)>,
 }
 
 fn models(config: &CheckedConfig, report: &mut Report) -> ModelFacts {
@@ -114,7 +117,6 @@ fn models(config: &CheckedConfig, report: &mut Report) -> ModelFacts {
         }
     }
     let mut scorers = Vec::new();
-    let mut trains_reward = false;
     for wanted in &config.label.scorers {
         match &wanted.model {
             ScorerModel::Folder(place) => {
@@ -124,24 +126,49 @@ fn models(config: &CheckedConfig, report: &mut Report) -> ModelFacts {
                 }
             }
             ScorerModel::RewardJob(name) => {
-                trains_reward = true;
                 let by = data::trained_by(config, JobKind::Reward, name);
                 report.well("scorer", format!("the run scores with reward/{name}, {by}"));
             }
         }
     }
-    let reward_base = if config.reward_base_path() == config.run.policy.path {
-        policy.clone()
-    } else if trains_reward {
-        folder::look(config.reward_base_path(), "reward base", Use::Either, report)
-    } else {
-        None
-    };
-    let reward_base = reward_base.filter(|_| trains_reward);
-    // A reward model that is still to be trained has the size of its base.
-    scorers.extend(reward_base.clone());
+    let bases = bases(config, policy.as_ref(), report);
+    let trained = bases.iter().filter(|(kind, _)| *kind == JobKind::Reward);
+    scorers.extend(trained.map(|(_, facts)| facts.clone()));
     lengths(config, report);
-    ModelFacts { policy, scorers, reward_base }
+    ModelFacts { policy, scorers, bases }
+}
+
+/// What each kind of training job of this run starts from.
+fn bases(
+    config: &CheckedConfig,
+    policy: Option<&Facts>,
+    report: &mut Report,
+) -> Vec<(JobKind, Facts)> {
+    let mut bases = Vec::new();
+    for kind in JobKind::ALL.into_iter().filter(|kind| trains(config, *kind)) {
+        let job = examples::section(config, kind);
+        let wanted = if kind == JobKind::Reward { Use::Either } else { Use::Policy };
+        let facts = match &job.base {
+            Some(place) => folder::look(&place.path, kind.label(), wanted, report),
+            None => policy.cloned(),
+        };
+        bases.extend(facts.map(|facts| (kind, facts)));
+    }
+    bases
+}
+
+/// Whether the configuration needs a training job of this kind, or names data for one.
+fn trains(config: &CheckedConfig, kind: JobKind) -> bool {
+    let awaited = match kind {
+        JobKind::Sft => config.run.start.job().is_some(),
+        JobKind::Reward => config
+            .label
+            .scorers
+            .iter()
+            .any(|scorer| matches!(scorer.model, ScorerModel::RewardJob(_))),
+        JobKind::Preference => false,
+    };
+    awaited || examples::named(config).any(|named| named.kind == kind)
 }
 
 fn score_position(facts: &Facts, position: ScorePosition, report: &mut Report) {

@@ -3,7 +3,7 @@
 use std::fs;
 use std::path::PathBuf;
 
-use rlhfd_config::LoraTargets;
+use rlhfd_config::{LoraTargets, Training};
 
 use super::memory::{generating, nearest_fit, updating};
 use super::report::Level;
@@ -144,12 +144,12 @@ fn the_plan_of_an_8b_model_is_what_the_sum_says() {
     assert_eq!((needs.weights, needs.activations), (15_317, 3_078));
     // Training all of it: f32 master, two moments, gradient: 16 B × 8.03e9 = 122,532 MiB.
     let config = CheckedConfig::from_text("[run]\npolicy='p'\n", Path::new("/")).unwrap();
-    let needs = updating(&llama3_8b(), &config.train.settings, 2);
+    let needs = updating(&llama3_8b(), (Training::Dpo, &config.train.settings), 2);
     assert_eq!((needs.weights, needs.optimiser), (15_317, 122_533));
     // Half of the blocks: 16 × (2·4096·128·40 + 3·4096·14,336 + 2·4096) = 3.49e9 × 16 B.
     let mut half = config.train.settings.clone();
     half.trainable_layers = Some(16);
-    assert_eq!(updating(&llama3_8b(), &half, 2).optimiser, 53_250);
+    assert_eq!(updating(&llama3_8b(), (Training::Dpo, &half), 2).optimiser, 53_250);
 }
 
 #[test]
@@ -159,18 +159,18 @@ fn adapters_alone_have_an_optimisers_state() {
     let config = CheckedConfig::from_text("[run]\npolicy='p'\n", Path::new("/")).unwrap();
     let mut lora = config.train.settings.clone();
     lora.lora_rank = 16;
-    let needs = updating(&llama3_8b(), &lora, 2);
+    let needs = updating(&llama3_8b(), (Training::Dpo, &lora), 2);
     assert_eq!((needs.weights, needs.optimiser), (15_317, 640));
     // Query maps of block 0 to 31 alone: 8,192 × 16 × 32 × 16 B = 64 MiB; of one block 2 MiB.
     for (target, mib) in [("q_proj", 64), ("layers.7.self_attn.q_proj", 2)] {
         lora.lora_targets = LoraTargets::Named(vec![target.to_owned()]);
-        assert_eq!(updating(&llama3_8b(), &lora, 2).optimiser, mib);
+        assert_eq!(updating(&llama3_8b(), (Training::Dpo, &lora), 2).optimiser, mib);
     }
     // Dropout at micro-batches of 2 pairs of 2048 tokens: 2 × 32 × 4096 inputs × 2 B × 8192 tokens.
-    let before = updating(&llama3_8b(), &lora, 2).activations;
+    let before = updating(&llama3_8b(), (Training::Dpo, &lora), 2).activations;
     lora.lora_targets = LoraTargets::Named(vec!["q_proj".to_owned()]);
     lora.lora_dropout = 0.1;
-    assert_eq!(updating(&llama3_8b(), &lora, 2).activations - before, 4096);
+    assert_eq!(updating(&llama3_8b(), (Training::Dpo, &lora), 2).activations - before, 4096);
 }
 
 #[test]
@@ -187,18 +187,56 @@ fn the_nearest_setting_that_fits_is_named_and_fits() {
     let config = CheckedConfig::from_text("[run]\npolicy='p'\n", Path::new("/")).unwrap();
     let settings = &config.train.settings;
     let model = llama3_8b();
-    let fit = |free| nearest_fit(&model, settings, 2, free, "train");
+    let fit = |free| nearest_fit(&model, (Training::Dpo, settings), 2, free);
     assert_eq!(fit(1_000), None);
     let words = fit(80_000).unwrap();
-    assert!(words.starts_with("[train] micro_batch_pairs = 1, activation_checkpointing = true"));
+    assert!(words.starts_with("micro_batch_pairs = 1, activation_checkpointing = true"));
     let layers: u32 = words.rsplit(' ').next().unwrap().parse().unwrap();
     let mut named = settings.clone();
     named.micro_batch_pairs = 1;
     named.activation_checkpointing = true;
     named.trainable_layers = Some(layers);
-    assert!(updating(&model, &named, 2).total() <= 80_000);
+    assert!(updating(&model, (Training::Dpo, &named), 2).total() <= 80_000);
     named.trainable_layers = Some(layers + 1);
-    assert!(updating(&model, &named, 2).total() > 80_000, "{layers} is not the most");
+    assert!(
+        updating(&model, (Training::Dpo, &named), 2).total() > 80_000,
+        "{layers} is not the most"
+    );
+}
+
+#[test]
+fn a_training_over_blocks_is_planned_by_its_blocks() {
+    // A block keeps, for each token, 5·4096 + 2·32·128 + 2·8·128 + 4·14,336 = 88,064 numbers in each of 32
+    // layers, × 2 B × 3072 tokens = 16,512 MiB; logits of 1024 tokens and their gradient, in f32,
+    // 2 × 4 B × 128,256 × 1024 = 1,002 MiB.
+    let config = CheckedConfig::from_text("[run]\npolicy='p'\n", Path::new("/")).unwrap();
+    let job = &config.preference;
+    let of = |settings| updating(&llama3_8b(), (job.training, settings), 2);
+    assert_eq!(of(&job.settings).activations, 16_512 + 1_002);
+    let mut two = job.settings.clone();
+    two.micro_batch_sequences = 2;
+    assert_eq!(of(&two).activations, 2 * 16_512 + 1_002);
+    let room = of(&job.settings).total();
+    let words = nearest_fit(&llama3_8b(), (job.training, &two), 2, room);
+    assert_eq!(words.as_deref(), Some("micro_batch_sequences = 1"));
+}
+
+#[test]
+fn every_training_that_the_chain_needs_is_planned() {
+    let root = tempfile::tempdir().unwrap();
+    model(&root.path().join("policy"), CONFIG, "model.norm.weight");
+    let text = "[run]\npolicy = 'policy'\nstart = 'sft/main'\n[devices]\nuse = ['cpu']\n\
+                [preference]\ndata = ['p.jsonl']\nbase = 'gone'\n[sft]\nblock_tokens = 4000000\n\
+                micro_batch_sequences = 1000\n";
+    let report = examine(&asked(root.path(), text));
+    let found = bad(&report);
+    has(&found, "sft: does not fit");
+    has(&found, "preference: ");
+    has(&found, "gone: there is no model folder");
+    let well = |about: &str| {
+        report.0.iter().any(|(_, found, what)| *found == about && what.contains("needs"))
+    };
+    assert!(well("train") && well("reward") && !well("preference"));
 }
 
 #[test]

@@ -16,13 +16,14 @@ use rlhfd_domain::train::{History, Replay, TrainStep, check_steps};
 use rlhfd_domain::{JobKind, UnitId, WorkKind};
 use rlhfd_protocol::manifest::FolderKind;
 use rlhfd_protocol::worker::{ModelRef, TrainTarget, Work};
-use rlhfd_store::{Iteration, Job, Reader, Run, StoreError, UnitRow};
+use rlhfd_store::{Iteration, Job, Reader, Run, StoreError, UnitRow, UploadKind};
 use serde::Deserialize;
 
 use super::folders::{self, Draft};
 use super::report;
 use super::sums::{self, SumError};
 use crate::actors::stage::{Conclude, ItemKeys, Prepared, StageContext, StageError, finish};
+use crate::examples;
 use crate::handles::now_ms;
 
 /// Written by the worker into each checkpoint folder, under its manifest.
@@ -161,18 +162,11 @@ async fn of_job(ctx: &StageContext, unit: &Arc<UnitRow>) -> Result<Work, StageEr
         return Err(StageError::Input(why));
     };
     let base = ModelRef { path: ctx.places.resolve(&base.path), sha256: base.sha256.clone() };
-    let (data, settings, save) = match job.kind {
-        JobKind::Sft => {
-            ("conversations.jsonl", config.sft.settings.to_toml(Training::Sft), config.sft.save)
-        }
-        JobKind::Reward => {
-            let settings = config.reward.settings.to_toml(Training::Reward);
-            ("preferences.jsonl", settings, config.reward.save)
-        }
-        JobKind::Preference => {
-            let settings = config.preference.settings.to_toml(Training::Preference);
-            ("preferences.jsonl", settings, config.preference.save)
-        }
+    let section = examples::section(&config, job.kind);
+    let (settings, save) = (section.settings_toml(), section.save);
+    let data = match examples::data_of(job.kind) {
+        UploadKind::Conversations => "conversations.jsonl",
+        _ => "preferences.jsonl",
     };
     let upload = job.upload.map(|upload| ctx.places.upload_file(upload.get()));
     let (key, place, parent) = (unit.key.clone(), folder.clone(), base.sha256.clone());

@@ -4,13 +4,15 @@
 //! unit's tensors and is answered by its kind. After a libtorch error that is not out of memory the
 //! process ends, since the model may be damaged. May not enter: text, frames' bytes.
 
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Instant;
 
 use crossbeam::channel::{Receiver, Sender};
+use rlhfd_config::Training;
 use rlhfd_protocol::frame::floats_to_bytes;
 use rlhfd_protocol::worker::{
-    FailureKind, FromWorker, ItemResult, ModelRef, Reason, Summary, Work,
+    FailureKind, FromWorker, ItemResult, ModelRef, Published, Reason, Summary, TrainTarget, Work,
 };
 
 use super::shared::Shared;
@@ -220,20 +222,16 @@ impl Engine<'_> {
                 own.checkpoint = Some(trained);
             }
             Work::TrainSft { base, folder, target } => {
-                self.models.clear();
-                let trained = unit::train_sft((base, folder), target, self.compute, &observer)?;
-                own.checkpoint = Some(trained);
+                let job = (Training::Sft, base, folder.as_path(), target);
+                own.checkpoint = Some(self.train_job(job, &observer)?);
             }
             Work::TrainReward { base, folder, target } => {
-                self.models.clear();
-                let trained = unit::train_reward((base, folder), target, self.compute, &observer)?;
-                own.checkpoint = Some(trained);
+                let job = (Training::Reward, base, folder.as_path(), target);
+                own.checkpoint = Some(self.train_job(job, &observer)?);
             }
             Work::TrainPreference { base, folder, target } => {
-                self.models.clear();
-                let models = (base, folder.as_path());
-                let trained = unit::train_preference(models, target, self.compute, &observer)?;
-                own.checkpoint = Some(trained);
+                let job = (Training::Preference, base, folder.as_path(), target);
+                own.checkpoint = Some(self.train_job(job, &observer)?);
             }
             Work::Render { .. }
             | Work::RenderPairs { .. }
@@ -242,6 +240,16 @@ impl Engine<'_> {
             | Work::Logprobs { .. } => {}
         }
         Ok(())
+    }
+
+    /// A training needs all the memory there is.
+    fn train_job(
+        &mut self,
+        (training, base, folder, target): (Training, &ModelRef, &Path, &TrainTarget),
+        observer: &Observer<'_>,
+    ) -> Result<Published, Failure> {
+        self.models.clear();
+        Ok(unit::train_job(training, (base, folder), target, self.compute, observer)?)
     }
 
     /// Computes one batch and answers its items in order.

@@ -1,6 +1,6 @@
 //! The daemon's train units: from the words of the protocol to a [`TrainJob`] and back.
 //!
-//! In: a `train_dpo`, `train_sft` or `train_reward` work. Out: what was published. May not enter: frames,
+//! In: a work that trains. Out: what was published. May not enter: frames,
 //! sockets, training itself.
 
 use std::path::Path;
@@ -42,50 +42,27 @@ pub fn train_dpo(
     job::run(&job, compute, observer).map(published)
 }
 
-/// Supervised fine-tuning from a job folder: conversations.jsonl with texts, and settings.toml.
+/// A training from a job folder: conversations.jsonl or preferences.jsonl with texts, and
+/// settings.toml.
 ///
 /// # Errors
 /// See [`TrainError`].
-pub fn train_sft(
+pub fn train_job(
+    training: Training,
     (base, folder): (&ModelRef, &Path),
     target: &TrainTarget,
     compute: Compute,
     observer: &Observer<'_>,
 ) -> Result<Published, TrainError> {
-    let data = PairSource::Conversations { path: folder.join(CONVERSATIONS) };
-    let job = job_of(Training::Sft, (base, folder), data, target)?;
-    job::run(&job, compute, observer).map(published)
-}
-
-/// A reward model from a job folder: preferences.jsonl with texts, and settings.toml.
-///
-/// # Errors
-/// See [`TrainError`].
-pub fn train_reward(
-    (base, folder): (&ModelRef, &Path),
-    target: &TrainTarget,
-    compute: Compute,
-    observer: &Observer<'_>,
-) -> Result<Published, TrainError> {
-    let path = folder.join(PREFERENCES);
-    let pairs = PairSource::Text { path, rule: RenderRule::Conversation, reference: None };
-    let job = job_of(Training::Reward, (base, folder), pairs, target)?;
-    job::run(&job, compute, observer).map(published)
-}
-
-/// A preference model from a job folder: preferences.jsonl with texts, and settings.toml.
-///
-/// # Errors
-/// See [`TrainError`].
-pub fn train_preference(
-    (base, folder): (&ModelRef, &Path),
-    target: &TrainTarget,
-    compute: Compute,
-    observer: &Observer<'_>,
-) -> Result<Published, TrainError> {
-    let path = folder.join(PREFERENCES);
-    let pairs = PairSource::Text { path, rule: RenderRule::Conversation, reference: None };
-    let job = job_of(Training::Preference, (base, folder), pairs, target)?;
+    let data = match training {
+        Training::Sft => PairSource::Conversations { path: folder.join(CONVERSATIONS) },
+        Training::Dpo | Training::Reward | Training::Preference => PairSource::Text {
+            path: folder.join(PREFERENCES),
+            rule: RenderRule::Conversation,
+            reference: None,
+        },
+    };
+    let job = job_of(training, (base, folder), data, target)?;
     job::run(&job, compute, observer).map(published)
 }
 
