@@ -71,6 +71,17 @@ pub enum Verb {
     },
     /// Go on after a pause
     Resume,
+    /// Go on from what an earlier iteration trained; what came after it stays in the tables
+    Rollback {
+        /// The iteration; 0 is the initial policy
+        #[arg(value_name = "ITERATION")]
+        iteration: u32,
+        /// Why, for the events
+        #[arg(long, value_name = "TEXT")]
+        reason: Option<String>,
+    },
+    /// Copy the database, while it is in use, into the state folder
+    Backup,
     /// Cancel the open iteration (its prompts return to the pool), or a training job
     Cancel {
         /// The iteration that is meant: refused where another one is open

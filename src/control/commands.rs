@@ -32,6 +32,9 @@ pub async fn obey(
         Command::Start => start(ctx, &run, uid).await,
         Command::Pause { reason } => pause(ctx, &run, reason, uid).await,
         Command::Resume => resume(ctx, &run, uid).await,
+        Command::RollBack { iteration, reason } => {
+            roll_back(ctx, &run, iteration, reason, uid).await
+        }
         Command::CancelIteration { iteration } => cancel(ctx, &run, iteration, uid).await,
         Command::CancelJob { job } => cancel_job(ctx, &run, &job, uid).await,
         Command::Train { job, upload } => train(ctx, &run, &job, upload, uid).await,
@@ -125,6 +128,27 @@ async fn resume(
         })
         .await?;
     told("the run goes on")
+}
+
+async fn roll_back(
+    ctx: &OrderContext,
+    run: &Run,
+    iteration: u32,
+    reason: Option<String>,
+    uid: Option<u32>,
+) -> Result<(Told, Vec<UnitId>), AskError> {
+    let (id, reason) = (run.id, reason.unwrap_or_else(|| "asked for".into()));
+    let event = event(run, "rollback_asked", &reason, uid);
+    let name = ctx
+        .stage
+        .store
+        .write(move |s| {
+            let name = s.roll_back(id, iteration, &reason, now_ms())?;
+            s.append_event(&event, now_ms())?;
+            Ok(name)
+        })
+        .await?;
+    told(format!("the head is {name}: the next iteration begins with it"))
 }
 
 async fn cancel(

@@ -201,6 +201,13 @@ pub enum Command {
         /// By default the one that runs.
         iteration: Option<u32>,
     },
+    /// Move the head to what an earlier iteration trained; 0 is the initial policy.
+    RollBack {
+        /// Which.
+        iteration: u32,
+        /// For the events.
+        reason: Option<String>,
+    },
     /// Cancel a training job.
     CancelJob {
         /// Which.

@@ -161,6 +161,12 @@ impl Places {
         self.state.join("db/rlhfd.db")
     }
 
+    /// Copies of the database.
+    #[must_use]
+    pub fn backups(&self) -> PathBuf {
+        self.state.join("backups")
+    }
+
     /// Uploads while they arrive.
     #[must_use]
     pub fn uploads(&self) -> PathBuf {

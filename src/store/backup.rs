@@ -3,7 +3,7 @@
 //! In: a place for the copy. Out: a database of its own there, or what is wrong with this one.
 //! May not enter: when to make one.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use rusqlite::Connection;
@@ -46,6 +46,31 @@ impl Reader {
         std::fs::File::open(path)
             .and_then(|file| file.sync_all())
             .map_err(|source| StoreError::Place { action: "sync", path: path.to_owned(), source })
+    }
+
+    /// As [`Self::backup_to`], in a folder that is made where it is missing and under a name of its
+    /// own. The name is there only once the copy is whole.
+    ///
+    /// Errors: the place's; what was copied of a copy that failed is taken away again.
+    pub fn backup_into(&self, folder: &Path, now_ms: i64) -> Result<PathBuf> {
+        let place = |action, path: &Path| {
+            let path = path.to_owned();
+            move |source| StoreError::Place { action, path, source }
+        };
+        std::fs::create_dir_all(folder).map_err(place("make", folder))?;
+        let whole = folder.join(format!("rlhfd-{now_ms}.db"));
+        let part = whole.with_extension("part");
+        let made = self.backup_to(&part).and_then(|()| {
+            std::fs::rename(&part, &whole).map_err(place("rename", &part))?;
+            std::fs::File::open(folder)
+                .and_then(|folder| folder.sync_all())
+                .map_err(place("sync", folder))
+        });
+        if made.is_err() {
+            // What is wrong was told; a piece that stays behind is not worth a second error.
+            let _ = std::fs::remove_file(&part);
+        }
+        made.map(|()| whole)
     }
 
     /// SQLite's whole check and that of the foreign keys: what is wrong, one sentence each; empty is

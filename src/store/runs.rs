@@ -8,6 +8,7 @@ use rusqlite::{Connection, OptionalExtension, Row, params};
 
 use crate::error::{Result, StoreError};
 use crate::events::{Level, NewEvent, append};
+use crate::iterations;
 use crate::jobs::Job;
 use crate::journal::finish;
 use crate::open::{Reader, Store};
@@ -231,15 +232,41 @@ impl Store {
         })
     }
 
-    /// Moves the head to a sound policy of the same run. History is never rewritten.
-    pub fn move_head(
+    /// Moves the head to what an iteration trained, 0 being the initial policy, and gives its name.
+    /// History is never rewritten: what came after it stays, and the lineage shows where it went on.
+    ///
+    /// Errors: an iteration is under way; there is no such checkpoint, or it is not sound.
+    pub fn roll_back(
         &mut self,
         run: RunId,
-        to: CheckpointId,
+        iteration: u32,
         why: &str,
         now_ms: i64,
-    ) -> Result<()> {
-        self.transact(|conn| set_head(conn, run, to, why, now_ms))
+    ) -> Result<String> {
+        self.transact(|conn| {
+            if let Some(open) = iterations::current(conn, run)? {
+                return Err(StoreError::Conflict {
+                    what: "iteration",
+                    name: open.iteration.to_string(),
+                    why:
+                        "is under way, and its end would move the head again: cancel it first, or \
+                          wait for its end"
+                            .to_owned(),
+                });
+            }
+            let row: Option<(CheckpointId, String)> = conn
+                .query_row(
+                    "SELECT c.id, c.name FROM runs r JOIN checkpoints c ON c.run_id = r.id
+                     WHERE r.id = ?1 AND c.sound = 1
+                     AND iif(?2 = 0, c.id = r.initial_id, c.kind = 'policy' AND c.iteration = ?2)",
+                    params![run.get(), iteration],
+                    |row| Ok((CheckpointId(row.get(0)?), row.get(1)?)),
+                )
+                .optional()?;
+            let (to, name) = found(row, "sound checkpoint of iteration", iteration)?;
+            set_head(conn, run, to, &format!("rolled back: {why}"), now_ms)?;
+            Ok(name)
+        })
     }
 }
 

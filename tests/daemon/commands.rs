@@ -265,3 +265,44 @@ fn the_reserved_prompts_may_grow_between_iterations() {
         GROUP BY r.prompt_id, r.sample HAVING count(*) > 1)";
     assert_eq!(scene.number(twice), 0);
 }
+
+#[test]
+fn a_roll_back_is_where_the_next_iteration_begins_and_the_lineage_shows_it() {
+    let scene = Scene::fake(&Settings::default().set("run", "iterations_max", "3"));
+    let _daemon = scene.start();
+    scene.add_prompts("plain", 0, 40, "0.25");
+    scene.wait_iterations(2);
+    let told = scene.ctl_ok(&["rollback", "1", "--reason", "the second one rambles"]);
+    assert!(told.contains("iteration-0001"), "{told}");
+    let refused = scene.ctl(&["rollback", "9"]);
+    let why = text(&refused.stderr);
+    assert!(!refused.status.success() && why.contains("sound checkpoint of iteration `9`"), "{why}");
+    let why = "SELECT count(*) FROM events WHERE kind = 'rollback_asked' AND uid IS NOT NULL
+               AND message = 'the second one rambles'";
+    assert_eq!(scene.number(why), 1);
+    scene.add_prompts("more", 100, 130, "0.25");
+    scene.wait_iterations(3);
+    let line = "SELECT count(*) FROM checkpoint_lineage WHERE checkpoint = 'main/iteration-0003'
+                AND depth = 1 AND ancestor = 'main/iteration-0001'";
+    assert_eq!(scene.number(line), 1);
+    assert_eq!(scene.number("SELECT count(*) FROM iteration_history WHERE status = 'done'"), 3);
+    story::check_laws(&scene);
+}
+
+#[test]
+fn a_backup_is_whole_while_an_iteration_is_under_way() {
+    let scene = Scene::fake(&Settings::default());
+    held_in_generate(&scene);
+    let _daemon = scene.start();
+    story::queue(&scene);
+    scene.held("here");
+    let told = scene.ctl_ok(&["backup"]);
+    let copy = told.trim().rsplit(' ').next().map(std::path::PathBuf::from).expect("a path");
+    assert!(copy.starts_with(scene.state().join("backups")), "{told}");
+    let sound = rlhfd_tests::dump::text(&copy, "SELECT * FROM pragma_integrity_check").unwrap();
+    assert_eq!(sound, "ok");
+    let open = "SELECT CAST(count(*) > 0 AS TEXT) FROM units WHERE state = 'running'";
+    assert_eq!(rlhfd_tests::dump::text(&copy, open).unwrap(), "1");
+    scene.release("here");
+    story::ends_the_same(&scene, "a backup");
+}

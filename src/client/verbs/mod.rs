@@ -1,6 +1,7 @@
 //! One file a verb, named as its twin in `src/control/verbs/`. Each sends its request and hands the
 //! answer to `render`.
 
+mod backup;
 mod cancel;
 mod checkpoints;
 mod events;
@@ -10,6 +11,7 @@ mod pause;
 mod preferences;
 mod prompts;
 mod resume;
+mod rollback;
 mod runs;
 mod sql;
 mod start;
@@ -43,6 +45,10 @@ pub async fn run(args: Args) -> Result<(), ClientError> {
         Verb::Pause { reason } => pause::run(daemon, reason, json).await,
         Verb::Resume => resume::run(daemon, json).await,
         Verb::Cancel { iteration, job } => cancel::run(daemon, iteration, job, json).await,
+        Verb::Rollback { iteration, reason } => {
+            rollback::run(daemon, iteration, reason, json).await
+        }
+        Verb::Backup => backup::run(daemon, json).await,
         Verb::Train(verb) => train::run(daemon, verb, json).await,
         Verb::Jobs => jobs::run(daemon, json).await,
         Verb::Sql { statement, csv, rows_max } => {

@@ -4,6 +4,7 @@
 //! the store and the iteration actor through their handles, and acknowledges after the commit. May not
 //! enter: SQL text, decisions on what runs when.
 
+mod backup;
 mod cancel;
 mod checkpoints;
 mod events;
@@ -13,6 +14,7 @@ mod pause;
 mod preferences;
 mod prompts;
 mod resume;
+mod rollback;
 mod runs;
 mod sql;
 mod start;
@@ -22,6 +24,7 @@ mod train;
 use std::sync::Arc;
 
 use actix_web::{HttpRequest, HttpResponse, Resource, web};
+use rlhfd_domain::limits::MESSAGE_CHARS_MAX;
 use rlhfd_protocol::control::{Command as Body, Done};
 use serde_json::json;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
@@ -36,6 +39,9 @@ const UPLOADS_MAX: usize = 16;
 /// Event streams at once.
 const STREAMS_MAX: usize = 64;
 
+/// Backups at once.
+const BACKUPS_MAX: usize = 1;
+
 /// Questions to `sql` at once.
 const SQL_MAX: usize = 2;
 
@@ -46,6 +52,7 @@ pub struct Shared {
     uploads: Arc<Semaphore>,
     streams: Arc<Semaphore>,
     sql: Arc<Semaphore>,
+    backups: Arc<Semaphore>,
 }
 
 impl Shared {
@@ -57,6 +64,7 @@ impl Shared {
             uploads: Arc::new(Semaphore::new(UPLOADS_MAX)),
             streams: Arc::new(Semaphore::new(STREAMS_MAX)),
             sql: Arc::new(Semaphore::new(SQL_MAX)),
+            backups: Arc::new(Semaphore::new(BACKUPS_MAX)),
         }
     }
 }
@@ -102,6 +110,8 @@ pub fn routes(config: &mut web::ServiceConfig) {
         at("/v1/pause", "POST").route(web::post().to(pause::post)),
         at("/v1/resume", "POST").route(web::post().to(resume::post)),
         at("/v1/cancel", "POST").route(web::post().to(cancel::post)),
+        at("/v1/rollback", "POST").route(web::post().to(rollback::post)),
+        at("/v1/backup", "POST").route(web::post().to(backup::post)),
         at("/v1/sql", "POST").route(web::post().to(sql::post)),
     ];
     for resource in all {
@@ -144,6 +154,8 @@ async fn list() -> Answer {
         "POST /v1/pause": { "reason": "why (optional)" },
         "POST /v1/resume": {},
         "POST /v1/cancel": { "iteration": "N (optional)", "job": "KIND/NAME (instead)" },
+        "POST /v1/rollback": { "iteration": "N; 0 is the initial policy", "reason": "why (optional)" },
+        "POST /v1/backup": {},
         "POST /v1/sql": { "sql": "one SELECT", "rows_max": "N (optional)" },
     })))
 }
@@ -173,6 +185,19 @@ async fn body(
             },
         )),
     }
+}
+
+/// Why a command was given, which the events keep.
+///
+/// Errors: 400 where it is too long for them.
+fn reason(request: &HttpRequest, body: Body) -> Result<Option<String>, Refusal> {
+    let characters = body.reason.as_ref().map_or(0, |reason| reason.chars().count());
+    if characters > MESSAGE_CHARS_MAX {
+        let what = format!("the reason has {characters} characters");
+        let mend = format!("say it in {MESSAGE_CHARS_MAX}");
+        return Err(Refusal::new(400, what, asked(request), mend));
+    }
+    Ok(body.reason)
 }
 
 /// Orders a command of the iteration actor and tells what it did.

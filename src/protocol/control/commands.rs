@@ -1,4 +1,4 @@
-//! start, pause, resume, cancel: one request and one answer for all four.
+//! start, pause, resume, cancel, rollback, backup: one request and one answer for all.
 
 use serde::{Deserialize, Serialize};
 
@@ -6,10 +6,11 @@ use serde::{Deserialize, Serialize};
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Command {
-    /// `pause`: why, for `status` and the events.
+    /// `pause` and `rollback`: why, for `status` and the events.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub reason: Option<String>,
-    /// `cancel`: the iteration; by default the one that runs.
+    /// `cancel`: the iteration; by default the one that runs. `rollback`: the one whose policy becomes
+    /// the head, 0 for the initial policy.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub iteration: Option<u64>,
     /// `cancel`: a training job as `KIND/NAME` instead of an iteration.

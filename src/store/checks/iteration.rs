@@ -253,10 +253,26 @@ fn a_checkpoint_that_is_not_sound_hands_the_head_to_its_parent() {
     assert_eq!(store.mark_unsound(one, "a file is cut short", NOW).unwrap(), None);
     let initial = store.run(flow.run).unwrap().initial;
     assert_eq!(store.mark_unsound(two, "it is gone", NOW).unwrap(), Some(initial));
-    assert!(store.move_head(flow.run, two, "asked", NOW).is_err());
+    assert!(store.roll_back(flow.run, 2, "asked", NOW).is_err());
     store.mark_sound(one, NOW).unwrap();
-    store.move_head(flow.run, one, "asked", NOW).unwrap();
+    assert_eq!(store.roll_back(flow.run, 1, "asked", NOW).unwrap(), "iteration-0001");
     assert_eq!(store.run(flow.run).unwrap().head, one);
+}
+
+#[test]
+fn a_roll_back_goes_to_any_iteration_but_not_while_one_is_under_way() {
+    let mut flow = Flow::new(40);
+    flow.bench.add("held", 0.9, &texts(100, 110));
+    let t = flow.start(10, 2);
+    let error = flow.bench.store.roll_back(flow.run, 0, "asked", NOW).unwrap_err();
+    assert!(matches!(error, StoreError::Conflict { .. }), "{error}");
+    to_the_end(&mut flow, t);
+    let store = &mut flow.bench.store;
+    assert_eq!(store.roll_back(flow.run, 0, "asked", NOW).unwrap(), "initial");
+    let run = store.run(flow.run).unwrap();
+    assert_eq!(run.head, run.initial);
+    let error = store.roll_back(flow.run, 7, "asked", NOW).unwrap_err();
+    assert!(matches!(error, StoreError::NotFound { .. }), "{error}");
 }
 
 #[test]

@@ -194,6 +194,20 @@ fn a_backup_is_a_database_of_its_own() {
 }
 
 #[test]
+fn a_backup_into_a_folder_has_its_name_once_it_is_whole() {
+    let mut bench = Bench::new();
+    bench.run();
+    let folder = bench.dir.path().join("backups");
+    let made = bench.store.backup_into(&folder, 7).unwrap();
+    assert_eq!(made, folder.join("rlhfd-7.db"));
+    assert!(bench.store.backup_into(&made, 8).is_err(), "a file is no folder");
+    // Nothing can be written where the piece should be: it fails, and leaves nothing of its own.
+    std::fs::create_dir(folder.join("rlhfd-9.part")).unwrap();
+    assert!(bench.store.backup_into(&folder, 9).is_err());
+    assert_eq!(std::fs::read_dir(&folder).unwrap().count(), 2);
+}
+
+#[test]
 fn a_run_keeps_its_identity() {
     let mut bench = Bench::new();
     let run = bench.run();
