@@ -284,6 +284,9 @@ CREATE TABLE units (
     UNIQUE (run_id, key)
 ) STRICT;
 CREATE INDEX units_unclosed ON units(run_id, iteration, lane, work, from_item, to_item) WHERE state IN ('open', 'running');
+-- Those of one policy never overlap: whether a range is written takes one step a policy.
+CREATE INDEX units_generating ON units(run_id, iteration, policy_id, from_item, to_item)
+    WHERE work = 'generate' AND stage = 'generate' AND state IN ('open', 'running');
 CREATE INDEX units_of_lanes ON units(run_id, lane) WHERE lane <> '';
 -- Covers what `status` counts, so that it reads no row.
 CREATE INDEX units_by_stage ON units(run_id, iteration, stage, state, from_item, to_item, tokens, seconds);
@@ -329,6 +332,23 @@ CREATE UNIQUE INDEX attempts_one_finished ON attempts(unit_id) WHERE outcome = '
 CREATE INDEX attempts_open ON attempts(id) WHERE ended_ms IS NULL;
 
 -- ── generate ────────────────────────────────────────────────────────────────────────────────────
+
+-- An iteration's ways to sample, frozen at its start: words such as "previous" are checkpoints here.
+CREATE TABLE iteration_arms (
+    run_id         INTEGER NOT NULL,
+    iteration      INTEGER NOT NULL,
+    arm            INTEGER NOT NULL,           -- its place in the configuration, from 0
+    name           TEXT    NOT NULL,
+    policy_id      INTEGER NOT NULL REFERENCES checkpoints(id),
+    temperature    REAL    NOT NULL,
+    top_p          REAL    NOT NULL,
+    top_k          INTEGER NOT NULL,
+    n              INTEGER NOT NULL,           -- responses a prompt
+    first_sample   INTEGER NOT NULL,           -- samples count over all arms
+    PRIMARY KEY (run_id, iteration, arm),
+    UNIQUE (run_id, iteration, name),
+    FOREIGN KEY (run_id, iteration) REFERENCES iterations(run_id, iteration)
+) STRICT, WITHOUT ROWID;
 
 CREATE TABLE responses (
     id             INTEGER PRIMARY KEY,

@@ -6,6 +6,7 @@ use std::collections::BTreeSet;
 use std::io::Read;
 use std::path::{Path, PathBuf};
 
+use crate::arm::ArmPolicy;
 use crate::knobs::{self, SECTIONS, Section};
 use crate::problem::{ConfigError, Findings, Problems};
 use crate::raw::{self, Given, RawTable, RawValue};
@@ -256,6 +257,7 @@ fn arms(table: &RawTable, base_dir: &Path, findings: &mut Findings) -> Option<Ve
     if entries.is_empty() {
         let arm = |(temperature, n): (f64, u32)| ArmConfig {
             name: format!("t{temperature:?}"),
+            policy: ArmPolicy::Current,
             temperature,
             top_p: 1.0,
             top_k: 0,

@@ -42,6 +42,8 @@ pub enum Kind {
     Job,
     /// What a run begins with: `policy`, or a training job's checkpoint, as `sft/NAME`.
     Start,
+    /// The policy that an arm samples from: a word, or a checkpoint's name.
+    Policy,
     /// A list of numbers, none twice, at least one.
     Numbers {
         /// The lower end of each.

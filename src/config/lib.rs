@@ -13,6 +13,7 @@
 //! May not enter: models, databases, devices, sockets. Whether a path leads anywhere is `check`'s
 //! question, not this room's.
 
+mod arm;
 mod checked;
 mod frozen;
 pub mod knobs;
@@ -25,6 +26,7 @@ mod spelling;
 mod train;
 mod values;
 
+pub use arm::ArmPolicy;
 pub use checked::CheckedConfig;
 pub use problem::{ConfigError, Problem, Problems};
 pub use sample::commented_toml;

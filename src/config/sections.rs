@@ -15,6 +15,7 @@ pub use self::label::{
     LabelConfig, LengthUnit, Normalise, PairArms, PairConfig, PairRule, ScorePosition,
     ScorerConfig, ScorerModel, ScorerRole, Unfinished,
 };
+use crate::arm::ArmPolicy;
 pub use crate::setting::{Place, RunStart};
 use crate::setting::{Setting, section, words};
 use crate::train::{History, TrainSettings, Training};
@@ -167,6 +168,8 @@ impl GenerateConfig {
 pub struct ArmConfig {
     /// Its name in the tables.
     pub name: String,
+    /// Who writes.
+    pub policy: ArmPolicy,
     /// 0 is greedy.
     pub temperature: f64,
     /// In (0, 1].
@@ -257,6 +260,7 @@ impl ArmConfig {
         let name: Option<String> = get(entry, "name", base_dir)?;
         Some(Self {
             name: name.unwrap_or_else(|| format!("t{temperature:?}")),
+            policy: get(entry, "policy", base_dir)?,
             temperature,
             top_p: get(entry, "top_p", base_dir)?,
             top_k: get(entry, "top_k", base_dir)?,
@@ -267,6 +271,7 @@ impl ArmConfig {
     pub(crate) fn values(&self) -> Rows {
         vec![
             ("name", self.name.value()),
+            ("policy", self.policy.value()),
             ("temperature", self.temperature.value()),
             ("top_p", self.top_p.value()),
             ("top_k", self.top_k.value()),

@@ -3,6 +3,7 @@
 //! In: a raw table and a section's rows. Out: an [`Entry`] with a value for every knob (the default
 //! where the key is absent or wrong) and findings. May not enter: rules between knobs (`checked`).
 
+use crate::arm::ArmPolicy;
 use crate::knobs::{Bound, Kind, Knob, SECTIONS, Section};
 use crate::problem::Findings;
 use crate::raw::{Given, RawTable, RawValue};
@@ -159,6 +160,9 @@ fn accept(kind: Kind, value: &RawValue) -> Option<Value> {
             let job = text.strip_prefix("sft/").is_some_and(is_set_name);
             (job || text == "policy").then(|| Value::Text(text.clone()))
         }
+        (Kind::Policy, RawValue::Text(text)) => {
+            ArmPolicy::parse(text).map(|_| Value::Text(text.clone()))
+        }
         (Kind::Numbers { low, high }, RawValue::List(items)) => numbers(items, low, high),
         (Kind::Modules, RawValue::Text(text)) if text == ALL_LINEAR => {
             Some(Value::Text(text.clone()))
@@ -231,7 +235,7 @@ fn sets(items: &[Given]) -> Option<Value> {
 }
 
 /// A name as uploads give it to their sets and jobs.
-fn is_set_name(text: &str) -> bool {
+pub(crate) fn is_set_name(text: &str) -> bool {
     is_name(text) && !text.chars().any(|c| c.is_ascii_uppercase())
 }
 
@@ -296,6 +300,9 @@ pub(crate) fn wanted(kind: Kind) -> String {
         Kind::Paths => "a list of different paths, each in quotes".to_owned(),
         Kind::Job => "\"reward/NAME\", NAME being the training job's".to_owned(),
         Kind::Start => "\"policy\" or \"sft/NAME\", NAME being the training job's".to_owned(),
+        Kind::Policy => "\"current\", \"previous\", \"initial\", or a checkpoint of this run, as \
+                         \"iteration-0002\" or \"sft-NAME\""
+            .to_owned(),
         Kind::Numbers { low, high } => {
             format!("a list of different numbers, each{}", range(low, high))
         }

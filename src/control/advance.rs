@@ -4,6 +4,7 @@
 //! each, and doing it twice changes nothing, so that a look may be cut off at any point. May not
 //! enter: workers.
 
+pub(crate) mod arms;
 mod jobs;
 mod start;
 mod words;

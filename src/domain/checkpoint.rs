@@ -1,6 +1,6 @@
 //! Checkpoints: their kinds and names.
 //!
-//! In: words and numbers. Out: `CheckpointKind` and names. May not enter: folders, weights.
+//! In: words and numbers. Out: `CheckpointKind`, `PolicyChoice` and names. May not enter: folders, weights.
 
 use crate::UnknownWord;
 use crate::job::JobKind;
@@ -40,6 +40,12 @@ impl CheckpointKind {
         }
     }
 
+    /// Whether it writes responses in the loop: what a run began with, and what was trained from it.
+    #[must_use]
+    pub const fn is_policy(self) -> bool {
+        matches!(self, Self::Initial | Self::Policy)
+    }
+
     /// The kind of a word.
     pub fn parse(word: &str) -> Result<Self, UnknownWord> {
         Self::ALL.into_iter().find(|k| k.label() == word).ok_or_else(|| UnknownWord {
@@ -48,6 +54,19 @@ impl CheckpointKind {
             known: "base, initial, reference, policy, reward, preference",
         })
     }
+}
+
+/// Which policy of a run is meant, before its row is known.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum PolicyChoice {
+    /// The head.
+    Current,
+    /// The policy before the head in its line; the initial one where the head is that.
+    Previous,
+    /// The policy that the run began with.
+    Initial,
+    /// The one of this name.
+    Named(String),
 }
 
 /// The name of what an iteration trains: `iteration-0001`.

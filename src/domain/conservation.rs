@@ -21,7 +21,7 @@ pub struct PromptCounts {
 /// What one scorer did with an iteration's responses.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct LabelCounts {
-    /// Responses kept.
+    /// Responses to prompts that were not set aside.
     pub kept: u64,
     /// Responses with a label of this scorer.
     pub labelled: u64,

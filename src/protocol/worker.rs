@@ -76,7 +76,8 @@ pub enum Purpose {
     Evaluate,
 }
 
-/// One way to sample: `n` responses a prompt. Temperature 0 is greedy.
+/// One way to sample: `n` responses a prompt, of the numbers `first_sample` and on. Temperature 0 is
+/// greedy.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Arm {
     pub name: String,
@@ -85,6 +86,8 @@ pub struct Arm {
     /// 0 means no limit.
     pub top_k: u32,
     pub n: u32,
+    /// Samples count over all arms of an iteration, which several units may share by policy.
+    pub first_sample: u32,
 }
 
 /// Where a reward model reads its score.
@@ -119,7 +122,7 @@ pub enum Work {
     /// Pairs of answers to token ids, as TRL renders them: the prompt with its generation prompt, a
     /// response as the rest of its whole conversation. A side is at most `pair_tokens_max` long.
     RenderPairs { policy: ModelRef, pair_tokens_max: u32 },
-    /// Write responses. `samples_before` shifts the sample numbers of the first arm.
+    /// Write responses of one policy: those of these arms.
     Generate {
         policy: ModelRef,
         run_seed: u64,
@@ -209,7 +212,8 @@ pub enum ItemResult {
     Rendered { tokens: u32 },
     /// Payload: the ids of the prompt, of the chosen and of the rejected response.
     RenderedPair { prompt_tokens: u32, chosen_tokens: u32, rejected_tokens: u32 },
-    /// One response. `sample` counts over all arms. Payload: the ids (u32), then as many log-probs
+    /// One response. `arm` is its place among the unit's, `sample` counts over all arms of the
+    /// iteration. Payload: the ids (u32), then as many log-probs
     /// (f32), at temperature 1 and untruncated.
     Response { arm: u32, sample: u32, finish: Finish, tokens: u32, logprob: f64, text: String },
     /// A finite score and the length of what was scored.

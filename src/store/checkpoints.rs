@@ -112,6 +112,13 @@ pub(crate) fn get(conn: &Connection, id: CheckpointId) -> Result<Checkpoint> {
     whole(found(row, "checkpoint", id)?)
 }
 
+pub(crate) fn by_name(conn: &Connection, run: RunId, name: &str) -> Result<Option<Checkpoint>> {
+    let text = format!("SELECT {COLUMNS} FROM checkpoints WHERE run_id = ?1 AND name = ?2");
+    let mut statement = conn.prepare_cached(&text)?;
+    let row = statement.query_row(params![run.get(), name], read).optional()?;
+    row.map(whole).transpose()
+}
+
 pub(crate) fn insert(
     conn: &Connection,
     run: RunId,
@@ -149,10 +156,7 @@ impl Reader {
 
     /// A checkpoint by its name.
     pub fn checkpoint_by_name(&self, run: RunId, name: &str) -> Result<Option<Checkpoint>> {
-        let text = format!("SELECT {COLUMNS} FROM checkpoints WHERE run_id = ?1 AND name = ?2");
-        let mut statement = self.conn.prepare_cached(&text)?;
-        let row = statement.query_row(params![run.get(), name], read).optional()?;
-        row.map(whole).transpose()
+        by_name(&self.conn, run, name)
     }
 
     /// All checkpoints of a run, oldest first.

@@ -79,14 +79,17 @@ fn list_of(unit: &UnitRow) -> &'static str {
     }
 }
 
-/// The responses that a unit's ordinals and lane name, as a condition on `responses x`.
+/// The responses that a unit's ordinals and lane name, as a condition on `responses x`. Those to a
+/// prompt that was set aside, which one of several policies may have written, are no part of it.
 fn responses_of(unit: &UnitRow) -> &'static str {
     if unit.stage == Stage::Evaluate {
         "x.purpose = 'evaluate' AND x.run_id = ?1 AND ?2 = ?2 AND x.ordinal >= ?3 AND x.ordinal < ?4
          AND x.lane = ?5"
     } else {
         "x.purpose = 'generate' AND x.run_id = ?1 AND x.iteration = ?2 AND x.ordinal >= ?3
-         AND x.ordinal < ?4 AND x.lane = ?5"
+         AND x.ordinal < ?4 AND x.lane = ?5 AND NOT EXISTS (SELECT 1 FROM draws d
+             WHERE d.run_id = ?1 AND d.iteration = ?2 AND d.ordinal = x.ordinal
+               AND d.set_aside IS NOT NULL)"
     }
 }
 
@@ -157,14 +160,21 @@ pub(crate) fn unrendered(conn: &Connection, unit: &UnitRow) -> Result<Vec<Render
     Ok(rows)
 }
 
-/// Ordinals of a generate unit's prompts, those set aside left out.
+/// Which prompts `d` of a generate unit are answered: the rendered ones. One that another policy's unit
+/// set aside is among them, so that what a policy writes does not depend on which of them is first.
+fn answered(unit: &UnitRow) -> &'static str {
+    if unit.stage == Stage::Evaluate { "d.set_aside IS NULL" } else { "TRUE" }
+}
+
+/// Ordinals of a generate unit's prompts.
 pub(crate) fn answerable(conn: &Connection, unit: &UnitRow) -> Result<Vec<u64>> {
     let range = range_of(unit)?;
     let mut statement = conn.prepare_cached(&format!(
         "SELECT d.ordinal FROM {} d
          JOIN prompt_ids i ON i.prompt_id = d.prompt_id AND i.run_id = ?1
-         WHERE d.set_aside IS NULL ORDER BY d.ordinal",
-        list_of(unit)
+         WHERE {} ORDER BY d.ordinal",
+        list_of(unit),
+        answered(unit)
     ))?;
     let key = params![unit.run.get(), range.iteration, range.from, range.to];
     let rows =
@@ -193,15 +203,16 @@ impl Reader {
         unrendered(&self.conn, &get(&self.conn, unit)?)
     }
 
-    /// Prompts of a generate unit, with their ids; those set aside are left out.
+    /// Prompts of a generate unit, with their ids; those that could not be rendered are left out.
     pub fn generate_items(&self, unit: UnitId) -> Result<Vec<GenerateItem>> {
         let unit = get(&self.conn, unit)?;
         let range = range_of(&unit)?;
         let mut statement = self.conn.prepare_cached(&format!(
             "SELECT d.ordinal, d.prompt_id, i.ids, d.occurrence FROM {} d
              JOIN prompt_ids i ON i.prompt_id = d.prompt_id AND i.run_id = ?1
-             WHERE d.set_aside IS NULL ORDER BY d.ordinal",
-            list_of(&unit)
+             WHERE {} ORDER BY d.ordinal",
+            list_of(&unit),
+            answered(&unit)
         ))?;
         let key = params![unit.run.get(), range.iteration, range.from, range.to];
         let rows = statement

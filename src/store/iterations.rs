@@ -7,6 +7,7 @@
 use rlhfd_domain::{CheckpointId, RunId, UnitId, limits};
 use rusqlite::{Connection, OptionalExtension, Row, params};
 
+use crate::arms::{Arm, NewArm};
 use crate::error::{Result, StoreError};
 use crate::events::{Level, NewEvent, append};
 use crate::journal::cancel;
@@ -14,7 +15,7 @@ use crate::offline_pairs::{OfflineDrawn, OfflineUse, take_up};
 use crate::open::{Reader, Store};
 use crate::rows::{count, found, int};
 use crate::units::{NewUnit, insert};
-use crate::{draws, prompts, runs};
+use crate::{arms, draws, prompts, runs};
 
 /// An iteration to start.
 #[derive(Debug, Clone, PartialEq)]
@@ -31,12 +32,14 @@ pub struct NewIteration {
     pub reuse_prompts: bool,
     /// Reserved prompts to evaluate on, at most.
     pub evaluate_prompts_max: u64,
+    /// Ways to sample; at least one.
+    pub arms: Vec<NewArm>,
     /// Offline preferences to train on.
     pub offline: OfflineUse,
 }
 
 /// What the new iteration has, for the plan of its units.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct Drawn {
     /// Its number, from 1.
     pub iteration: u32,
@@ -46,8 +49,10 @@ pub struct Drawn {
     pub evaluate: u64,
     /// Ordinals 0..this of the evaluation list are rendered already.
     pub evaluate_rendered: u64,
-    /// The policy that generates.
+    /// The head, from which the training starts.
     pub policy_in: CheckpointId,
+    /// The ways to sample, with the policies that generate.
+    pub arms: Vec<Arm>,
     /// Offline pairs.
     pub offline: OfflineDrawn,
 }
@@ -59,7 +64,8 @@ pub struct Iteration {
     pub run: RunId,
     /// Its number, from 1.
     pub iteration: u32,
-    /// The policy that generates, and from which the training starts.
+    /// The head at its start, from which the training starts, and which generates where no arm says
+    /// otherwise.
     pub policy_in: CheckpointId,
     /// What it trained.
     pub policy_out: Option<CheckpointId>,
@@ -181,7 +187,8 @@ impl Store {
                 ],
             )?;
             let offline = take_up(conn, (new.run, number, run.reference), &new.offline)?;
-            let drawn = Drawn { offline, ..draw(conn, new, number, run.head)? };
+            let arms = arms::freeze(conn, (new.run, number), &new.arms)?;
+            let drawn = Drawn { arms, offline, ..draw(conn, new, number, run.head)? };
             if drawn.prompts == 0 {
                 return Err(refused("has no fresh prompt: add some with `rlhfctl prompts add`"));
             }
@@ -284,8 +291,8 @@ fn draw(
         |row| row.get(0),
     )?;
     let evaluate_rendered = count(rendered);
-    let offline = OfflineDrawn::default();
-    Ok(Drawn { iteration, prompts, evaluate, evaluate_rendered, policy_in, offline })
+    let (arms, offline) = (Vec::new(), OfflineDrawn::default());
+    Ok(Drawn { iteration, prompts, evaluate, evaluate_rendered, policy_in, arms, offline })
 }
 
 fn begin(conn: &Connection, run: RunId, drawn: &Drawn, units: usize, now_ms: i64) -> Result<()> {

@@ -6,6 +6,7 @@
 //! are the journal, and every change of a unit goes through `rlhfd_domain::unit::next`.
 //! May not enter: clocks, actors, tensors, files other than the database and its folder.
 
+pub mod arms;
 pub mod backup;
 pub mod checkpoints;
 pub mod combined;
@@ -48,6 +49,7 @@ mod set_aside;
 #[cfg(test)]
 mod checks;
 
+pub use arms::{Arm, NewArm};
 pub use checkpoints::{Checkpoint, NewCheckpoint, Scorer};
 pub use combined::{Penalty, ScorerUse, Scoring};
 pub use error::{DiskKind, Disposition, Result, StoreError};

@@ -29,7 +29,7 @@ pub struct PairTotals {
     pub prompts: PromptCounts,
     /// Preferences.
     pub preferences: u64,
-    /// Responses.
+    /// Responses to the prompts that were not set aside.
     pub responses: u64,
 }
 
@@ -190,9 +190,12 @@ fn assert_laws(conn: &Connection, of: &Of, scoring: &Scoring) -> Result<PairTota
     };
     let broken = |broken| StoreError::Conservation { iteration: of.iteration, broken };
     conservation::prompts(prompts).map_err(broken)?;
+    // What one policy wrote to a prompt that another could not answer stays, and is nothing to pair.
     let kept = number(
-        "SELECT count(*) FROM responses
-         WHERE purpose = 'generate' AND run_id = ?1 AND iteration = ?2",
+        "SELECT count(*) FROM responses x JOIN draws d
+           ON d.run_id = x.run_id AND d.iteration = x.iteration AND d.ordinal = x.ordinal
+         WHERE x.purpose = 'generate' AND x.run_id = ?1 AND x.iteration = ?2
+           AND d.set_aside IS NULL",
     )?;
     assert_labels(conn, of, scoring, kept)?;
     let preferences =

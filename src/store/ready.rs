@@ -1,7 +1,8 @@
 //! Readiness: an open unit is ready when its input rows exist. It is a question, never a state.
 //!
 //! In: a run. Out: its ready units in the order in which they should be taken: what lies later in the
-//! flow first within generation and labelling, so that work drains; then by item. The question looks
+//! flow first within generation and labelling, so that work drains; units that generate by policy, so
+//! that a worker does not load one anew for each; then by item. The question looks
 //! at unclosed units alone, by their partial index.
 //! May not enter: pauses, devices, budgets: what to do with ready units is the scheduler's.
 
@@ -14,11 +15,11 @@ use crate::units::{UnitRow, select_by};
 
 /// `b` is an unclosed unit that must be closed before `u` may begin. Control's own works and training
 /// wait for all before them; generating waits for all rendering, because the occurrence of a prompt
-/// is counted over the whole draw; scoring and log-probs wait for the responses of their items,
-/// log-probs of offline pairs for the rendering of all of them, a training job for its base, which the
-/// run's start may still have to make. Unclosed units that generate in one lane never overlap, so that
-/// the last one to begin before `u` ends is the only one that can stand in its way: the answer costs
-/// one step of the index, not one per unit.
+/// is counted over the whole draw; scoring and log-probs wait for the responses of their items by every
+/// policy that writes some, log-probs of offline pairs for the rendering of all of them, a training job
+/// for its base, which the run's start may still have to make. Unclosed units that generate in one lane
+/// by one policy never overlap, so that the last one to begin before `u` ends is the only one that can
+/// stand in its way: the answer costs one step of the index a policy, not one per unit.
 const READY: &str = "
 u.run_id = ?1 AND u.state IN ('open', 'running') AND u.state = 'open'
 AND (u.job_id IS NULL
@@ -37,10 +38,20 @@ AND CASE u.work
         AND (u.policy_id IS NOT NULL OR EXISTS (SELECT 1 FROM iterations i
             WHERE i.run_id = u.run_id AND i.iteration = u.iteration AND i.policy_out IS NOT NULL))
     WHEN 'score' THEN
-        coalesce((SELECT b.to_item FROM units b WHERE b.state IN ('open', 'running')
-            AND b.run_id = u.run_id AND b.iteration = u.iteration AND b.lane = u.lane
-            AND b.work = 'generate' AND b.from_item < u.to_item
-            ORDER BY b.from_item DESC LIMIT 1), 0) <= u.from_item
+        CASE WHEN u.lane = '' THEN
+            NOT EXISTS (SELECT 1 FROM iteration_arms a
+                WHERE a.run_id = u.run_id AND a.iteration = u.iteration
+                AND u.from_item < (SELECT b.to_item FROM units b
+                    WHERE b.state IN ('open', 'running') AND b.run_id = u.run_id
+                    AND b.iteration = u.iteration AND b.work = 'generate' AND b.stage = 'generate'
+                    AND b.policy_id = a.policy_id AND b.from_item < u.to_item
+                    ORDER BY b.from_item DESC LIMIT 1))
+        ELSE
+            coalesce((SELECT b.to_item FROM units b WHERE b.state IN ('open', 'running')
+                AND b.run_id = u.run_id AND b.iteration = u.iteration AND b.lane = u.lane
+                AND b.work = 'generate' AND b.from_item < u.to_item
+                ORDER BY b.from_item DESC LIMIT 1), 0) <= u.from_item
+        END
     WHEN 'pair' THEN
         NOT EXISTS (SELECT 1 FROM units b WHERE b.state IN ('open', 'running')
             AND b.run_id = u.run_id AND b.iteration = u.iteration AND b.lane = ''
@@ -83,7 +94,7 @@ ORDER BY
     CASE u.work WHEN 'probe' THEN 0 WHEN 'render' THEN 1 WHEN 'render_pairs' THEN 1
         WHEN 'score' THEN 2 WHEN 'generate' THEN 3 WHEN 'logprobs' THEN 4
         WHEN 'logprobs_pairs' THEN 4 ELSE 5 END,
-    u.from_item, u.id
+    CASE WHEN u.work = 'generate' THEN u.policy_id END, u.from_item, u.id
 LIMIT ?2";
 
 impl Reader {

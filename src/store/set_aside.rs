@@ -15,9 +15,10 @@ use crate::{generate, items, offline_pairs, rows};
 pub(crate) fn items_of(conn: &Connection, unit: &UnitRow, reason: &str) -> Result<()> {
     let Some(plan) = unit.plan else { return Ok(()) };
     match unit.work {
+        // One that has ids since an earlier draw was none of its items.
         WorkKind::Render => {
-            for ordinal in plan.from..plan.to {
-                prompt(conn, unit, ordinal, reason)?;
+            for item in items::unrendered(conn, unit)? {
+                prompt(conn, unit, item.ordinal, reason)?;
             }
             generate::count_occurrences(conn, unit)
         }

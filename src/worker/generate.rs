@@ -162,10 +162,10 @@ fn rows(prompts: &[PromptTask], generation: &Generation, samplings: &[Sampling])
     for (index, prompt) in prompts.iter().enumerate() {
         let arms = generation.arms.iter().zip(samplings).enumerate();
         let ways = arms.flat_map(|(arm, (settings, sampling))| {
-            std::iter::repeat_n((arm as u32, *sampling), settings.n as usize)
+            let samples = settings.first_sample..settings.first_sample.saturating_add(settings.n);
+            samples.map(move |sample| (sample, arm as u32, *sampling))
         });
-        for (sample, (arm, sampling)) in ways.enumerate() {
-            let sample = sample as u32;
+        for (sample, arm, sampling) in ways {
             let stream = Stream::new(StreamKey {
                 run_seed: generation.run_seed,
                 purpose: generation.purpose,

@@ -101,7 +101,8 @@ fn probe_policy(
         findings.extend(stop_finding(&renderer, &turns, answer)?);
         prompts.push(PromptTask { ids, occurrence: 0 });
     }
-    let arm = Arm { name: "probe".into(), temperature: 1.0, top_p: 1.0, top_k: 0, n: 1 };
+    let arm =
+        Arm { name: "probe".into(), temperature: 1.0, top_p: 1.0, top_k: 0, n: 1, first_sample: 0 };
     let generation = Generation {
         run_seed: 0,
         purpose: Purpose::Generate,

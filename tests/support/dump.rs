@@ -26,7 +26,7 @@ pub fn try_open(path: &Path) -> rusqlite::Result<Connection> {
 }
 
 /// What each table says, without what may differ between two runs that agree.
-const FACTS: [(&str, &str); 25] = [
+const FACTS: [(&str, &str); 26] = [
     ("runs", "SELECT r.name, r.seed, r.active, h.name, b.name FROM runs r
          JOIN checkpoints h ON h.id = r.head_id LEFT JOIN checkpoints b ON b.id = r.best_id"),
     ("prompts", "SELECT s.name, p.messages, p.reserved FROM prompts p JOIN uploads u ON u.id = p.upload_id
@@ -72,6 +72,12 @@ const FACTS: [(&str, &str); 25] = [
         "units",
         "SELECT r.name, u.iteration, u.stage, u.work, u.key, u.lane, u.from_item, u.to_item, u.batch_items, u.state, u.replanned, u.reason
          FROM units u JOIN runs r ON r.id = u.run_id WHERE u.work <> 'probe'",
+    ),
+    (
+        "iteration_arms",
+        "SELECT r.name, a.iteration, a.arm, a.name, c.name, a.temperature, a.top_p, a.top_k, a.n,
+                a.first_sample
+         FROM iteration_arms a JOIN runs r ON r.id = a.run_id JOIN checkpoints c ON c.id = a.policy_id",
     ),
     (
         "responses",

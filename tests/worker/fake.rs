@@ -33,13 +33,20 @@ fn prompt(text: &str) -> (Item, Vec<u8>) {
 }
 
 fn generate_work(policy: &Path) -> Work {
-    let arm = |name: &str, n| Arm { name: name.into(), temperature: 1.0, top_p: 1.0, top_k: 0, n };
+    let arm = |name: &str, n, first_sample| Arm {
+        name: name.into(),
+        temperature: 1.0,
+        top_p: 1.0,
+        top_k: 0,
+        n,
+        first_sample,
+    };
     Work::Generate {
         policy: model(policy),
         run_seed: 7,
         purpose: Purpose::Generate,
         iteration: 1,
-        arms: vec![arm("a", 2), arm("b", 1)],
+        arms: vec![arm("a", 2, 0), arm("b", 1, 2)],
         max_new_tokens: 8,
         batch_items: 2,
     }

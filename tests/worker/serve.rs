@@ -56,14 +56,20 @@ fn render(link: &mut Link, prompts: &[&str]) -> Vec<Vec<u8>> {
 }
 
 fn generate(n: u32, max_new_tokens: u32, batch_items: u32) -> Work {
-    let arm =
-        |name: &str, temperature| Arm { name: name.into(), temperature, top_p: 1.0, top_k: 0, n };
+    let arm = |name: &str, temperature, first_sample| Arm {
+        name: name.into(),
+        temperature,
+        top_p: 1.0,
+        top_k: 0,
+        n,
+        first_sample,
+    };
     Work::Generate {
         policy: model("tiny-tied"),
         run_seed: 7,
         purpose: Purpose::Generate,
         iteration: 1,
-        arms: vec![arm("warm", 1.0), arm("cool", 0.7)],
+        arms: vec![arm("warm", 1.0, 0), arm("cool", 0.7, n)],
         max_new_tokens,
         batch_items,
     }

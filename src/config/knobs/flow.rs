@@ -108,6 +108,13 @@ pub(crate) static ARMS: Section = Section {
         Knob::unset("name", Kind::Name, "t and the temperature, as in t1.0", "\"t1.0\"")
             .doc("the arm's name in the tables")
             .source(OURS),
+        Knob::new("policy", Kind::Policy, "\"current\"")
+            .doc(
+                "the policy that writes: \"current\" is the head, \"previous\" the one before it in \
+                 its line (the initial one in the first iteration). All arms \"initial\": offline \
+                 DPO, by the very steps of the online one",
+            )
+            .source("paper, algorithms 1 and 2: the current policy samples"),
         Knob::new("temperature", Kind::Number { low: TEMPERATURE.0, high: TEMPERATURE.1 }, "1.0")
             .doc("0: greedy, and then n must be 1; higher: more various, and worse on average")
             .source("paper, algorithm 2: half at 1.0, half at 0.7"),

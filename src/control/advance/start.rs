@@ -11,7 +11,7 @@ use rlhfd_domain::{JobKind, ScorerId, Stage, UnitId, WorkKind};
 use rlhfd_store::{ModelIdentity, NewIteration, NewUnit, OfflineUse, Run, Store, StoreError};
 
 use super::words::grouped;
-use super::{Advanced, identity, jobs};
+use super::{Advanced, arms, identity, jobs};
 use crate::actors::iteration::OrderContext;
 use crate::actors::scheduler::uses_cuda;
 use crate::handles::{AskError, now_ms};
@@ -69,6 +69,9 @@ async fn with_jobs(
         }
     }
     if let Some(sentence) = missing_sets(ctx, config).await? {
+        return Ok(Advanced::waits(sentence));
+    }
+    if let Some(sentence) = arms::missing(&ctx.stage, config, run).await? {
         return Ok(Advanced::waits(sentence));
     }
     let fresh = ctx.stage.store.read(move |r| r.fresh_prompts(id)).await?;
@@ -339,6 +342,7 @@ async fn start(
         prompts_max: config.run.prompts_per_iteration,
         reuse_prompts: config.run.reuse_prompts,
         evaluate_prompts_max: config.evaluate.prompts_max,
+        arms: arms::of(config),
         offline: OfflineUse {
             sets: config.train.offline.clone(),
             weight: config.train.offline_weight,

@@ -63,6 +63,7 @@ fn examine(asked: &Asked) -> Report {
         system::database(&places.state, &mut report);
         if let Some(config) = &config {
             run::identity(config, &places.state, &mut report);
+            run::arms(config, places, &mut report);
             run::offline(config, &places.state, &mut report);
         }
         system::socket(&places.socket, &mut report);

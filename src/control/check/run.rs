@@ -5,10 +5,12 @@
 
 use std::path::Path;
 
-use rlhfd_config::CheckedConfig;
+use rlhfd_config::{ArmPolicy, CheckedConfig};
 use rlhfd_store::{Reader, Run};
 
 use super::report::Report;
+use crate::advance::arms;
+use crate::places::Places;
 use crate::stages::sums::model_sum;
 
 /// Tells where a known run was begun with another seed, start, policy or reference. A database that cannot
@@ -54,6 +56,33 @@ fn differing(config: &CheckedConfig, reader: &Reader, run: &Run) -> Vec<String> 
     }
     found.dedup();
     found
+}
+
+/// Tells which checkpoints `[[generate.arms]]` name, and which of them the run does not have.
+pub(super) fn arms(config: &CheckedConfig, places: &Places, report: &mut Report) {
+    let reader = Reader::open(&places.state).ok();
+    let known = reader.as_ref().and_then(|reader| {
+        let run = reader.run_by_name(&config.run.name).ok().flatten()?;
+        Some((reader, run))
+    });
+    for (arm, given) in arms::of(config).iter().zip(&config.generate.arms) {
+        let found = match (&known, &given.policy) {
+            (Some((reader, run)), _) => arms::policy(reader, run, arm, places),
+            (None, ArmPolicy::Named(name)) => Err(format!(
+                "the arm {} is to sample from {name}, and run {} has not begun: write \"current\", \
+                 \"previous\" or \"initial\"",
+                given.name, config.run.name
+            )),
+            (None, _) => continue,
+        };
+        match found {
+            Ok(policy) if given.policy != ArmPolicy::Current => {
+                report.well("arm", format!("{} samples from {}", given.name, policy.name));
+            }
+            Ok(_) => {}
+            Err(sentence) => report.bad("arm", sentence),
+        }
+    }
 }
 
 /// Tells which preference sets `[train] offline` names, and which of them are missing: the loop waits

@@ -1,6 +1,7 @@
 //! Generate: prompts' ids to responses, in the main flow and in evaluation's lanes.
 //!
-//! In: rendered prompts of a unit. Out: n responses a prompt over all arms, with ids and log-probs.
+//! In: rendered prompts of a unit. Out: n responses a prompt over the arms of the unit's policy, with ids
+//! and log-probs.
 //! May not enter: sampling.
 
 use std::collections::BTreeSet;
@@ -18,34 +19,62 @@ use crate::actors::stage::{
 };
 use crate::handles::now_ms;
 
-/// The arms of a unit: the configuration's, or evaluation's, one a temperature.
-#[must_use]
-pub fn arms(config: &CheckedConfig, stage: Stage) -> Vec<Arm> {
-    if stage == Stage::Evaluate {
-        return evaluation_arms(config);
+/// The arms of a unit: those of its iteration that sample from its policy, or evaluation's, one a
+/// temperature.
+async fn arms_of(
+    ctx: &StageContext,
+    config: &CheckedConfig,
+    unit: &UnitRow,
+) -> Result<Vec<Arm>, StageError> {
+    if unit.stage == Stage::Evaluate {
+        return Ok(evaluation_arms(config));
     }
-    let arm = |arm: &rlhfd_config::ArmConfig| Arm {
-        name: arm.name.clone(),
-        temperature: arm.temperature,
-        top_p: arm.top_p,
-        top_k: arm.top_k,
-        n: arm.n,
-    };
-    config.generate.arms.iter().map(arm).collect()
+    let (run, iteration) = (unit.run, unit.iteration.unwrap_or_default());
+    let rows = ctx.store.read(move |r| r.iteration_arms(run, iteration)).await?;
+    let own = rows.into_iter().filter(|arm| unit.policy == Some(arm.policy));
+    Ok(own.map(arm).collect())
 }
 
-fn evaluation_arms(config: &CheckedConfig) -> Vec<Arm> {
+fn arm(row: rlhfd_store::Arm) -> Arm {
+    Arm {
+        name: row.name,
+        temperature: row.temperature,
+        top_p: row.top_p,
+        top_k: row.top_k,
+        n: row.n,
+        first_sample: row.first_sample,
+    }
+}
+
+/// The ways to sample of evaluation.
+#[must_use]
+pub fn evaluation_arms(config: &CheckedConfig) -> Vec<Arm> {
     let settings = super::sums::evaluation_settings(config);
     let evaluate = &config.evaluate;
-    let arm = |temperature: &f64| Arm {
-        name: format!("evaluate-{settings}-t{temperature:?}"),
-        temperature: *temperature,
-        top_p: 1.0,
-        top_k: 0,
-        // Greedy writes the same each time.
-        n: if *temperature == 0.0 { 1 } else { evaluate.n },
+    let mut first_sample = 0;
+    let arm = |temperature: &f64| {
+        let arm = Arm {
+            name: format!("evaluate-{settings}-t{temperature:?}"),
+            temperature: *temperature,
+            top_p: 1.0,
+            top_k: 0,
+            // Greedy writes the same each time.
+            n: if *temperature == 0.0 { 1 } else { evaluate.n },
+            first_sample,
+        };
+        first_sample += arm.n;
+        arm
     };
     evaluate.temperatures.iter().map(arm).collect()
+}
+
+/// Responses that each prompt gets in a stage, over all arms.
+#[must_use]
+pub fn responses_per_prompt(config: &CheckedConfig, stage: Stage) -> u32 {
+    match stage {
+        Stage::Evaluate => evaluation_arms(config).iter().map(|arm| arm.n).sum(),
+        _ => config.generate.responses_per_prompt(),
+    }
 }
 
 /// The rendered prompts of the unit.
@@ -69,7 +98,7 @@ pub async fn prepare(ctx: &StageContext, unit: &UnitRow) -> Result<Prepared, Sta
         purpose: if evaluates { Purpose::Evaluate } else { Purpose::Generate },
         // Policies are compared on common random numbers, whatever the iteration.
         iteration: if evaluates { 0 } else { unit.iteration.unwrap_or(0) },
-        arms: arms(&config, unit.stage),
+        arms: arms_of(ctx, &config, unit).await?,
         max_new_tokens: if evaluates {
             config.evaluate.max_new_tokens
         } else {
@@ -90,7 +119,7 @@ pub fn batch_items(unit: &UnitRow) -> u32 {
 pub async fn conclude(ctx: &StageContext, done: Conclude) -> Result<(), StageError> {
     let finish = finish(&done.unit, done.attempt, &done.summary);
     let config = ctx.config_of(&done.unit).await?;
-    let arms = arms(&config, done.unit.stage);
+    let arms = arms_of(ctx, &config, &done.unit).await?;
     let ItemKeys::Prompts(keys) = done.keys else {
         return Err(StageError::Answers("a generate unit's items are prompts".into()));
     };
@@ -107,7 +136,7 @@ fn outcome(answers: Vec<Answer>, arms: &[Arm]) -> Result<Outcome<Vec<NewResponse
     if let [Answer { result: ItemResult::Refused { reason, message }, .. }] = answers.as_slice() {
         return Ok(Outcome::SetAside(reason_word(*reason).to_owned(), message.clone()));
     }
-    let wanted: u32 = arms.iter().map(|arm| arm.n).sum();
+    let wanted = || arms.iter().flat_map(|arm| arm.first_sample..arm.first_sample + arm.n);
     let mut samples = BTreeSet::new();
     let mut responses = Vec::with_capacity(answers.len());
     for answer in answers {
@@ -115,11 +144,12 @@ fn outcome(answers: Vec<Answer>, arms: &[Arm]) -> Result<Outcome<Vec<NewResponse
         samples.insert(response.sample);
         responses.push(response);
     }
-    let whole = samples.len() == responses.len() && samples.iter().copied().eq(0..wanted);
+    let whole = samples.len() == responses.len() && samples.iter().copied().eq(wanted());
     if !whole {
         return Err(StageError::Answers(format!(
-            "a prompt has {} responses where {wanted} were asked, samples 0..{wanted}",
-            responses.len()
+            "a prompt has {} responses where the samples {:?} were asked",
+            responses.len(),
+            wanted().collect::<Vec<_>>()
         )));
     }
     responses.sort_by_key(|response| response.sample);
@@ -164,7 +194,7 @@ mod tests {
     use super::*;
 
     fn arm(n: u32) -> Arm {
-        Arm { name: "a".into(), temperature: 1.0, top_p: 1.0, top_k: 0, n }
+        Arm { name: "a".into(), temperature: 1.0, top_p: 1.0, top_k: 0, n, first_sample: 0 }
     }
 
     fn answer(sample: u32, payload: usize) -> Answer {
@@ -194,5 +224,10 @@ mod tests {
         ] {
             assert!(matches!(outcome(wrong, &[arm(2)]), Err(StageError::Answers(_))));
         }
+        // Another policy writes the samples between those of these two arms.
+        let own = [arm(1), Arm { first_sample: 3, ..arm(1) }];
+        assert!(outcome(vec![answer(3, 8), answer(0, 8)], &own).is_ok());
+        let others = outcome(vec![answer(1, 8), answer(0, 8)], &own);
+        assert!(matches!(others, Err(StageError::Answers(_))));
     }
 }

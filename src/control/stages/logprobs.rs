@@ -21,7 +21,7 @@ pub async fn prepare(ctx: &StageContext, unit: &UnitRow) -> Result<Prepared, Sta
     let config = ctx.config_of(unit).await?;
     let model = ctx.model(run.reference).await?;
     let per_prompt: u32 = match unit.stage {
-        Stage::Evaluate => super::generate::arms(&config, unit.stage).iter().map(|a| a.n).sum(),
+        Stage::Evaluate => super::generate::responses_per_prompt(&config, unit.stage),
         _ => config.pair.responses_max(config.generate.responses_per_prompt()),
     };
     let mut items = Vec::with_capacity(rows.len());

@@ -8,7 +8,7 @@ mod offline;
 use rlhfd_config::CheckedConfig;
 use rlhfd_domain::plan::{BatchPlan, PlanError, cut, unit_items};
 use rlhfd_domain::{CheckpointId, JobKind, ScorerId, Stage, WorkKind};
-use rlhfd_store::{Drawn, NewUnit};
+use rlhfd_store::{Arm, Drawn, NewUnit};
 
 use super::sums::evaluation_settings;
 
@@ -123,6 +123,26 @@ struct Planner<'a> {
     units: Vec<NewUnit>,
 }
 
+/// A policy that generates, and how many responses a prompt.
+struct Generating<'a> {
+    id: CheckpointId,
+    name: &'a str,
+    n: u64,
+}
+
+/// The policies of the arms, each once, in the order in which the arms name them.
+fn policies(arms: &[Arm]) -> Vec<Generating<'_>> {
+    let mut policies: Vec<Generating<'_>> = Vec::new();
+    for arm in arms {
+        let n = u64::from(arm.n);
+        match policies.iter_mut().find(|policy| policy.id == arm.policy) {
+            Some(policy) => policy.n += n,
+            None => policies.push(Generating { id: arm.policy, name: &arm.policy_name, n }),
+        }
+    }
+    policies
+}
+
 /// What one kind of ranged unit has in common.
 struct Ranged<'a> {
     stage: Stage,
@@ -138,20 +158,29 @@ struct Ranged<'a> {
 impl Planner<'_> {
     fn main_flow(&mut self, drawn: &Drawn) -> Result<(), PlanError> {
         let t = self.t;
-        let n = u64::from(self.config.generate.responses_per_prompt());
         let new_tokens = u64::from(self.config.generate.max_new_tokens);
         self.render(Stage::Prompts, "", format!("{t}/prompts/render"), 0, drawn.prompts)?;
+        let policies = policies(&drawn.arms);
+        // All policies answer the same ranges in the same batches, so that a label waits for few units.
+        let n = policies.iter().map(|policy| policy.n).max().unwrap_or(0);
         let generate = Ranged {
             stage: Stage::Generate,
             work: WorkKind::Generate,
             lane: "",
             prefix: format!("{t}/generate"),
-            policy: Some(drawn.policy_in),
+            policy: None,
             scorer: None,
-            batch: self.given.sizes.prompts_together(n),
+            batch: self.prompts_together(n),
             tokens_per_item: n * new_tokens,
         };
-        self.ranged(&generate, 0, drawn.prompts)?;
+        for policy in &policies {
+            let prefix = match policies.len() {
+                1 => generate.prefix.clone(),
+                _ => format!("{t}/generate/{}", policy.name),
+            };
+            let of_policy = Ranged { prefix, policy: Some(policy.id), ..generate };
+            self.ranged(&of_policy, 0, drawn.prompts)?;
+        }
         for scorer in &self.given.scorers {
             let score = Ranged {
                 stage: Stage::Label,
@@ -243,10 +272,18 @@ impl Planner<'_> {
         Ok(())
     }
 
+    /// Prompts of a batch of generate, of which a policy writes so many responses to each: as asked
+    /// for, else by the rows that are computed together.
+    fn prompts_together(&self, n: u64) -> u64 {
+        match self.config.generate.batch_prompts {
+            0 => self.given.sizes.prompts_together(n),
+            asked => u64::from(asked),
+        }
+    }
+
     /// Responses that each prompt of evaluation gets.
     fn evaluation_responses(&self) -> u64 {
-        let arms = super::generate::arms(self.config, Stage::Evaluate);
-        arms.iter().map(|arm| u64::from(arm.n)).sum()
+        u64::from(super::generate::responses_per_prompt(self.config, Stage::Evaluate))
     }
 
     fn evaluation_tokens(&self) -> u64 {

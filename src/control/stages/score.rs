@@ -60,7 +60,7 @@ pub async fn prepare(ctx: &StageContext, unit: &UnitRow) -> Result<Prepared, Sta
 
 /// The plan counts prompts; a worker is told responses.
 fn batch_items(config: &CheckedConfig, unit: &UnitRow) -> u32 {
-    let per_prompt: u32 = super::generate::arms(config, unit.stage).iter().map(|arm| arm.n).sum();
+    let per_prompt = super::generate::responses_per_prompt(config, unit.stage);
     super::generate::batch_items(unit).saturating_mul(per_prompt.max(1))
 }
 

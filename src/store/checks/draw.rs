@@ -23,6 +23,7 @@ fn start_with(
         config_sha256: "c".repeat(64),
         prompts_max: prompts,
         reuse_prompts,
+        arms: Vec::new(),
         evaluate_prompts_max: evaluate,
         offline: crate::OfflineUse::default(),
     };

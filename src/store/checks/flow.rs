@@ -1,6 +1,6 @@
 //! An iteration that the checks work off by hand: its plan, and what each kind of unit gives.
 
-use rlhfd_domain::checkpoint::{CheckpointKind, iteration_name};
+use rlhfd_domain::checkpoint::{CheckpointKind, PolicyChoice, iteration_name};
 use rlhfd_domain::evaluation::compare;
 use rlhfd_domain::gate::{OnFail, Verdict};
 use rlhfd_domain::label::combine::Normalise;
@@ -12,8 +12,8 @@ use rlhfd_domain::{CheckpointId, ScorerId};
 
 use super::*;
 use crate::{
-    Generated, Logprobs, NewCheckpoint, NewEvaluation, NewIteration, NewResponse, NewSummary,
-    PairedAnswers, Penalty, Scored, ScorerUse, Scoring,
+    Generated, Logprobs, NewArm, NewCheckpoint, NewEvaluation, NewIteration, NewResponse,
+    NewSummary, PairedAnswers, Penalty, Scored, ScorerUse, Scoring,
 };
 
 pub(crate) const INITIAL: &str = "initial-0a1b2c3d";
@@ -32,8 +32,8 @@ pub(crate) struct Flow {
     pub(crate) scorer: ScorerId,
     /// Scorers beside it, which score the main flow too.
     pub(crate) others: Vec<ScorerId>,
-    /// Responses of a prompt.
-    pub(crate) samples: u32,
+    /// The ways to sample, of which one policy may have several.
+    pub(crate) arms: Vec<NewArm>,
     pub(crate) offline: crate::OfflineUse,
     /// What a gate says of the next iterations.
     pub(crate) verdict: Option<Verdict>,
@@ -47,10 +47,19 @@ impl Flow {
         let sum = "5".repeat(64);
         let scorer = bench.store.scorer("help", "reward", "models/help", &sum).unwrap();
         let offline = crate::OfflineUse::default();
-        Self { bench, run, scorer, others: Vec::new(), samples: 2, offline, verdict: None }
+        let arms = vec![an_arm("plain", PolicyChoice::Current, 2)];
+        Self { bench, run, scorer, others: Vec::new(), arms, offline, verdict: None }
     }
 
     pub(crate) fn start(&mut self, prompts: u64, evaluate: u64) -> u32 {
+        self.try_start(prompts, evaluate).unwrap().iteration
+    }
+
+    pub(crate) fn try_start(
+        &mut self,
+        prompts: u64,
+        evaluate: u64,
+    ) -> crate::Result<crate::Iteration> {
         let new = NewIteration {
             run: self.run,
             config: "[run]".into(),
@@ -58,6 +67,7 @@ impl Flow {
             prompts_max: prompts,
             reuse_prompts: false,
             evaluate_prompts_max: evaluate,
+            arms: self.arms.clone(),
             offline: self.offline.clone(),
         };
         let (scorer, others) = (self.scorer, self.others.clone());
@@ -68,7 +78,7 @@ impl Flow {
             all.extend(others.iter().flat_map(|other| label_units(drawn, *other)));
             all
         };
-        self.bench.store.start_iteration(&new, NOW, plan).unwrap().iteration
+        self.bench.store.start_iteration(&new, NOW, plan)
     }
 
     pub(crate) fn ready(&self) -> Vec<String> {
@@ -91,11 +101,11 @@ impl Flow {
     }
 
     pub(crate) fn end(&mut self, unit: &UnitRow, end: &Finish) -> crate::Result<()> {
-        let samples = self.samples;
         let other = self.others.iter().position(|other| Some(*other) == unit.scorer);
         let store = &mut self.bench.store;
         match unit.work {
             WorkKind::Generate => {
+                let samples = samples_of(store, unit)?;
                 let items: Vec<Generated> = store
                     .generate_items(unit.id)?
                     .iter()
@@ -103,7 +113,7 @@ impl Flow {
                         ordinal: item.ordinal,
                         prompt: item.prompt,
                         outcome: Outcome::Done(
-                            (0..samples).map(|s| response(item.ordinal, s)).collect(),
+                            samples.iter().map(|s| response(item.ordinal, *s)).collect(),
                         ),
                     })
                     .collect();
@@ -206,16 +216,41 @@ pub(crate) fn paper_scoring(
     Ok(Scoring { scorers: vec![help], penalty })
 }
 
+pub(crate) fn an_arm(name: &str, policy: PolicyChoice, n: u32) -> NewArm {
+    NewArm { name: name.into(), policy, temperature: 1.0, top_p: 1.0, top_k: 0, n }
+}
+
+/// The samples that a unit writes to each prompt: of its policy's arms, or two in evaluation.
+pub(crate) fn samples_of(store: &Store, unit: &UnitRow) -> crate::Result<Vec<u32>> {
+    if unit.stage == Stage::Evaluate {
+        return Ok(vec![0, 1]);
+    }
+    let arms = store.iteration_arms(unit.run, unit.iteration.unwrap())?;
+    let own = arms.iter().filter(|arm| Some(arm.policy) == unit.policy);
+    Ok(own.flat_map(|arm| arm.first_sample..arm.first_sample + arm.n).collect())
+}
+
+fn generate_units(drawn: &crate::Drawn) -> Vec<NewUnit> {
+    let mut all: Vec<NewUnit> = Vec::new();
+    for arm in &drawn.arms {
+        if all.iter().any(|unit| unit.policy == Some(arm.policy)) {
+            continue;
+        }
+        let alone = drawn.arms.iter().all(|other| other.policy == arm.policy);
+        let name = if alone { String::new() } else { format!("/{}", arm.policy_name) };
+        let key = format!("{:04}/generate{name}", drawn.iteration);
+        let unit = a_unit(Stage::Generate, WorkKind::Generate, &key);
+        all.extend(units(&NewUnit { policy: Some(arm.policy), ..unit }, drawn.prompts, 2, 4));
+    }
+    all
+}
+
 fn plan_units(drawn: &crate::Drawn, scorer: ScorerId, initial_done: u64) -> Vec<NewUnit> {
     let t = format!("{:04}", drawn.iteration);
     let of = |stage, work, key: &str| a_unit(stage, work, &format!("{t}/{key}"));
     let mut all = Vec::new();
     all.extend(units(&of(Stage::Prompts, WorkKind::Render, "prompts/render"), drawn.prompts, 1, 8));
-    let generate = NewUnit {
-        policy: Some(drawn.policy_in),
-        ..of(Stage::Generate, WorkKind::Generate, "generate")
-    };
-    all.extend(units(&generate, drawn.prompts, 2, 4));
+    all.extend(generate_units(drawn));
     let label = NewUnit { scorer: Some(scorer), ..of(Stage::Label, WorkKind::Score, "label/help") };
     all.extend(units(&label, drawn.prompts, 2, 4));
     all.push(of(Stage::Pair, WorkKind::Pair, "pair"));

@@ -198,6 +198,7 @@ fn equal_prompts_of_a_draw_are_told_apart() {
         config_sha256: String::new(),
         prompts_max: 10,
         reuse_prompts: false,
+        arms: Vec::new(),
         evaluate_prompts_max: 0,
         offline: crate::OfflineUse::default(),
     };

@@ -161,7 +161,7 @@ fn a_scorer_that_labelled_nothing_makes_no_score() {
 #[test]
 fn several_pairs_of_a_prompt_are_ranked_and_need_each_log_prob_once() {
     let mut flow = Flow::new(4);
-    flow.samples = 4;
+    flow.arms[0].n = 4;
     flow.start(4, 0);
     flow.bench.render(flow.run);
     flow.work(WorkKind::Generate);

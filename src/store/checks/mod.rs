@@ -3,6 +3,7 @@
 //!
 //! In: temporary folders. Out: verdicts. May not enter: sleeping, the network, a state folder in use.
 
+mod arms;
 mod deaths;
 mod draw;
 mod flow;

@@ -240,6 +240,7 @@ fn start_refused(flow: &mut Flow) -> String {
         prompts_max: 5,
         reuse_prompts: false,
         evaluate_prompts_max: 0,
+        arms: Vec::new(),
         offline: flow.offline.clone(),
     };
     let error = flow.bench.store.start_iteration(&new, NOW, |_| Vec::new()).unwrap_err();

@@ -83,6 +83,7 @@ pub fn run(args: &GenerateArgs) -> Result<(), WorkerError> {
         top_p: args.top_p,
         top_k: args.top_k,
         n: args.n,
+        first_sample: 0,
     };
     Sampling::checked(&arm)?;
     if args.max_new_tokens == 0 {

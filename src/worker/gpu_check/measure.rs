@@ -115,7 +115,14 @@ fn greedy(
 ) -> Result<Vec<Vec<u32>>, WorkerError> {
     let prompt = |ids| PromptTask { ids, occurrence: 0 };
     let prompts: Vec<PromptTask> = subject.prompts().into_iter().map(prompt).collect();
-    let arm = Arm { name: "greedy".to_owned(), temperature: 0.0, top_p: 1.0, top_k: 0, n: 1 };
+    let arm = Arm {
+        name: "greedy".to_owned(),
+        temperature: 0.0,
+        top_p: 1.0,
+        top_k: 0,
+        n: 1,
+        first_sample: 0,
+    };
     let generation = Generation {
         run_seed: 0,
         purpose: Purpose::Generate,

@@ -58,7 +58,14 @@ fn greedy(length: usize) -> Generation {
         run_seed: 0,
         purpose: Purpose::Generate,
         iteration: 0,
-        arms: vec![Arm { name: "greedy".into(), temperature: 0.0, top_p: 1.0, top_k: 0, n: 1 }],
+        arms: vec![Arm {
+            name: "greedy".into(),
+            temperature: 0.0,
+            top_p: 1.0,
+            top_k: 0,
+            n: 1,
+            first_sample: 0,
+        }],
         max_new_tokens: length as u32,
         stop_ids: Vec::new(),
     }

@@ -97,7 +97,14 @@ struct GreedyCase {
 }
 
 fn greedy(renderer: &Renderer, max_new_tokens: u32) -> Generation {
-    let arm = Arm { name: "greedy".into(), temperature: 0.0, top_p: 1.0, top_k: 0, n: 1 };
+    let arm = Arm {
+        name: "greedy".into(),
+        temperature: 0.0,
+        top_p: 1.0,
+        top_k: 0,
+        n: 1,
+        first_sample: 0,
+    };
     Generation {
         run_seed: 0,
         purpose: Purpose::Generate,
@@ -143,13 +150,15 @@ fn greedy_responses_equal_those_of_transformers_alone_and_in_a_batch() {
 fn responses_do_not_depend_on_batch_or_arm_and_their_logprobs_are_those_of_logprobs() {
     let folder = folder("tiny-tied");
     let (model, renderer) = (load(&folder), Renderer::open(&folder).unwrap());
-    let arm =
-        |temperature, top_p, top_k, n| Arm { name: String::new(), temperature, top_p, top_k, n };
+    let arm = |temperature, top_p, top_k, n, first_sample| {
+        let name = String::new();
+        Arm { name, temperature, top_p, top_k, n, first_sample }
+    };
     let mut generation = Generation {
         run_seed: 11,
         purpose: Purpose::Generate,
         iteration: 3,
-        arms: vec![arm(1.0, 1.0, 0, 3), arm(0.7, 0.9, 20, 2)],
+        arms: vec![arm(1.0, 1.0, 0, 3, 0), arm(0.7, 0.9, 20, 2, 3)],
         max_new_tokens: 24,
         stop_ids: renderer.tokenizer.stop_ids.clone(),
     };

@@ -111,11 +111,9 @@ pub fn generate(
     max_new_tokens: u32,
 ) -> Vec<(ItemResult, Vec<u8>)> {
     let mut answers = Vec::new();
-    let mut sample = 0;
     for (index, arm) in arms.iter().enumerate() {
-        for _ in 0..arm.n {
+        for sample in arm.first_sample..arm.first_sample + arm.n {
             answers.push(response(key, index as u32, arm, sample, max_new_tokens));
-            sample += 1;
         }
     }
     answers

@@ -18,7 +18,21 @@ pub(super) fn drawn(prompts: u64, evaluate: u64) -> Drawn {
         evaluate,
         evaluate_rendered: 0,
         policy_in: CheckpointId(1),
+        arms: vec![arm("t1.0", 1, 0), arm("t0.7", 1, 4)],
         offline: rlhfd_store::OfflineDrawn::default(),
+    }
+}
+
+fn arm(name: &str, policy: i64, first_sample: u32) -> Arm {
+    Arm {
+        name: name.to_owned(),
+        policy: CheckpointId(policy),
+        policy_name: format!("policy-{policy}"),
+        temperature: 1.0,
+        top_p: 1.0,
+        top_k: 0,
+        n: 4,
+        first_sample,
     }
 }
 
@@ -66,6 +80,36 @@ fn a_score_unit_covers_what_a_generate_unit_covers() {
     assert_eq!(ranges(WorkKind::Generate), ranges(WorkKind::Score));
     // 8 responses of 64 tokens are 512 a prompt: 4096 hold 8 prompts, two batches of 4.
     assert_eq!(ranges(WorkKind::Generate)[0], (0, 8));
+}
+
+#[test]
+fn every_policy_answers_the_same_ranges_and_one_that_two_arms_name_does_so_once() {
+    let ranges = |arms: Vec<Arm>| {
+        let units = iteration(&config(), &Drawn { arms, ..drawn(37, 0) }, &given(0)).unwrap();
+        let mut found = std::collections::BTreeMap::<_, Vec<_>>::new();
+        for unit in units {
+            let name = match unit.work {
+                WorkKind::Generate => unit.key.rsplit_once('/').unwrap().0.to_owned(),
+                WorkKind::Score => "score".to_owned(),
+                _ => continue,
+            };
+            let plan = unit.plan.unwrap();
+            found.entry((name, unit.policy)).or_default().push((plan.from, plan.to));
+        }
+        found
+    };
+    let three = vec![arm("a", 7, 0), arm("b", 8, 4), arm("c", 7, 8)];
+    let found = ranges(three);
+    let names: Vec<_> = found.keys().map(|(name, policy)| (name.as_str(), *policy)).collect();
+    let (seven, eight) = (Some(CheckpointId(7)), Some(CheckpointId(8)));
+    let keys = ["1/generate/policy-7", "1/generate/policy-8"];
+    assert_eq!(names, [(keys[0], seven), (keys[1], eight), ("score", None)]);
+    let all: Vec<_> = found.values().collect();
+    assert!(all[0] == all[1] && all[1] == all[2], "{all:?}");
+    // Eight responses of 64 tokens by policy 7, as of both arms of one policy.
+    assert_eq!(all[0][0], (0, 8));
+    let one = ranges(vec![arm("a", 7, 0), arm("b", 7, 4)]);
+    assert_eq!(one.keys().next().unwrap(), &("1/generate".to_owned(), seven));
 }
 
 #[test]

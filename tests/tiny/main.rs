@@ -4,6 +4,8 @@
 //! with the same rows and the same checkpoint hashes, to the last bit. May not enter: a network, a
 //! GPU.
 
+mod arms;
+
 use std::fs;
 use std::sync::OnceLock;
 
