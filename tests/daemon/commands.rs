@@ -276,7 +276,10 @@ fn a_roll_back_is_where_the_next_iteration_begins_and_the_lineage_shows_it() {
     assert!(told.contains("iteration-0001"), "{told}");
     let refused = scene.ctl(&["rollback", "9"]);
     let why = text(&refused.stderr);
-    assert!(!refused.status.success() && why.contains("sound checkpoint of iteration `9`"), "{why}");
+    assert!(
+        !refused.status.success() && why.contains("sound checkpoint of iteration `9`"),
+        "{why}"
+    );
     let why = "SELECT count(*) FROM events WHERE kind = 'rollback_asked' AND uid IS NOT NULL
                AND message = 'the second one rambles'";
     assert_eq!(scene.number(why), 1);

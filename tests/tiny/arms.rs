@@ -17,7 +17,14 @@ fn floats(blob: &str) -> Vec<f32> {
 fn an_arm_of_the_initial_policy_samples_from_that_very_model() {
     let arms = "name = \"head\"\nn = 2\n\n\
                 [[generate.arms]]\nname = \"start\"\npolicy = \"initial\"\nn = 2";
-    let settings = settings().with("[generate.arms]", arms).with("pair", "rule = \"all\"");
+    let settings = settings()
+        .with("[generate.arms]", arms)
+        .with("pair", "rule = \"all\"")
+        .set("run", "prompts_per_iteration", "6")
+        .set("train", "batch_pairs", "4")
+        .set("train", "epochs", "2")
+        .set("generate", "max_new_tokens", "24")
+        .set("evaluate", "prompts_max", "2");
     let Some(scene) = Scene::real(&settings) else { return };
     let daemon = scene.start();
     queue(&scene);
