@@ -55,6 +55,7 @@ CREATE TABLE uploads (
     reserved       INTEGER NOT NULL DEFAULT 0,
     duplicates     INTEGER NOT NULL DEFAULT 0,
     bad            INTEGER NOT NULL DEFAULT 0,
+    evaluation_prompts INTEGER NOT NULL DEFAULT 0, -- examples left out: a prompt kept for evaluation is theirs
     published_seq  INTEGER UNIQUE,             -- order of publishing; draws follow it
     created_ms     INTEGER NOT NULL,
     ended_ms       INTEGER
@@ -65,10 +66,20 @@ CREATE TABLE prompts (
     upload_id      INTEGER NOT NULL REFERENCES uploads(id), -- and by it the set
     messages       TEXT    NOT NULL,           -- JSON: [{"role", "content"}, …]
     sha256         BLOB    NOT NULL,           -- of the canonical messages: 32 bytes
-    reserved       INTEGER NOT NULL CHECK (reserved IN (0, 1))
+    reserved       INTEGER NOT NULL CHECK (reserved IN (0, 1)),
+    folded         BLOB                        -- of a reserved one: the sum without case and spacing
 ) STRICT;
 CREATE INDEX prompts_by_sum ON prompts(sha256);
 CREATE INDEX prompts_by_upload ON prompts(upload_id, reserved, id);
+CREATE INDEX prompts_by_folded ON prompts(folded) WHERE folded IS NOT NULL;
+
+-- Prompts of the examples that training jobs were given: none of them is compared on.
+CREATE TABLE trained_prompts (
+    folded         BLOB    NOT NULL,
+    upload_id      INTEGER NOT NULL REFERENCES uploads(id),
+    PRIMARY KEY (folded, upload_id)
+) STRICT, WITHOUT ROWID;
+CREATE INDEX trained_prompts_by_upload ON trained_prompts(upload_id);
 
 -- The same row in two uploads that were open at once: whichever is published second loses it.
 CREATE TABLE upload_twins (

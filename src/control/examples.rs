@@ -2,7 +2,7 @@
 //! configuration names.
 //!
 //! In: lines. Out: the same lines, checked, in one canonical form, in the upload's own file in the state
-//! folder. May not enter: a path that a client named.
+//! folder, without those whose prompt is kept for evaluation. May not enter: a path that a client named.
 
 use std::fs;
 use std::io::{self, Read};
@@ -10,18 +10,26 @@ use std::path::{Path, PathBuf};
 
 use bytes::{Bytes, BytesMut};
 use rlhfd_config::{CheckedConfig, JobConfig, JobData};
-use rlhfd_domain::JobKind;
-use rlhfd_protocol::control::{lines, reward_lines};
-use rlhfd_store::UploadKind;
+use rlhfd_domain::prompt::{self, Turn};
+use rlhfd_domain::{JobKind, UploadId};
+use rlhfd_protocol::control::lines::{self, Message};
+use rlhfd_protocol::control::reward_lines::{self, RewardLine};
+use rlhfd_store::{ExamplePrompts, UploadKind};
 use serde::Serialize;
 use tokio::fs::File;
 use tokio::io::{AsyncReadExt, AsyncWriteExt, BufWriter};
 
+use crate::handles::StoreHandle;
 use crate::listener::intake::{Report, Sink};
 use crate::listener::{Cutter, Pieces, Refusal};
+use crate::places::Places;
 
 /// Bytes of a file that are read at once.
 const PIECE_BYTES: usize = 256 << 10;
+
+/// Examples that are held against the evaluation prompts at once, and their bytes.
+const BATCH_EXAMPLES: usize = 500;
+const BATCH_BYTES: usize = 4 << 20;
 
 /// What a job of this kind is trained on.
 #[must_use]
@@ -32,20 +40,55 @@ pub fn data_of(kind: JobKind) -> UploadKind {
     }
 }
 
-/// Reads a line of such data; gives its canonical form, with the line's end.
+/// A checked example.
+pub struct Example {
+    /// Its canonical form, with the line's end.
+    pub line: Vec<u8>,
+    /// What it teaches to answer.
+    pub prompts: ExamplePrompts,
+}
+
+/// Reads a line of such data.
 #[must_use]
-pub fn example_of(kind: JobKind) -> fn(&[u8]) -> Result<Vec<u8>, String> {
+pub fn example_of(kind: JobKind) -> fn(&[u8]) -> Result<Example, String> {
     match kind {
-        JobKind::Sft => |line| canonical(&lines::conversation_line(line)?),
-        JobKind::Reward => |line| canonical(&reward_lines::reward_line(line)?),
-        JobKind::Preference => |line| canonical(&lines::preference_line(line)?),
+        JobKind::Sft => |line| {
+            let conversation = lines::conversation_line(line)?;
+            example(&conversation, answered(&conversation.messages))
+        },
+        JobKind::Reward => |line| {
+            let line = reward_lines::reward_line(line)?;
+            let prompt = match &line {
+                RewardLine::Pair(pair) => asked(&pair.preference.chosen),
+                RewardLine::Group(group) => group.prompt.as_slice(),
+            };
+            example(&line, vec![prompt])
+        },
+        JobKind::Preference => |line| {
+            let preference = lines::preference_line(line)?;
+            example(&preference, vec![asked(&preference.chosen)])
+        },
     }
 }
 
-fn canonical(example: &impl Serialize) -> Result<Vec<u8>, String> {
-    let mut json = serde_json::to_vec(example).map_err(|error| error.to_string())?;
-    json.push(b'\n');
-    Ok(json)
+fn example(example: &impl Serialize, prompts: Vec<&[Message]>) -> Result<Example, String> {
+    let mut line = serde_json::to_vec(example).map_err(|error| error.to_string())?;
+    line.push(b'\n');
+    let turn = |m: &Message| Turn { role: m.role.clone(), content: m.content.clone() };
+    let turns = |prompt: &[Message]| prompt.iter().map(turn).collect::<Vec<_>>();
+    let prompts = prompts.into_iter().map(|prompt| prompt::folded(&turns(prompt))).collect();
+    Ok(Example { line, prompts })
+}
+
+/// All before the last message, which answers it.
+fn asked(conversation: &[Message]) -> &[Message] {
+    conversation.split_last().map_or(conversation, |(_, prompt)| prompt)
+}
+
+/// What each of the assistant's turns answers.
+fn answered(messages: &[Message]) -> Vec<&[Message]> {
+    let turns = messages.iter().enumerate();
+    turns.filter(|(_, m)| m.role == "assistant").map(|(i, _)| &messages[..i]).collect()
 }
 
 /// The section of the jobs of this kind; its name is the kind's label.
@@ -135,8 +178,13 @@ impl Pieces for FilePieces {
 
 /// The upload's file. It goes away with this value unless it is kept.
 pub struct Examples {
+    store: StoreHandle,
+    upload: UploadId,
     path: PathBuf,
     file: BufWriter<File>,
+    /// Not yet held against the evaluation prompts.
+    batch: Vec<Example>,
+    batch_bytes: usize,
     examples: u64,
     kept: bool,
 }
@@ -145,15 +193,42 @@ impl Examples {
     /// An empty one.
     ///
     /// Errors: 507 where it cannot be made.
-    pub async fn create(path: PathBuf) -> Result<Self, Refusal> {
+    pub async fn create(
+        store: &StoreHandle,
+        places: &Places,
+        upload: UploadId,
+    ) -> Result<Self, Refusal> {
+        let path = places.upload_file(upload.get());
         let file = File::create(&path).await.map_err(|error| unwritten(&error))?;
-        Ok(Self { path, file: BufWriter::new(file), examples: 0, kept: false })
+        let (file, store) = (BufWriter::new(file), store.clone());
+        let (batch, batch_bytes, examples, kept) = (Vec::new(), 0, 0, false);
+        Ok(Self { store, upload, path, file, batch, batch_bytes, examples, kept })
+    }
+
+    /// Writes what may be trained on.
+    async fn flush(&mut self) -> Result<(), Refusal> {
+        let (batch, upload) = (std::mem::take(&mut self.batch), self.upload);
+        self.batch_bytes = 0;
+        let prompts: Vec<_> = batch.iter().map(|example| example.prompts.clone()).collect();
+        let sift = self.store.write(move |store| store.sift_examples(upload, &prompts)).await;
+        let stay = sift.map_err(|error| Refusal::ask("the upload", &error))?;
+        for (example, _) in batch.iter().zip(stay).filter(|(_, stays)| *stays) {
+            self.file.write_all(&example.line).await.map_err(|e| unwritten(&e))?;
+            self.examples += 1;
+        }
+        Ok(())
     }
 
     /// Examples in it.
-    #[must_use]
-    pub fn count(&self) -> u64 {
-        self.examples
+    ///
+    /// Errors: 422 where there is none that may be trained on.
+    pub fn count(&self) -> Result<u64, Refusal> {
+        if self.examples > 0 {
+            return Ok(self.examples);
+        }
+        let what = "every example has a prompt that is kept for evaluation";
+        let mend = "train on other data, or reserve other prompts";
+        Err(Refusal::new(422, what, "the lines of the upload", mend))
     }
 
     /// Lets it stay.
@@ -172,15 +247,19 @@ impl Drop for Examples {
 }
 
 impl Sink for Examples {
-    type Item = Vec<u8>;
+    type Item = Example;
 
-    async fn take(&mut self, example: Vec<u8>) -> Result<(), Refusal> {
-        self.file.write_all(&example).await.map_err(|e| unwritten(&e))?;
-        self.examples += 1;
+    async fn take(&mut self, example: Example) -> Result<(), Refusal> {
+        self.batch_bytes += example.line.len();
+        self.batch.push(example);
+        if self.batch.len() >= BATCH_EXAMPLES || self.batch_bytes >= BATCH_BYTES {
+            self.flush().await?;
+        }
         Ok(())
     }
 
     async fn end(&mut self) -> Result<(), Refusal> {
+        self.flush().await?;
         self.file.flush().await.map_err(|e| unwritten(&e))?;
         self.file.get_ref().sync_all().await.map_err(|e| unwritten(&e))
     }

@@ -108,6 +108,12 @@ impl Prompt {
     pub fn sha256(&self) -> [u8; 32] {
         self.sha256
     }
+
+    /// The same for prompts that differ in case and spacing alone; equal prompts have equal ones.
+    #[must_use]
+    pub fn folded(&self) -> [u8; 32] {
+        folded(&self.turns)
+    }
 }
 
 fn check_role(index: usize, role: &str) -> Result<(), PromptError> {
@@ -133,6 +139,16 @@ fn sum(turns: &[Turn]) -> [u8; 32] {
         }
     }
     hash.finalize().into()
+}
+
+/// A sum that does not see case and spacing, by which training data are held against evaluation prompts.
+#[must_use]
+pub fn folded(turns: &[Turn]) -> [u8; 32] {
+    let fold = |turn: &Turn| {
+        let words: Vec<String> = turn.content.split_whitespace().map(str::to_lowercase).collect();
+        Turn { role: turn.role.clone(), content: words.join(" ") }
+    };
+    sum(&turns.iter().map(fold).collect::<Vec<_>>())
 }
 
 /// Whether a prompt of this sum is held back for evaluation when a share (0 to 1) of its set is.
@@ -185,6 +201,16 @@ mod tests {
         assert_ne!(one, sum_of(vec![turn("user", "a"), turn("user", "bc")]));
         assert_ne!(one, sum_of(vec![turn("user", "abc")]));
         assert_eq!(one, sum_of(vec![turn("user", "ab"), turn("user", "c")]));
+    }
+
+    #[test]
+    fn folding_sees_words_and_roles_alone() {
+        let folded_of = |turns| Prompt::new(turns).unwrap().folded();
+        let one = folded_of(vec![turn("user", "Why is the sky blue?")]);
+        assert_eq!(one, folded_of(vec![turn("user", " why  is the\nSKY blue? ")]));
+        assert_ne!(one, folded_of(vec![turn("user", "Why is the sky blue ?")]));
+        assert_ne!(one, folded_of(vec![turn("user", "Whyisthe sky blue?")]));
+        assert_ne!(one, folded_of(vec![turn("system", ""), turn("user", "Why is the sky blue?")]));
     }
 
     #[test]

@@ -12,6 +12,7 @@ use rlhfd_domain::{RunId, UploadId};
 use rusqlite::{Connection, OptionalExtension, params};
 
 use crate::error::Result;
+use crate::overlap;
 use crate::rows::{count, int};
 
 /// The next fresh prompts, at most `wanted`, as rows of `draws` from ordinal 0; where they do not
@@ -165,9 +166,15 @@ fn take_used(
     Ok(used.len() as u64)
 }
 
+/// How long the evaluation list is, and how many prompts could not join it now.
+pub(crate) struct Extended {
+    pub(crate) length: u64,
+    pub(crate) trained_on: u64,
+}
+
 /// Lets the run's evaluation list grow to at most `wanted` prompts, one from each upload in turn so
-/// that every set has its share. Returns its length, at most `wanted`.
-pub(crate) fn extend_evaluation(conn: &Connection, run: RunId, wanted: u64) -> Result<u64> {
+/// that every set has its share. What a training job of the run was given is passed over.
+pub(crate) fn extend_evaluation(conn: &Connection, run: RunId, wanted: u64) -> Result<Extended> {
     let last: Option<i64> = conn
         .query_row(
             "SELECT ordinal FROM evaluation_prompts WHERE run_id = ?1
@@ -177,6 +184,7 @@ pub(crate) fn extend_evaluation(conn: &Connection, run: RunId, wanted: u64) -> R
         )
         .optional()?;
     let mut ordinal = last.map_or(0, |last| count(last) + 1);
+    let mut trained_on = 0;
     let mut open: Vec<UploadId> =
         open_uploads(conn, run, true)?.into_iter().map(|open| open.upload).collect();
     while ordinal < wanted && !open.is_empty() {
@@ -192,6 +200,10 @@ pub(crate) fn extend_evaluation(conn: &Connection, run: RunId, wanted: u64) -> R
                 still_open.push(upload);
             }
             for prompt in prompts {
+                if overlap::is_trained_on(conn, run, prompt)? {
+                    trained_on += 1;
+                    continue;
+                }
                 conn.prepare_cached(
                     "INSERT INTO evaluation_prompts (run_id, ordinal, prompt_id) VALUES (?1, ?2, ?3)",
                 )?
@@ -201,7 +213,7 @@ pub(crate) fn extend_evaluation(conn: &Connection, run: RunId, wanted: u64) -> R
         }
         open = still_open;
     }
-    Ok(ordinal.min(wanted))
+    Ok(Extended { length: ordinal.min(wanted), trained_on })
 }
 
 /// Puts a cancelled iteration's prompts back into the pool.

@@ -15,7 +15,7 @@ use crate::offline_pairs::{OfflineDrawn, OfflineUse, take_up};
 use crate::open::{Reader, Store};
 use crate::rows::{count, found, int};
 use crate::units::{NewUnit, insert};
-use crate::{arms, draws, prompts, runs};
+use crate::{arms, draws, overlap, prompts, runs};
 
 /// An iteration to start.
 #[derive(Debug, Clone, PartialEq)]
@@ -188,7 +188,8 @@ impl Store {
             )?;
             let offline = take_up(conn, (new.run, number, run.reference), &new.offline)?;
             let arms = arms::freeze(conn, (new.run, number), &new.arms)?;
-            let drawn = Drawn { arms, offline, ..draw(conn, new, number, run.head)? };
+            let drawn =
+                Drawn { arms, offline, ..draw(conn, new, (number, run.head), now_ms)? };
             if drawn.prompts == 0 {
                 return Err(refused("has no fresh prompt: add some with `rlhfctl prompts add`"));
             }
@@ -272,13 +273,15 @@ pub(crate) fn end(conn: &Connection, run: RunId, iteration: u32, now_ms: i64) ->
 fn draw(
     conn: &Connection,
     new: &NewIteration,
-    iteration: u32,
-    policy_in: CheckpointId,
+    (iteration, policy_in): (u32, CheckpointId),
+    now_ms: i64,
 ) -> Result<Drawn> {
     let wanted = new.prompts_max.min(limits::ITERATION_PROMPTS_MAX);
     let prompts = draws::draw(conn, new.run, iteration, wanted, new.reuse_prompts)?;
     let wanted = new.evaluate_prompts_max.min(limits::EVALUATE_PROMPTS_MAX);
-    let evaluate = draws::extend_evaluation(conn, new.run, wanted)?;
+    let extended = draws::extend_evaluation(conn, new.run, wanted)?;
+    overlap::tell_left_out(conn, new.run, iteration, extended.trained_on, now_ms)?;
+    let evaluate = extended.length;
     conn.execute(
         "UPDATE iterations SET prompts = ?3, evaluate = ?4 WHERE run_id = ?1 AND iteration = ?2",
         params![new.run.get(), iteration, int(prompts), int(evaluate)],

@@ -26,6 +26,7 @@ pub mod migrations;
 pub mod offline;
 pub mod offline_pairs;
 pub mod open;
+pub mod overlap;
 pub mod pairs;
 pub mod preferences;
 pub mod prompts;
@@ -68,6 +69,7 @@ pub use offline_pairs::{
     RenderedPair,
 };
 pub use open::{Reader, Store, database};
+pub use overlap::ExamplePrompts;
 pub use pairs::TrainingPair;
 pub use preferences::PairTotals;
 pub use prompts::PromptSet;

@@ -9,6 +9,7 @@ use rusqlite::{Connection, OptionalExtension, params};
 use crate::error::Result;
 use crate::events::{NewEvent, append};
 use crate::open::Store;
+use crate::overlap;
 use crate::rows::int;
 use crate::uploads::{Publish, Upload, get, get_open};
 
@@ -18,13 +19,13 @@ impl Store {
         self.transact(|conn| {
             let open = get(conn, upload)?;
             if open.state == "published" {
-                return Ok(Publish::Done(open));
+                return Ok(Publish::Done(Box::new(open)));
             }
             get_open(conn, upload)?;
             if drop_lost_twins(conn, &open)? {
                 return Ok(Publish::Again);
             }
-            publish(conn, upload, now_ms).map(Publish::Done)
+            publish(conn, upload, now_ms).map(|done| Publish::Done(Box::new(done)))
         })
     }
 
@@ -104,15 +105,22 @@ fn publish(conn: &Connection, upload: UploadId, now_ms: i64) -> Result<Upload> {
             params![set.get(), int(done.kept)],
         )?;
     }
-    let text = format!(
+    let mut text = format!(
         "{} {} for {}: {} of them held back, {} there before, {} bad",
         done.kept, done.kind, done.name, done.reserved, done.duplicates, done.bad
     );
+    if done.evaluation_prompts > 0 {
+        let left_out = done.evaluation_prompts;
+        text.push_str(&format!("; {left_out} left out: evaluation_prompt"));
+    }
     append(conn, &NewEvent::about("upload_published", text), now_ms)?;
     Ok(done)
 }
 
 fn sweep(conn: &Connection) -> Result<bool> {
+    if overlap::sweep(conn)? {
+        return Ok(true);
+    }
     let failed: Option<(i64, Option<i64>, Option<i64>)> = conn
         .prepare_cached(
             "SELECT id, set_id, preference_set_id FROM uploads WHERE state = 'failed'

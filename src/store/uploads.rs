@@ -106,6 +106,8 @@ pub struct Upload {
     pub duplicates: u64,
     /// Lines that could not be read and were skipped.
     pub bad: u64,
+    /// Examples of a training job left out because a prompt kept for evaluation is theirs.
+    pub evaluation_prompts: u64,
     /// When it was opened.
     pub created_ms: i64,
     /// When it was published or failed.
@@ -119,6 +121,8 @@ pub struct NewPrompt {
     pub messages: String,
     /// The sum of its canonical bytes.
     pub sha256: [u8; 32],
+    /// The sum by which training data are held against it.
+    pub folded: [u8; 32],
 }
 
 /// What became of the rows of one call.
@@ -138,11 +142,11 @@ pub enum Publish {
     /// Twins were taken out; call again.
     Again,
     /// It is published.
-    Done(Upload),
+    Done(Box<Upload>),
 }
 
 const COLUMNS: &str = "id, client_key, kind, name, set_id, state, lines, kept, reserved, \
-                       duplicates, bad, created_ms, ended_ms, preference_set_id";
+                       duplicates, bad, created_ms, ended_ms, preference_set_id, evaluation_prompts";
 
 fn read(row: &Row<'_>) -> rusqlite::Result<Upload> {
     Ok(Upload {
@@ -160,6 +164,7 @@ fn read(row: &Row<'_>) -> rusqlite::Result<Upload> {
         created_ms: row.get(11)?,
         ended_ms: row.get(12)?,
         preference_set: row.get::<_, Option<i64>>(13)?.map(PreferenceSetId),
+        evaluation_prompts: count(row.get(14)?),
     })
 }
 
@@ -364,9 +369,16 @@ fn add_prompt(
     };
     let reserved = prompt::is_reserved(&row.sha256, share);
     conn.prepare_cached(
-        "INSERT INTO prompts (upload_id, messages, sha256, reserved) VALUES (?1, ?2, ?3, ?4)",
+        "INSERT INTO prompts (upload_id, messages, sha256, reserved, folded)
+         VALUES (?1, ?2, ?3, ?4, ?5)",
     )?
-    .execute(params![upload.get(), row.messages, row.sha256.as_slice(), reserved])?;
+    .execute(params![
+        upload.get(),
+        row.messages,
+        row.sha256.as_slice(),
+        reserved,
+        reserved.then_some(row.folded.as_slice())
+    ])?;
     appended.kept += 1;
     appended.reserved += u64::from(reserved);
     note_twins(conn, upload, conn.last_insert_rowid(), &twins)

@@ -27,11 +27,12 @@ fn settings() -> Settings {
 
 fn scene() -> Scene {
     let scene = Scene::fake(&settings());
-    let turn = |role: &str, n: usize| format!("{{\"role\": \"{role}\", \"content\": \"say {n}\"}}");
+    let turn =
+        |role: &str, n: usize| format!("{{\"role\": \"{role}\", \"content\": \"tell {n}\"}}");
     let talk = |n| format!("{{\"messages\": [{}, {}]}}\n", turn("user", n), turn("assistant", n));
     scene.write("talk.jsonl", &(0..10).map(talk).collect::<String>());
     let better = |n| {
-        format!("{{\"prompt\": \"say {n}\", \"chosen\": \"{n}!\", \"rejected\": \"no {n}\"}}\n")
+        format!("{{\"prompt\": \"tell {n}\", \"chosen\": \"{n}!\", \"rejected\": \"no {n}\"}}\n")
     };
     scene.write("better.jsonl", &(0..6).map(better).collect::<String>());
     scene.write("more.jsonl", &(6..10).map(better).collect::<String>());

@@ -234,7 +234,7 @@ fn a_reward_model_is_trained_by_a_job_and_then_used() {
     let waits = || scene.status()["waits_for"].to_string().contains("reward/main").then_some(());
     wait::until("status to wait for the job", waits, || scene.told());
     let pair = |n: usize| {
-        format!("{{\"prompt\": \"say {n}\", \"chosen\": \"ee {n}\", \"rejected\": \"z {n}\"}}\n")
+        format!("{{\"prompt\": \"tell {n}\", \"chosen\": \"ee {n}\", \"rejected\": \"z {n}\"}}\n")
     };
     let data = scene.write("pairs.jsonl", &(0..10).map(pair).collect::<String>());
     let data = data.to_string_lossy().into_owned();

@@ -59,6 +59,20 @@ fn conversations_become_a_policy_that_jobs_and_checkpoints_show() {
 }
 
 #[test]
+fn examples_whose_prompt_is_kept_for_evaluation_are_not_trained_on() {
+    let scene = scene();
+    let _daemon = scene.start();
+    scene.add_prompts("kept", 2, 6, "0.999999");
+    let said = scene.ctl_ok(&["train", "sft", "--data", &conversations(&scene)]);
+    assert!(said.contains("queued with 6 conversations"), "{said}");
+    scene.ctl_ok(&["wait", "--job", "sft/main", "--timeout", "60"]);
+    assert_eq!(scene.number("SELECT count(*) FROM training_steps"), 3);
+    let told = "SELECT count(*) FROM events WHERE kind = 'conversations_dropped'
+        AND message LIKE '%4 evaluation_prompt'";
+    assert_eq!(scene.number(told), 1, "{}", scene.told());
+}
+
+#[test]
 fn a_bad_line_is_told_and_nothing_is_taken() {
     let scene = scene();
     let _daemon = scene.start();

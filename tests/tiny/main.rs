@@ -226,7 +226,7 @@ fn a_reward_model_is_trained_killed_and_used_by_the_loop() {
     let _daemon = scene.start();
     queue(&scene);
     let pair = |n: usize| {
-        format!("{{\"prompt\": \"say {n}\", \"chosen\": \"e e {n}\", \"rejected\": \"z {n}\"}}\n")
+        format!("{{\"prompt\": \"tell {n}\", \"chosen\": \"e e {n}\", \"rejected\": \"z {n}\"}}\n")
     };
     let data = scene.write("pairs.jsonl", &(0..12).map(pair).collect::<String>());
     scene.ctl_ok(&["train", "reward", "--data", &data.to_string_lossy()]);
@@ -294,7 +294,7 @@ fn a_chain_of_trainings_and_an_iteration_runs_on_a_tiny_model_without_a_command(
     offline_pairs(&scene);
     let turn = |role: &str, text: &str| serde_json::json!({"role": role, "content": text});
     let talk = |n: usize| {
-        let turns = [turn("user", &format!("say {n}")), turn("assistant", &format!("e e {n}"))];
+        let turns = [turn("user", &format!("tell {n}")), turn("assistant", &format!("e e {n}"))];
         serde_json::json!({ "messages": turns }).to_string() + "\n"
     };
     scene.write("talk.jsonl", &(0..8).map(talk).collect::<String>());

@@ -34,6 +34,10 @@ pub async fn run(daemon: &Daemon, verb: Train, json: bool) -> Result<(), ClientE
     if json {
         return render::json(&added);
     }
+    if added.evaluation_prompts > 0 {
+        let left_out = counted(added.evaluation_prompts, example);
+        render::warn(&format!("{left_out} left out: their prompt is kept for evaluation"));
+    }
     let repeated = if added.repeated { " (by an earlier upload with this client key)" } else { "" };
     render::line(&format!(
         "training job {} queued with {}{repeated}; `rlhfctl wait --job {}` shows its progress",

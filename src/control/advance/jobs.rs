@@ -153,14 +153,14 @@ async fn take(
         Opened::Fresh(intake) => intake,
     };
     let id = intake.id();
-    let mut sink = Examples::create(ctx.stage.places.upload_file(id.get())).await?;
+    let mut sink = Examples::create(&ctx.stage.store, &ctx.stage.places, id).await?;
     for file in &named.data.files {
         let mut pieces = FilePieces::open(&file.path).await?;
         let parse = examples::example_of(job.kind);
         let taken = intake.take(&mut pieces, parse, &mut sink, false).await;
         (intake, _) = taken.map_err(|refusal| refusal.at(file.path.display().to_string()))?;
     }
-    let kept = sink.count();
+    let kept = sink.count()?;
     intake.write(move |store| store.count_lines(id, kept, 0)).await?;
     let what = format!("{} for {job}, as the configuration names them", kind.label());
     let upload = intake.publish(0, None, &what).await?;

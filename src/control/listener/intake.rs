@@ -209,7 +209,7 @@ impl Intake {
         let upload = loop {
             match self.write(move |store| store.publish_upload(id, now_ms())).await? {
                 Publish::Again => {}
-                Publish::Done(upload) => break upload,
+                Publish::Done(upload) => break *upload,
             }
         };
         self.published = true;

@@ -314,8 +314,9 @@ pub async fn conclude(ctx: &StageContext, done: Conclude) -> Result<(), StageErr
     let read = actix_rt::task::spawn_blocking(read).await;
     let (steps, figures) =
         read.map_err(|_| StageError::Answers("steps.jsonl could not be read".into()))??;
-    if !published.dropped.is_empty() {
-        tell_dropped(ctx, &done.unit, &published.dropped).await?;
+    let dropped = [published.dropped, kept_for_evaluation(ctx, &done.unit).await?].concat();
+    if !dropped.is_empty() {
+        tell_dropped(ctx, &done.unit, &dropped).await?;
     }
     if !figures.is_empty() {
         let unit = done.unit.id;
@@ -324,6 +325,19 @@ pub async fn conclude(ctx: &StageContext, done: Conclude) -> Result<(), StageErr
     let first = published.first_step;
     ctx.write_patiently(move |s| s.finish_train(&finish, &steps, first, now_ms())).await?;
     Ok(())
+}
+
+/// What a job's data lost when they were taken in.
+async fn kept_for_evaluation(
+    ctx: &StageContext,
+    unit: &UnitRow,
+) -> Result<Vec<(String, u64)>, StageError> {
+    if unit.iteration.is_some() {
+        return Ok(Vec::new());
+    }
+    let Some(upload) = job_of(ctx, unit).await?.upload else { return Ok(Vec::new()) };
+    let left_out = ctx.store.read(move |r| Ok(r.upload(upload)?.evaluation_prompts)).await?;
+    Ok((left_out > 0).then(|| ("evaluation_prompt".to_owned(), left_out)).into_iter().collect())
 }
 
 /// Pairs and conversations left out are told, not hidden.

@@ -181,7 +181,8 @@ impl Sink for Batches {
     async fn take(&mut self, prompt: Prompt) -> Result<(), Refusal> {
         let messages = lines::canonical(&prompt);
         self.bytes += messages.len();
-        self.rows.push(NewPrompt { messages, sha256: prompt.sha256() });
+        let (sha256, folded) = (prompt.sha256(), prompt.folded());
+        self.rows.push(NewPrompt { messages, sha256, folded });
         if self.rows.len() >= UPLOAD_BATCH_ROWS || self.bytes >= BATCH_BYTES {
             self.flush().await?;
         }

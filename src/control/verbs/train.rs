@@ -61,11 +61,11 @@ async fn add(
         Opened::Fresh(intake) => {
             free_to_take(shared, &job).await?;
             let id = intake.id();
-            let mut sink = Examples::create(shared.app.places.upload_file(id.get())).await?;
+            let mut sink = Examples::create(&shared.app.store, &shared.app.places, id).await?;
             let skip_bad = query.skip_bad.unwrap_or(false);
             let (intake, report) =
                 intake.take(payload, example_of(kind), &mut sink, skip_bad).await?;
-            let (kept, bad) = (sink.count(), report.bad);
+            let (kept, bad) = (sink.count()?, report.bad);
             intake.write(move |store| store.count_lines(id, kept, 0)).await?;
             let upload = intake.publish(bad, uid, &format!("{} for {job}", data.label())).await?;
             sink.keep();
@@ -151,6 +151,7 @@ fn told(job: String, upload: &Upload, report: Report, repeated: bool) -> JobAdde
         lines: upload.lines,
         examples: upload.kept,
         bad: upload.bad,
+        evaluation_prompts: upload.evaluation_prompts,
         bad_lines: report.bad_lines,
         repeated,
     }

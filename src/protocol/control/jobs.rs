@@ -77,6 +77,9 @@ pub struct JobAdded {
     pub examples: u64,
     /// Bad lines that were left out.
     pub bad: u64,
+    /// Examples that were left out because their prompt is kept for evaluation.
+    #[serde(default)]
+    pub evaluation_prompts: u64,
     /// The first of the bad lines.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub bad_lines: Vec<BadLine>,

@@ -12,6 +12,7 @@ mod iteration;
 mod labels;
 mod offline;
 mod opening;
+mod overlap;
 mod sql_verb;
 mod storms;
 mod upload;
@@ -65,7 +66,7 @@ impl Bench {
     pub(crate) fn publish(&mut self, upload: UploadId) -> Upload {
         loop {
             if let Publish::Done(done) = self.store.publish_upload(upload, NOW).unwrap() {
-                return done;
+                return *done;
             }
         }
     }
@@ -145,7 +146,7 @@ pub(crate) fn a_prompt(text: &str) -> NewPrompt {
     let turn = prompt::Turn { role: "user".into(), content: text.into() };
     let prompt = prompt::Prompt::new(vec![turn]).unwrap();
     let messages = serde_json::json!([{"role": "user", "content": text}]).to_string();
-    NewPrompt { messages, sha256: prompt.sha256() }
+    NewPrompt { messages, sha256: prompt.sha256(), folded: prompt.folded() }
 }
 
 pub(crate) fn texts(from: u32, to: u32) -> Vec<String> {

@@ -174,6 +174,38 @@ async fn preferences_become_a_file_and_a_job() {
 }
 
 #[actix_rt::test]
+async fn examples_with_a_prompt_that_is_kept_for_evaluation_are_left_out() {
+    let daemon = Daemon::start().await;
+    let prompts = b"{\"prompt\": \"Why is the sky blue?\"}\n{\"prompt\": \"And the sea?\"}\n";
+    // A share this near to 1 reserves both.
+    let got = daemon.post(&format!("{PROMPTS}?reserve=0.999999"), prompts).await;
+    assert_eq!(got.json()["reserved"], json!(2), "{}", got.text);
+    let pair = |prompt: &str| {
+        let line = json!({"prompt": prompt, "chosen": "a", "rejected": "b"});
+        format!("{line}\n")
+    };
+    let group = json!({"prompt": "and the SEA?", "responses": ["a", "b"], "pairs": [[0, 1]]});
+    let body = format!("{}{}{group}\n", pair("why is  the sky BLUE? "), pair("Other?"));
+    let got = daemon.post(REWARD, body.as_bytes()).await.json();
+    assert_eq!(
+        (&got["lines"], &got["examples"], &got["evaluation_prompts"]),
+        (&json!(3), &json!(1), &json!(2))
+    );
+    // In a conversation every turn of the assistant answers a prompt.
+    let turn = |role: &str, content: &str| json!({"role": role, "content": content});
+    let late = json!({"messages": [
+        turn("user", "Why is the sky blue?"), turn("assistant", "It scatters."),
+        turn("user", "More."), turn("assistant", "No."),
+    ]});
+    let other = json!({"messages": [turn("user", "x"), turn("assistant", "y")]});
+    let got = daemon.post(SFT, format!("{late}\n{other}\n").as_bytes()).await.json();
+    assert_eq!((&got["examples"], &got["evaluation_prompts"]), (&json!(1), &json!(1)));
+    let none = daemon.post(SFT, format!("{late}\n").as_bytes()).await;
+    assert_eq!(none.status, 422, "{}", none.text);
+    assert!(none.error().contains("every example has a prompt that is kept"), "{}", none.error());
+}
+
+#[actix_rt::test]
 async fn conversations_become_a_file_and_a_job() {
     let daemon = Daemon::start().await;
     let body = br#"{"messages": [{"role": "user", "content": "Q"}, {"content": "a", "role": "assistant"}], "id": 3}"#;
