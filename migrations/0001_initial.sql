@@ -423,7 +423,7 @@ CREATE TABLE scorer_totals (
     iteration      INTEGER NOT NULL,
     scorer_id      INTEGER NOT NULL REFERENCES scorers(id),
     weight         REAL    CHECK (weight > 0), -- null: a canary, which pairing never uses
-    normalise      TEXT    NOT NULL CHECK (normalise IN ('none', 'standard')),
+    normalise      TEXT    NOT NULL CHECK (normalise IN ('none', 'standard', 'rank')),
     labelled       INTEGER NOT NULL,           -- labelled + set_aside = the iteration's responses
     set_aside      INTEGER NOT NULL,
     score_mean     REAL,                       -- null: nothing was labelled

@@ -6,10 +6,9 @@
 
 use std::collections::BTreeMap;
 
-use rlhfd_domain::counter::uniform;
 use rlhfd_domain::label::Score;
-use rlhfd_domain::label::combine::{Moments, Normalise, Part, Spread, combined};
-use rlhfd_domain::label::penalty::{Fit, LengthUnit, Measured};
+use rlhfd_domain::label::combine::{Ladder, Moments, Normalise, Part, Scale, Spread, combined};
+use rlhfd_domain::label::penalty::{Fit, LengthUnit, Measured, is_fitted_to};
 use rlhfd_domain::response::Finish;
 use rlhfd_domain::{ResponseId, RunId, ScorerId, limits};
 use rusqlite::{Connection, Row, Rows, Statement, params};
@@ -52,16 +51,6 @@ pub struct Scoring {
     pub penalty: Penalty,
 }
 
-impl Scoring {
-    fn parts(&self) -> Vec<(ScorerId, Part)> {
-        let part = |used: &ScorerUse| {
-            let ScorerUse { normalise, spread, .. } = *used;
-            used.weight.map(|weight| (used.scorer, Part { weight, normalise, spread }))
-        };
-        self.scorers.iter().filter_map(part).collect()
-    }
-}
-
 /// A response with its scores.
 pub(crate) struct Labelled {
     pub(crate) ordinal: i64,
@@ -98,10 +87,38 @@ pub(crate) struct Parts {
 }
 
 impl Parts {
-    pub(crate) fn of(scoring: &Scoring) -> Self {
-        let (scorers, parts) = scoring.parts().into_iter().unzip();
-        Self { scorers, parts, unit: scoring.penalty.unit }
+    /// Of an iteration; ranks are taken among all of its labels, which are final here.
+    pub(crate) fn of(
+        conn: &Connection,
+        (run, iteration): (RunId, u32),
+        scoring: &Scoring,
+    ) -> Result<Self> {
+        let (mut scorers, mut parts) = (Vec::new(), Vec::new());
+        for used in &scoring.scorers {
+            let Some(weight) = used.weight else { continue };
+            let scale = match used.normalise {
+                Normalise::None => Scale::AsIs,
+                Normalise::Standard => Scale::Standard(used.spread),
+                Normalise::Rank => Scale::Rank(ladder(conn, run, iteration, used.scorer)?),
+            };
+            scorers.push(used.scorer);
+            parts.push(Part { weight, scale });
+        }
+        Ok(Self { scorers, parts, unit: scoring.penalty.unit })
     }
+}
+
+/// All scores that a scorer gave an iteration's responses.
+fn ladder(conn: &Connection, run: RunId, iteration: u32, scorer: ScorerId) -> Result<Ladder> {
+    let scores = conn
+        .prepare_cached(
+            "SELECT l.score FROM responses x JOIN labels l ON l.response_id = x.id
+             WHERE x.purpose = 'generate' AND x.run_id = ?1 AND x.iteration = ?2
+               AND l.scorer_id = ?3 AND l.versus_id IS NULL AND l.score IS NOT NULL",
+        )?
+        .query_map(params![run.get(), iteration, scorer.get()], |row| row.get(0))?
+        .collect::<rusqlite::Result<_>>()?;
+    Ok(Ladder::of(scores))
 }
 
 /// The statement of a [`Walk`].
@@ -207,13 +224,13 @@ impl Reader {
             |row| row.get(0),
         )?;
         let (all, most) = (count(responses), limits::FIT_RESPONSES_MAX);
-        let parts = Parts::of(scoring);
+        let parts = Parts::of(&self.conn, (run, iteration), scoring)?;
         let mut statement = labelled(&self.conn)?;
         let mut walk = Walk::new(&mut statement, run, iteration)?;
         let mut rows = Vec::new();
         while let Some(response) = walk.next()? {
             let key = [u64::from(iteration), count(response.ordinal), u64::from(response.sample)];
-            if all <= most || uniform(&key, all) < most {
+            if is_fitted_to(&key, all, most) {
                 rows.extend(response.measured(&parts));
             }
         }

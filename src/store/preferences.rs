@@ -92,7 +92,7 @@ fn pair_all(conn: &Connection, of: &Of, scoring: &Scoring, rule: &PairRule) -> R
     )?;
     let mut statement = labelled(conn)?;
     let mut walk = Walk::new(&mut statement, of.run, of.iteration)?;
-    let parts = Parts::of(scoring);
+    let parts = Parts::of(conn, (of.run, of.iteration), scoring)?;
     let mut prompts = draw.query(params![of.run.get(), of.iteration])?;
     let mut waiting = walk.next()?;
     let mut sums = Sums::default();

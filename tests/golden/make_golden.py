@@ -15,6 +15,7 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 import torch  # noqa: E402
 
 from golden_common import HERE  # noqa: E402
+import golden_correlation  # noqa: E402
 import golden_families  # noqa: E402
 import golden_forward  # noqa: E402
 import golden_lora  # noqa: E402
@@ -30,6 +31,7 @@ def main():
     torch.set_num_threads(1)
     torch.use_deterministic_algorithms(True)
     for part in (golden_models, golden_text, golden_templates, golden_forward, golden_families,
+                 golden_correlation,
                  golden_train, golden_lora, golden_sft,
                  golden_preference):
         print(f"golden: {part.__name__}", flush=True)

@@ -37,6 +37,8 @@ words! {
         None = "none",
         /// To mean 0 and variance 1 over the iteration's labelled responses.
         Standard = "standard",
+        /// To their place among the iteration's labelled responses, from 0 to 1.
+        Rank = "rank",
     }
 }
 

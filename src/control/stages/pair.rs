@@ -62,6 +62,7 @@ fn scoring(
             normalise: match used.normalise {
                 rlhfd_config::Normalise::None => Normalise::None,
                 rlhfd_config::Normalise::Standard => Normalise::Standard,
+                rlhfd_config::Normalise::Rank => Normalise::Rank,
             },
             spread: spreads.get(&scorer).copied(),
         })

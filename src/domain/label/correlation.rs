@@ -87,6 +87,23 @@ mod tests {
         assert_eq!(spearman(&[1.0, f64::NAN], &[1.0, 2.0]), None);
     }
 
+    #[test]
+    fn spearman_is_that_of_an_independent_computation() {
+        let golden = include_str!("../../../tests/golden/correlation.txt");
+        let numbers = |text: &str| -> Vec<f64> {
+            text.split_whitespace().map(|number| number.parse().unwrap()).collect()
+        };
+        let mut cases = 0;
+        for line in golden.lines() {
+            let parts: Vec<Vec<f64>> = line.split(';').map(numbers).collect();
+            let [wanted, a, b] = &parts[..] else { panic!("{line}") };
+            let found = spearman(a, b).unwrap();
+            assert!((found - wanted[0]).abs() < 1e-12, "{found} for {}", wanted[0]);
+            cases += 1;
+        }
+        assert_eq!(cases, 15);
+    }
+
     proptest! {
         #[test]
         fn it_knows_order_alone_and_turns_over(

@@ -6,6 +6,7 @@
 //! Source: arXiv:2405.07863, equation 9; the fit is ours.
 
 use super::correlation::{of_ranks, ranks};
+use crate::counter::uniform;
 
 /// Halvings of the search: the last interval is 2⁻⁵² of the first, where a double ends.
 const HALVINGS: u32 = 52;
@@ -109,6 +110,13 @@ pub fn fit(rows: &[Measured]) -> Fit {
     }
 }
 
+/// Whether a response is among those that a penalty is fitted to: all of them, or of very many a
+/// counted share of about `most`, by its key alone.
+#[must_use]
+pub fn is_fitted_to(key: &[u64], all: u64, most: u64) -> bool {
+    all <= most || uniform(key, all) < most
+}
+
 fn length_ranks(rows: &[Measured]) -> Vec<f64> {
     ranks(&rows.iter().map(|row| f64::from(row.length)).collect::<Vec<_>>())
 }
@@ -170,6 +178,36 @@ mod tests {
         let fit = fit(&rows(&[(0.25, 1), (1.0, 4), (2.0, 8), (4.0, 16)]));
         assert!((fit.lambda - 0.25).abs() < 1e-9, "{fit:?}");
         assert_eq!(fit.before, Some(1.0));
+    }
+
+    #[test]
+    fn of_very_many_responses_a_share_gives_the_penalty_of_all() {
+        // More than are ever fitted to, and a fifth of what is: the real share deviates less.
+        let (all, most) = (crate::limits::FIT_RESPONSES_MAX + 10_000, 20_000);
+        // Scores of 0.004 a character, beside noise of the same size that a counter draws.
+        let number = |key: &[u64], most| f64::from(u32::try_from(uniform(key, most)).unwrap());
+        let rows: Vec<Measured> = (0..all)
+            .map(|n| {
+                let length = u32::try_from(uniform(&[1, n], 1_000)).unwrap();
+                let noise = (0..4).map(|k| number(&[2, n, k], 2_001) / 1_000.0 - 1.0).sum::<f64>();
+                Measured { score: 0.004 * f64::from(length) + noise, length }
+            })
+            .collect();
+        let taken: Vec<Measured> = (0..all)
+            .zip(&rows)
+            .filter(|(n, _)| is_fitted_to(&[3, *n], all, most))
+            .map(|(_, row)| *row)
+            .collect();
+        // 20000, deviation 128: five deviations either way.
+        assert!(taken.len().abs_diff(20_000) < 640, "{}", taken.len());
+        let share = fit(&taken);
+        let whole = given(&rows, share.lambda);
+        assert!(whole.before.unwrap() > 0.5, "{whole:?}");
+        // A rank correlation of 20000 deviates by 1/√20000 = 0.0071 from that of all, and a slope by
+        // 1.155 / (289 √20000) = 0.000028: five of them, and somewhat more for ranks.
+        assert!(whole.after.unwrap().abs() < 0.036, "{whole:?}");
+        assert!((share.lambda - 0.004).abs() < 0.0002, "{share:?}");
+        assert!(is_fitted_to(&[7], most, most), "no more than that: all of them");
     }
 
     proptest! {
