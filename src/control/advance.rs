@@ -6,6 +6,7 @@
 
 pub(crate) mod arms;
 mod jobs;
+mod lacks;
 mod start;
 mod words;
 
@@ -22,6 +23,10 @@ use crate::actors::attempts;
 use crate::actors::iteration::OrderContext;
 use crate::actors::stage::{Perform, StageError};
 use crate::handles::{AskError, now_ms};
+
+/// What a gate waits for that has nothing to look at: it would reject every checkpoint.
+pub const NOTHING_KEPT: &str = "[gate] looks at answers to prompts that are kept for evaluation, and \
+    none is; `rlhfctl prompts add FILE --set NAME --reserve 0.1` keeps some";
 
 /// Ready units looked at.
 const READY_MAX: u32 = 64;

@@ -93,6 +93,13 @@ fn probe_policy(
     if renderer.tokenizer.stop_ids.is_empty() {
         findings.push("it has no stop id, so no response would ever end".to_owned());
     }
+    if !renderer.opens_the_answer()? {
+        findings.push(
+            "its template has no generation prompt, so a response would begin with the header of its \
+             own turn"
+                .to_owned(),
+        );
+    }
     let mut prompts = Vec::new();
     for (turns, answer) in CONVERSATIONS {
         let turns = messages(turns);

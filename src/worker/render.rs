@@ -109,6 +109,26 @@ impl Renderer {
         self.template.as_ref().is_some_and(ChatTemplate::marks_assistant)
     }
 
+    /// Whether a rendering that asks for the assistant's turn opens it: it differs from one that does not,
+    /// or the answer's own words follow it at once. Without that a model is asked to write the header
+    /// of its turn, and trained on answers that begin where generation never does.
+    ///
+    /// Errors: `NoTemplate`, `Template`.
+    pub fn opens_the_answer(&self) -> Result<bool, TextError> {
+        let turn = |role: &str, content: &str| Message {
+            role: role.to_owned(),
+            content: content.to_owned(),
+        };
+        let prompt = [turn("user", "What colour is the sky?")];
+        let opened = self.text(&prompt, Turn::Opened)?;
+        if opened != self.text(&prompt, Turn::Closed)? {
+            return Ok(true);
+        }
+        let [asked] = prompt;
+        let whole = self.text(&[asked, turn("assistant", "Blue.")], Turn::Closed)?;
+        Ok(whole.strip_prefix(&opened).is_some_and(|rest| rest.trim_start().starts_with("Blue.")))
+    }
+
     /// Ids of a prompt: the template's rendering with the assistant's turn opened.
     ///
     /// Errors: `NoTemplate`, `Template`, `Unusable` where nothing is left or the BOS is doubled.

@@ -109,6 +109,7 @@ fn preferences() -> Vec<Case> {
         case("a number for chosen", good.replace("\"b\"", "7"), &[], &["line 1"]),
         case("malformed JSON", format!("{good}{good}{{\n"), &[], &["line 3", "JSON"]),
         case("an empty answer", good.replace("\"c\"", "\" \""), &[], &["line 1", "empty"]),
+        case("an empty chosen answer", good.replace("\"b\"", "\"\""), &[], &["line 1", "empty"]),
     ]
 }
 
@@ -129,6 +130,67 @@ fn wrong_preferences_are_refused_as_a_whole() {
         dump::assert_same(&before, &dump::dump(&scene.database()), case.name);
         assert_eq!(scene.number("SELECT count(*) FROM training_jobs"), 0, "{}", case.name);
     }
+}
+
+/// Lines that are no conversations to learn from.
+fn conversations() -> Vec<Case> {
+    let turn =
+        |role: &str, text: &str| format!("{{\"role\": \"{role}\", \"content\": \"{text}\"}}");
+    let line = |turns: &[String]| format!("{{\"messages\": [{}]}}\n", turns.join(", "));
+    let (asked, said) = (turn("user", "a"), turn("assistant", "b"));
+    let good = line(&[asked.clone(), said.clone()]);
+    vec![
+        case(
+            "no turn of the assistant",
+            good.clone() + &line(&[turn("system", "x"), asked.clone()]),
+            &[],
+            &["line 2", "assistant"],
+        ),
+        case(
+            "a silent turn of the assistant",
+            line(&[asked.clone(), said, asked.clone(), turn("assistant", " ")]),
+            &[],
+            &["line 1", "messages[3]", "empty"],
+        ),
+        case("a role that nobody knows", line(&[turn("human", "a")]), &[], &["line 1", "human"]),
+        case("no messages", "{\"prompt\": \"a\"}\n", &[], &["line 1", "messages"]),
+        case(
+            "a weight of nothing",
+            good.replacen('{', "{\"weight\": 0, ", 1),
+            &[],
+            &["line 1", "weight"],
+        ),
+    ]
+}
+
+#[test]
+fn wrong_conversations_are_refused_as_a_whole() {
+    let scene = Scene::fake(&Settings::default());
+    let _daemon = scene.start();
+    let before = dump::dump(&scene.database());
+    for case in conversations() {
+        let path = scene.path("bad.jsonl");
+        std::fs::write(&path, &case.content).unwrap();
+        let path = path.to_string_lossy().into_owned();
+        check(&case, &scene.ctl(&["train", "sft", "--data", &path]));
+        dump::assert_same(&before, &dump::dump(&scene.database()), case.name);
+        assert_eq!(scene.number("SELECT count(*) FROM training_jobs"), 0, "{}", case.name);
+    }
+}
+
+/// Of several files the bad line is told with its file.
+#[test]
+fn a_bad_line_of_several_files_is_told_with_its_file() {
+    let scene = Scene::fake(&Settings::default());
+    let _daemon = scene.start();
+    let good = "{\"prompt\": \"a\", \"chosen\": \"b\", \"rejected\": \"c\"}";
+    let one = scene.write("one.jsonl", good).to_string_lossy().into_owned();
+    let two = scene.write("two.jsonl", &format!("{good}\n{{\n")).to_string_lossy().into_owned();
+    let words = ["train", "reward", "--data", &one, "--data", &format!("{two}:0.5")];
+    let said = text(&scene.ctl(&words).stderr);
+    assert!(said.contains("line 2: is not JSON") && said.contains("two.jsonl"), "{said}");
+    let said = text(&scene.ctl(&["train", "reward", "--data", &format!("{one}:0")]).stderr);
+    assert!(said.contains("a weight lies above 0"), "{said}");
 }
 
 #[test]

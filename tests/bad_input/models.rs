@@ -139,6 +139,14 @@ const CASES: &[Case] = &[
         &["template"],
     ),
     (
+        "a template without a generation prompt",
+        |f| {
+            let text = "{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}";
+            fs::write(f.join("chat_template.jinja"), text).unwrap();
+        },
+        &["generation prompt", "add_generation_prompt"],
+    ),
+    (
         "weights that are no numbers",
         |f| {
             weights(f, |bytes| {

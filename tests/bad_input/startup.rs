@@ -231,6 +231,18 @@ fn a_policy_where_a_reward_model_is_wanted_is_told() {
 }
 
 #[test]
+fn an_adapters_target_that_matches_nothing_is_told_before_any_work() {
+    let settings = Settings::default().set("train", "lora_rank", "2").set(
+        "train",
+        "lora_targets",
+        "[\"q_proj\", \"q_pro\"]",
+    );
+    let Some(scene) = Scene::real(&settings) else { return };
+    let says = &["lora_targets", "q_pro", "no linear map"];
+    waits_for(&scene, says, says);
+}
+
+#[test]
 fn weights_that_are_cut_short_are_told() {
     let Some(scene) = Scene::real(&Settings::default()) else { return };
     overwrite(&scene, "models/policy/model.safetensors", |path| {

@@ -61,6 +61,22 @@ fn a_rejected_checkpoint_is_no_head_and_the_loop_goes_on_from_the_old_one() {
 }
 
 #[test]
+fn a_gate_that_has_nothing_to_look_at_is_told_before_any_work() {
+    let scene = Scene::fake(&Settings::default().with("gate", GATE));
+    let _daemon = scene.start();
+    scene.add_prompts("plain", 0, 20, "0");
+    let waits = || {
+        let told = scene.status()["waits_for"].to_string();
+        told.contains("kept for evaluation, and none is").then_some(())
+    };
+    wait::until("status to say what the gate lacks", waits, || scene.told());
+    assert_eq!(scene.number("SELECT count(*) FROM iterations"), 0);
+    scene.add_prompts("kept", 100, 120, "0.5");
+    scene.wait_iterations(1);
+    assert_eq!(scene.number("SELECT count(*) FROM gate_verdicts WHERE value IS NOT NULL"), 1);
+}
+
+#[test]
 fn a_failed_gate_pauses_where_it_is_asked_to_and_status_says_why() {
     let gate = format!("{GATE}\non_fail = \"pause\"");
     let scene = Scene::fake(&Settings::default().with("gate", &gate));

@@ -25,6 +25,15 @@ words! {
     }
 }
 
+impl GateConfig {
+    /// Whether a limit is set whose figure comes from answers to the prompts kept for evaluation.
+    #[must_use]
+    pub fn asks_evaluation(&self) -> bool {
+        let limits = [self.win_rate_min, self.kl_max, self.length_growth_max, self.canary_gain_min];
+        limits.iter().any(Option::is_some)
+    }
+}
+
 section! {
     /// `[gate]`; without any limit there is none.
     frozen GateConfig {

@@ -122,10 +122,10 @@ async fn key(
 ) -> Result<Result<String, String>, AskError> {
     let mut text = format!("{} {job}\n{}", run.name, named.settings);
     for file in &named.data.files {
-        let (models, path) = (ctx.models.clone(), file.path.clone());
+        let (models, path) = (ctx.models.clone(), file.place.path.clone());
         let read = actix_rt::task::spawn_blocking(move || models.data_sum(&path)).await;
         match read.map_err(|_| AskError::Gone)? {
-            Ok(sum) => text.push_str(&format!("\n{sum}")),
+            Ok(sum) => text.push_str(&format!("\n{sum} {:?}", file.weight)),
             Err(error) => {
                 let why = with_causes(&error);
                 return Ok(Err(format!(
@@ -155,10 +155,12 @@ async fn take(
     let id = intake.id();
     let mut sink = Examples::create(&ctx.stage.store, &ctx.stage.places, id).await?;
     for file in &named.data.files {
-        let mut pieces = FilePieces::open(&file.path).await?;
+        let path = &file.place.path;
+        let mut pieces = FilePieces::open(path).await?;
+        sink.weigh(file.weight);
         let parse = examples::example_of(job.kind);
         let taken = intake.take(&mut pieces, parse, &mut sink, false).await;
-        (intake, _) = taken.map_err(|refusal| refusal.at(file.path.display().to_string()))?;
+        (intake, _) = taken.map_err(|refusal| refusal.at(path.display().to_string()))?;
     }
     let kept = sink.count()?;
     intake.write(move |store| store.count_lines(id, kept, 0)).await?;

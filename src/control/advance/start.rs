@@ -6,12 +6,12 @@
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
-use rlhfd_config::{CheckedConfig, ScorePosition, ScorerConfig, ScorerModel, WhenShort};
+use rlhfd_config::{CheckedConfig, ScorePosition, ScorerConfig, ScorerModel};
 use rlhfd_domain::{JobKind, ScorerId, Stage, UnitId, WorkKind};
 use rlhfd_store::{ModelIdentity, NewIteration, NewUnit, OfflineUse, Run, Store, StoreError};
 
-use super::words::grouped;
-use super::{Advanced, arms, identity, jobs};
+use super::lacks::{missing_sets, none_kept, short_of, vain_target};
+use super::{Advanced, NOTHING_KEPT, arms, identity, jobs};
 use crate::actors::iteration::OrderContext;
 use crate::actors::scheduler::uses_cuda;
 use crate::handles::{AskError, now_ms};
@@ -74,8 +74,14 @@ async fn with_jobs(
     if let Some(sentence) = arms::missing(&ctx.stage, config, run).await? {
         return Ok(Advanced::waits(sentence));
     }
+    if config.gate.asks_evaluation() && none_kept(ctx).await? {
+        return Ok(Advanced::waits(NOTHING_KEPT));
+    }
     let fresh = ctx.stage.store.read(move |r| r.fresh_prompts(id)).await?;
-    match short_of(ctx, config, run, fresh).await? {
+    if let Some(sentence) = short_of(ctx, config, run, fresh).await? {
+        return Ok(Advanced::waits(sentence));
+    }
+    match vain_target(ctx, config, run).await? {
         Some(sentence) => Ok(Advanced::waits(sentence)),
         None => start(ctx, config, run, &scorers).await,
     }
@@ -260,71 +266,6 @@ async fn probe(ctx: &OrderContext, run: &Run, scorers: &[Known]) -> Result<Probe
     };
     let _: Vec<UnitId> = ctx.stage.store.write(move |s| s.add_units(id, &[unit], now_ms())).await?;
     Ok(Probe::Planned)
-}
-
-/// The preference sets that the configuration names and nobody has brought yet.
-async fn missing_sets(
-    ctx: &OrderContext,
-    config: &Arc<CheckedConfig>,
-) -> Result<Option<String>, AskError> {
-    if config.train.offline.is_empty() {
-        return Ok(None);
-    }
-    let names = config.train.offline.clone();
-    let missing = ctx.stage.store.read(move |r| {
-        let mut missing = Vec::new();
-        for name in names {
-            if r.preference_set(&name)?.is_none() {
-                missing.push(name);
-            }
-        }
-        Ok(missing)
-    });
-    let missing = missing.await?;
-    Ok(missing.first().map(|first| {
-        format!(
-            "[train] offline names preferences that are not there yet ({}): \
-             `rlhfctl preferences add FILE --set {first}`",
-            missing.join(", ")
-        )
-    }))
-}
-
-/// What prompts are waited for; none where an iteration may start.
-async fn short_of(
-    ctx: &OrderContext,
-    config: &CheckedConfig,
-    run: &Run,
-    fresh: u64,
-) -> Result<Option<String>, AskError> {
-    let wanted = config.run.prompts_per_iteration;
-    if fresh >= wanted || (run.start_asked_ms.is_some() && fresh > 0) {
-        return Ok(None);
-    }
-    if config.run.reuse_prompts {
-        let id = run.id;
-        let used = ctx.stage.store.read(move |r| r.used_prompts(id)).await?;
-        if fresh.saturating_add(used) >= wanted {
-            return Ok(None);
-        }
-    }
-    let mut sentence = format!(
-        "{} of {} prompts are queued; `rlhfctl prompts add` more, or `rlhfctl start`",
-        grouped(fresh),
-        grouped(wanted)
-    );
-    if fresh > 0 && config.run.when_short == WhenShort::TakeRest {
-        let id = run.id;
-        let since = ctx.stage.store.read(move |r| r.waiting_since(id)).await?;
-        let waited_ms = since.map_or(0, |since| now_ms().saturating_sub(since));
-        let max_ms = i64::try_from(config.run.wait_max_s).unwrap_or(i64::MAX / 1000) * 1000;
-        if waited_ms >= max_ms {
-            return Ok(None);
-        }
-        let left = (max_ms - waited_ms) / 1000;
-        sentence.push_str(&format!("; in {left} s the iteration takes what there is"));
-    }
-    Ok(Some(sentence))
 }
 
 /// Freezes configuration, draw and plan together.

@@ -13,10 +13,10 @@ use crate::examples::{self, Named};
 pub(super) fn files(config: &CheckedConfig, report: &mut Report) {
     for named in examples::named(config) {
         for file in &named.data.files {
-            match examples::examine(named.kind, &file.path) {
-                Ok(found) => told(&named, &file.path.display().to_string(), &found, report),
+            let path = file.place.path.display();
+            match examples::examine(named.kind, &file.place.path) {
+                Ok(found) => told(&named, &path.to_string(), &found, report),
                 Err(error) => {
-                    let path = file.path.display();
                     report.bad("data", format!("{path} cannot be read ({error}): put it there"));
                 }
             }

@@ -69,6 +69,19 @@ pub(super) fn plan(
     }
 }
 
+/// What to say of an adapter's target that is no part of the model; none where all are.
+fn unmatched_target(about: &str, model: &Facts, settings: &TrainSettings) -> Option<String> {
+    if settings.lora_rank == 0 {
+        return None;
+    }
+    let names: Vec<String> = linear_maps(model).into_iter().map(|(name, ..)| name).collect();
+    let target = settings.lora_targets.unmatched(&names)?;
+    Some(format!(
+        "[{about}] lora_targets: {target:?} matches no linear map of the model\n\
+         try: q_proj, k_proj, v_proj, o_proj, gate_proj, up_proj, down_proj, or \"all-linear\""
+    ))
+}
+
 fn training(
     (about, training): (&'static str, Training),
     model: &Facts,
@@ -76,17 +89,9 @@ fn training(
     room: &Room,
     report: &mut Report,
 ) {
-    if settings.lora_rank > 0 {
-        let names: Vec<String> = linear_maps(model).into_iter().map(|(name, ..)| name).collect();
-        if let Some(target) = settings.lora_targets.unmatched(&names) {
-            let what = format!(
-                "[{about}] lora_targets: {target:?} matches no linear map of the model\n\
-                 try: q_proj, k_proj, v_proj, o_proj, gate_proj, up_proj, down_proj, \
-                 or \"all-linear\""
-            );
-            report.bad(about, what);
-            return;
-        }
+    if let Some(what) = unmatched_target(about, model, settings) {
+        report.bad(about, what);
+        return;
     }
     let bytes = compute_bytes(room);
     let needs = updating(model, (training, settings), bytes);
@@ -143,6 +148,15 @@ pub(crate) fn rows_together(
         together /= 2;
     }
     together
+}
+
+/// What to say of a target that adapters of `policy` would be made for in vain.
+pub(crate) fn vain_target(policy: &std::path::Path, settings: &TrainSettings) -> Option<String> {
+    if settings.lora_rank == 0 {
+        return None;
+    }
+    let model = look(policy, "policy", Use::Policy, &mut Report::default())?;
+    unmatched_target("train", &model, settings).map(|what| what.replace("\ntry: ", "; try "))
 }
 
 /// One sequence forward.

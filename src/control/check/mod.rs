@@ -24,7 +24,7 @@ use crate::exit;
 use crate::gpu::nvml::NvmlProbe;
 use crate::places::{Asked, Places};
 use folder::{Facts, Use};
-pub(crate) use memory::rows_together;
+pub(crate) use memory::{rows_together, vain_target};
 use report::Report;
 
 /// Checks everything, prints the report, and says by the exit code whether a run may begin.
@@ -65,6 +65,7 @@ fn examine(asked: &Asked) -> Report {
             run::identity(config, &places.state, &mut report);
             run::arms(config, places, &mut report);
             run::offline(config, &places.state, &mut report);
+            run::gate(config, &places.state, &mut report);
         }
         system::socket(&places.socket, &mut report);
     }

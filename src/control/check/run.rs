@@ -9,7 +9,7 @@ use rlhfd_config::{ArmPolicy, CheckedConfig};
 use rlhfd_store::{Reader, Run};
 
 use super::report::Report;
-use crate::advance::arms;
+use crate::advance::{NOTHING_KEPT, arms};
 use crate::places::Places;
 use crate::stages::sums::model_sum;
 
@@ -82,6 +82,19 @@ pub(super) fn arms(config: &CheckedConfig, places: &Places, report: &mut Report)
             Ok(_) => {}
             Err(sentence) => report.bad("arm", sentence),
         }
+    }
+}
+
+/// Tells where `[gate]` would reject every checkpoint, because no prompt is kept for evaluation: the
+/// loop waits for one.
+pub(super) fn gate(config: &CheckedConfig, state: &Path, report: &mut Report) {
+    if !config.gate.asks_evaluation() {
+        return;
+    }
+    let sets = Reader::open(state).ok().and_then(|reader| reader.prompt_sets(None).ok());
+    match sets.unwrap_or_default().iter().map(|set| set.reserved).sum::<u64>() {
+        0 => report.warn("gate", format!("the loop waits: {NOTHING_KEPT}")),
+        kept => report.well("gate", format!("it looks at {kept} prompts kept for evaluation")),
     }
 }
 

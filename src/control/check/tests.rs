@@ -267,3 +267,20 @@ fn the_batch_is_halved_until_it_fits_and_never_below_a_response() {
     assert_eq!(together(10), 1);
     assert_eq!(rows_together(&root.path().join("nowhere"), 1, 4, 10, 16), 16);
 }
+
+#[test]
+fn a_gate_without_prompts_kept_for_evaluation_is_told() {
+    let root = tempfile::tempdir().unwrap();
+    let told = |gate: &str| {
+        let text = format!("[run]\npolicy = 'p'\n[gate]\n{gate}\n");
+        let config = CheckedConfig::from_text(&text, root.path()).unwrap();
+        let mut report = Report::default();
+        run::gate(&config, &root.path().join("state"), &mut report);
+        report.0.into_iter().map(|(level, _, what)| (level, what)).collect::<Vec<_>>()
+    };
+    let found = told("win_rate_min = 0.5");
+    assert!(found[0].0 == Level::Warn && found[0].1.contains("none is"), "{found:?}");
+    // What training itself says needs no evaluation.
+    assert!(told("chosen_logprob_fall_max = 10").is_empty());
+    assert!(told("").is_empty());
+}

@@ -14,7 +14,7 @@ use super::output::Output;
 use super::progress::Progress;
 use super::{CommonArgs, ModelArgs, Opened, at_line, batches, check_length, load, setting};
 use crate::data::{self, Lines};
-use crate::errors::{InputError, WorkerError};
+use crate::errors::{InputError, TextError, WorkerError};
 use crate::generate::{Generation, PromptTask, Written, generate_batch};
 use crate::render::Renderer;
 use crate::sample::Sampling;
@@ -93,6 +93,14 @@ pub fn run(args: &GenerateArgs) -> Result<(), WorkerError> {
     let folder = args.source.open()?.require_policy()?;
     let renderer = Renderer::open(&folder)?;
     let lines = Lines::read_all(&args.prompts, data::prompt)?;
+    if !renderer.opens_the_answer()? {
+        return Err(TextError::Unusable {
+            problem: "the chat template has no generation prompt: it does not open the assistant's turn"
+                .to_owned(),
+            mend: "a template that writes the assistant's header where add_generation_prompt is true",
+        }
+        .into());
+    }
     let mut output = Output::create(&args.out)?;
     let opened = load(&folder, renderer, args.common.open()?)?;
     let tasks = tasks(args, &lines, &opened)?;

@@ -56,6 +56,27 @@ fn sound_models_pass() {
 }
 
 #[test]
+fn a_template_that_does_not_open_the_answer_is_found() {
+    let silent =
+        "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}";
+    let write = |dir: &Path, text: &str| fs::write(dir.join("chat_template.jinja"), text).unwrap();
+    let dir = spoilt("tiny-tied", |dir| write(dir, silent));
+    let found = findings(&[dir.path()], &[]);
+    assert!(found.len() == 1 && found[0].contains("has no generation prompt"), "{found:?}");
+    // One that opens it after every turn of the user, asked or not, opens it.
+    let always = silent.replace(
+        "{% endfor %}",
+        "{% if m.role == 'user' %}<|im_start|>assistant\n{% endif %}{% endfor %}",
+    );
+    let always = always.replace(
+        "<|im_start|>{{ m.role }}\n",
+        "{% if m.role != 'assistant' %}<|im_start|>{{ m.role }}\n{% endif %}",
+    );
+    let dir = spoilt("tiny-tied", |dir| write(dir, &always));
+    assert_eq!(findings(&[dir.path()], &[]), Vec::<String>::new());
+}
+
+#[test]
 fn an_answer_that_no_stop_id_ends_is_found() {
     let dir = spoilt("tiny-tied", |dir| edit_template(dir, "'<|im_end|>'", "'.'"));
     let found = findings(&[dir.path()], &[]);
