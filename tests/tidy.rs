@@ -358,3 +358,16 @@ fn versions_stand_once_in_the_workspace() {
     }
     none(findings, "write the version into the root's [workspace.dependencies]");
 }
+
+#[test]
+fn the_tests_against_known_traps_exist() {
+    let table = fs::read_to_string(root().join("tests/traps.md")).unwrap();
+    let sources = sources();
+    let named = table.lines().filter(|line| line.starts_with("| ")).skip(1);
+    let named = named.flat_map(|line| line.split('`').skip(1).step_by(2));
+    let missing = named.filter(|name| {
+        let head = format!("fn {name}(");
+        !sources.iter().any(|source| source.text.contains(&head))
+    });
+    none(missing.map(str::to_owned).collect(), "write the test, or mend tests/traps.md");
+}

@@ -305,4 +305,6 @@ mod gate;
 mod label;
 
 #[cfg(test)]
+mod paper_tests;
+#[cfg(test)]
 mod tests;

@@ -52,28 +52,8 @@ fn the_shipped_sample_is_what_the_rows_say() {
 }
 
 #[test]
-fn the_other_shipped_configurations_are_sound() {
+fn the_demos_configuration_is_sound() {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../configs");
-    let paper = CheckedConfig::load(&folder.join("llama3-8b.toml")).unwrap();
-    // The paper's numbers: sections 2.1, 3.1 and 3.3, table 7, algorithm 2.
-    assert_eq!((paper.run.iterations_max, paper.run.prompts_per_iteration), (3, 20_000));
-    let arms: Vec<_> = paper.generate.arms.iter().map(|arm| (arm.temperature, arm.n)).collect();
-    assert_eq!((arms, paper.generate.max_new_tokens), (vec![(1.0, 4), (0.7, 4)], 2048));
-    let train = &paper.train.settings;
-    assert_eq!((train.loss.label(), train.beta, train.learning_rate), ("sigmoid", 0.1, 5e-7));
-    assert_eq!((train.schedule.label(), train.warmup_ratio), ("cosine", 0.03));
-    assert_eq!((train.epochs, train.batch_pairs, paper.train.history), (2, 128, History::All));
-    let sft = &paper.sft.settings;
-    assert_eq!((sft.learning_rate, sft.epochs, sft.batch_sequences), (2e-5, 1, 32));
-    assert_eq!((sft.schedule.label(), sft.warmup_ratio), ("cosine", 0.03));
-    assert_eq!((sft.packing, sft.block_tokens), (true, 8192));
-    let reward = &paper.reward.settings;
-    assert_eq!((reward.learning_rate, reward.epochs, reward.batch_pairs), (2e-6, 1, 512));
-    assert_eq!((reward.schedule.label(), reward.warmup_ratio), ("cosine", 0.03));
-    let preference = &paper.preference.settings;
-    assert_eq!((preference.learning_rate, preference.epochs), (5e-6, 1));
-    assert_eq!((preference.schedule.label(), preference.warmup_ratio), ("cosine", 0.03));
-    assert_eq!((preference.batch_sequences, preference.block_tokens), (128, 3072));
     let demo = CheckedConfig::load(&folder.join("demo.toml")).unwrap();
     assert_eq!((demo.run.iterations_max, demo.generate.responses_per_prompt()), (2, 4));
 }
@@ -170,7 +150,7 @@ fn rules_between_knobs_hold() {
              normalise='standard'\n",
             "which is never weighed",
         ),
-        ("[[label.scorers]]\nmodel='m'\nnormalise='rank'\n", "must be \"none\" or \"standard\""),
+        ("[[label.scorers]]\nmodel='m'\nnormalise='ranks'\n", "\"standard\" or \"rank\""),
         ("[label]\nlength_penalty = 0.001\n", "has no lengths to go by"),
         ("[label]\nlength_penalty_fit = true\n", "has no lengths to go by"),
         ("[label]\nlength_penalty = -1\nlength_unit='tokens'\n", "must be a number from 0"),
@@ -323,11 +303,12 @@ fn files_that_are_no_configuration_are_refused() {
 
 #[test]
 fn a_chain_names_its_start_and_its_data() {
-    let text = "[run]\npolicy = 'p'\nstart = 'sft/main'\n[sft]\ndata = ['a.jsonl', 'b.jsonl']\n";
+    let text = "[run]\npolicy = 'p'\nstart = 'sft/main'\n[sft]\ndata = ['a.jsonl', { file = 'b.jsonl', weight = 2 }]\n";
     let config = CheckedConfig::from_text(text, Path::new("/etc")).unwrap();
     assert_eq!(config.run.start.job(), Some("main"));
-    let files: Vec<_> = config.sft.data.files.iter().map(|file| file.path.as_path()).collect();
-    assert_eq!(files, [Path::new("/etc/a.jsonl"), Path::new("/etc/b.jsonl")]);
+    let file = |file: &'_ crate::DataFile| (file.place.path.display().to_string(), file.weight);
+    let files: Vec<_> = config.sft.data.files.iter().map(file).collect();
+    assert_eq!(files, [("/etc/a.jsonl".to_owned(), 1.0), ("/etc/b.jsonl".to_owned(), 2.0)]);
     assert_eq!((config.sft.data.job.as_str(), config.reward.data.files.len()), ("main", 0));
     let frozen = CheckedConfig::from_text(&config.to_frozen_toml(), Path::new("/etc")).unwrap();
     assert_eq!((&frozen.run, &frozen.sft), (&config.run, &config.sft));
@@ -335,6 +316,8 @@ fn a_chain_names_its_start_and_its_data() {
         ("start = 'reward/main'", "\"policy\" or \"sft/NAME\""),
         ("start = 'sft/main'\n[sft]\nbase = 'b'", "leave one of them out"),
         ("[reward]\ndata = ['a', 'a']", "a list of different paths"),
+        ("[reward]\ndata = [{ file = 'a', weight = 0 }]", "a list of different paths"),
+        ("[reward]\ndata = [{ file = 'a', wait = 2 }]", "a list of different paths"),
     ] {
         let text = format!("[run]\npolicy = 'p'\n{given}\n");
         let error = CheckedConfig::from_text(&text, Path::new("/etc")).unwrap_err();
