@@ -5,6 +5,8 @@ use std::path::PathBuf;
 use clap::{Parser, Subcommand};
 use rlhfd_protocol::control::SOCKET_ENV;
 
+use crate::mixture::DataFile;
+
 /// Talk to the rlhfd daemon.
 #[derive(Debug, Parser)]
 #[command(name = "rlhfctl", version, propagate_version = true)]
@@ -192,9 +194,10 @@ pub enum Train {
 /// What all training jobs take.
 #[derive(Debug, Clone, clap::Args)]
 pub struct Training {
-    /// The JSONL file; - is standard input
-    #[arg(long, value_name = "FILE")]
-    pub data: PathBuf,
+    /// A JSONL file; - is standard input. It may be given several times; a WEIGHT of 2 takes each line
+    /// twice, of 0.5 about every second line, as the run's seed draws them
+    #[arg(long, value_name = "FILE[:WEIGHT]", required = true)]
+    pub data: Vec<DataFile>,
     /// The job's name; a config names a reward model as job = "reward/NAME"
     #[arg(long, value_name = "NAME", default_value = "main")]
     pub name: String,

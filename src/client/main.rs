@@ -8,6 +8,7 @@ mod args;
 mod connect;
 mod errors;
 mod format;
+mod mixture;
 mod render;
 mod upload;
 mod verbs;

@@ -22,6 +22,9 @@ use crate::connect::{Body, Daemon};
 use crate::errors::ClientError;
 use crate::render;
 
+/// What standard input is called.
+const STDIN: &str = "-";
+
 /// Bytes of one piece.
 const PIECE_BYTES: usize = 64 << 10;
 
@@ -42,16 +45,29 @@ pub async fn send<T: DeserializeOwned>(
     target: &str,
     file: &Path,
 ) -> Result<T, ClientError> {
-    let from_stdin = file == Path::new("-");
+    let make = || {
+        let bar = bar_of(std::iter::once(file))?;
+        let reader = open(file).map_err(|source| unreadable(file, source))?;
+        Ok((body(reader, bar.clone()), bar))
+    };
+    send_again(daemon, target, file == Path::new(STDIN), make).await
+}
+
+/// Uploads what `make` makes, and makes and sends it again where the daemon went away or was full and
+/// it does not come from standard input.
+pub async fn send_again<T: DeserializeOwned>(
+    daemon: &Daemon,
+    target: &str,
+    once_only: bool,
+    make: impl Fn() -> Result<(Body, ProgressBar), ClientError>,
+) -> Result<T, ClientError> {
     let mut tries = 1;
     loop {
-        let bar = bar(file, from_stdin)?;
-        let reader = open(file, from_stdin).map_err(|source| unreadable(file, source))?;
-        let body = body(reader, bar.clone());
+        let (body, bar) = make()?;
         let result = daemon.upload(target, body).await;
         bar.finish_and_clear();
         match result {
-            Err(error) if !from_stdin && tries < TRIES && error.may_retry() => {
+            Err(error) if !once_only && tries < TRIES && error.may_retry() => {
                 render::warn(&format!("{} (sending again)", first_line(&error)));
                 tokio::time::sleep(PAUSE * 2u32.pow(tries)).await;
                 tries += 1;
@@ -62,8 +78,8 @@ pub async fn send<T: DeserializeOwned>(
 }
 
 /// Standard input is a file like any other, so both are read in one way.
-fn open(file: &Path, from_stdin: bool) -> io::Result<tokio::fs::File> {
-    let file = if from_stdin {
+pub fn open(file: &Path) -> io::Result<tokio::fs::File> {
+    let file = if file == Path::new(STDIN) {
         std::fs::File::from(io::stdin().as_fd().try_clone_to_owned()?)
     } else {
         std::fs::File::open(file)?
@@ -71,21 +87,27 @@ fn open(file: &Path, from_stdin: bool) -> io::Result<tokio::fs::File> {
     Ok(tokio::fs::File::from_std(file))
 }
 
-fn bar(file: &Path, from_stdin: bool) -> Result<ProgressBar, ClientError> {
-    if from_stdin {
+/// A bar over all files; one without an end where standard input is among them.
+pub fn bar_of<'a>(files: impl Iterator<Item = &'a Path>) -> Result<ProgressBar, ClientError> {
+    let files: Vec<&Path> = files.collect();
+    if files.contains(&Path::new(STDIN)) {
         let style = ProgressStyle::with_template("{spinner} {bytes} sent, {binary_bytes_per_sec}");
         let bar = ProgressBar::new_spinner();
         return Ok(style.map_or(bar.clone(), |style| bar.with_style(style)));
     }
-    let data = std::fs::metadata(file).map_err(|source| unreadable(file, source))?;
-    if data.is_dir() {
-        let source = io::Error::from(io::ErrorKind::IsADirectory);
-        return Err(unreadable(file, source));
+    let mut bytes = 0;
+    for file in files {
+        let data = std::fs::metadata(file).map_err(|source| unreadable(file, source))?;
+        if data.is_dir() {
+            let source = io::Error::from(io::ErrorKind::IsADirectory);
+            return Err(unreadable(file, source));
+        }
+        bytes += data.len();
     }
     let style = ProgressStyle::with_template(
         "{bar:40} {percent:>3} % {bytes}/{total_bytes}, {binary_bytes_per_sec}, {eta} left",
     );
-    let bar = ProgressBar::new(data.len());
+    let bar = ProgressBar::new(bytes);
     Ok(style.map_or(bar.clone(), |style| bar.with_style(style)))
 }
 
@@ -122,7 +144,7 @@ mod tests {
 
     #[test]
     fn a_folder_is_no_file_to_send() {
-        let error = bar(Path::new("/"), false).unwrap_err();
+        let error = bar_of(std::iter::once(Path::new("/"))).unwrap_err();
         assert!(error.to_string().contains("could not read /"), "{error}");
     }
 }

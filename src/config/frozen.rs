@@ -91,6 +91,16 @@ fn literal(value: &Value) -> String {
             let items: Vec<String> = texts.iter().map(|text| quoted(text)).collect();
             format!("[{}]", items.join(", "))
         }
+        Value::Files(files) => {
+            let item = |(path, weight): &(String, f64)| {
+                if weight.to_bits() == 1_f64.to_bits() {
+                    return quoted(path);
+                }
+                format!("{{ file = {}, weight = {weight:?} }}", quoted(path))
+            };
+            let items: Vec<String> = files.iter().map(item).collect();
+            format!("[{}]", items.join(", "))
+        }
     }
 }
 

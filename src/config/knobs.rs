@@ -36,8 +36,8 @@ pub enum Kind {
     Name,
     /// A path; a relative one is meant from the configuration's folder.
     Path,
-    /// Paths, none twice; the list may be empty.
-    Paths,
+    /// Files of data: paths, none twice, or tables of a `file` and its `weight`; the list may be empty.
+    Data,
     /// A training job's checkpoint, as `reward/NAME`.
     Job,
     /// What a run begins with: `policy`, or a training job's checkpoint, as `sft/NAME`.

@@ -16,7 +16,7 @@ pub use self::label::{
     ScorerConfig, ScorerModel, ScorerRole, Unfinished,
 };
 use crate::arm::ArmPolicy;
-pub use crate::setting::{Place, RunStart};
+pub use crate::setting::{DataFile, Place, RunStart};
 use crate::setting::{Setting, section, words};
 use crate::train::{History, TrainSettings, Training};
 use crate::values::{Entry, Value};

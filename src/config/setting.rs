@@ -111,15 +111,28 @@ impl Setting for Vec<f64> {
     }
 }
 
-impl Setting for Vec<Place> {
+/// A file of training data.
+#[derive(Debug, Clone, PartialEq)]
+pub struct DataFile {
+    /// Where it lies.
+    pub place: Place,
+    /// How often each of its lines is taken.
+    pub weight: f64,
+}
+
+impl Setting for Vec<DataFile> {
     fn of(value: Option<&Value>, base_dir: &Path) -> Option<Self> {
-        let Some(Value::Texts(given)) = value else { return None };
-        let place = |given: &String| Place { given: given.clone(), path: base_dir.join(given) };
-        Some(given.iter().map(place).collect())
+        let Some(Value::Files(files)) = value else { return None };
+        let file = |(given, weight): &(String, f64)| DataFile {
+            place: Place { given: given.clone(), path: base_dir.join(given) },
+            weight: *weight,
+        };
+        Some(files.iter().map(file).collect())
     }
 
     fn value(&self) -> Option<Value> {
-        Some(Value::Texts(self.iter().map(|place| place.given.clone()).collect()))
+        let file = |file: &DataFile| (file.place.given.clone(), file.weight);
+        Some(Value::Files(self.iter().map(file).collect()))
     }
 }
 

@@ -19,6 +19,8 @@ pub(crate) enum Value {
     Text(String),
     Numbers(Vec<f64>),
     Texts(Vec<String>),
+    /// Files with their weights.
+    Files(Vec<(String, f64)>),
 }
 
 /// The values of one table of the text.
@@ -34,6 +36,8 @@ pub(crate) struct Entry {
 const LIST_MAX: usize = 64;
 /// The word for every linear map of a block.
 pub(crate) const ALL_LINEAR: &str = "all-linear";
+/// Beyond it an epoch is one file many times over.
+const FILE_WEIGHT_MAX: f64 = 1000.0;
 const NAME_CHARS_MAX: usize = 64;
 const PATH_BYTES_MAX: usize = 4096;
 
@@ -151,7 +155,7 @@ fn accept(kind: Kind, value: &RawValue) -> Option<Value> {
         }
         (Kind::Name, RawValue::Text(text)) => is_name(text).then(|| Value::Text(text.clone())),
         (Kind::Path, RawValue::Text(text)) => is_path(text).then(|| Value::Text(text.clone())),
-        (Kind::Paths, RawValue::List(items)) => paths(items),
+        (Kind::Data, RawValue::List(items)) => files(items),
         (Kind::Job, RawValue::Text(text)) => {
             let job = text.strip_prefix("reward/");
             job.is_some_and(is_name).then(|| Value::Text(text.clone()))
@@ -239,18 +243,32 @@ pub(crate) fn is_set_name(text: &str) -> bool {
     is_name(text) && !text.chars().any(|c| c.is_ascii_uppercase())
 }
 
-/// Paths, none twice.
-fn paths(items: &[Given]) -> Option<Value> {
-    let mut list: Vec<String> = Vec::new();
+/// Paths, none twice, each alone or in a table with its weight.
+fn files(items: &[Given]) -> Option<Value> {
+    let mut list: Vec<(String, f64)> = Vec::new();
     for item in items {
-        match &item.value {
-            RawValue::Text(text) if is_path(text) && !list.contains(text) => {
-                list.push(text.clone())
-            }
-            _ => return None,
+        let (path, weight) = file(&item.value)?;
+        if !is_path(path) || list.iter().any(|(known, _)| known == path) {
+            return None;
         }
+        list.push((path.to_owned(), weight));
     }
-    (list.len() <= LIST_MAX).then_some(Value::Texts(list))
+    (list.len() <= LIST_MAX).then_some(Value::Files(list))
+}
+
+fn file(value: &RawValue) -> Option<(&str, f64)> {
+    let table = match value {
+        RawValue::Text(path) => return Some((path, 1.0)),
+        RawValue::Table(table) => table,
+        _ => return None,
+    };
+    let RawValue::Text(path) = &table.get("file")?.value else { return None };
+    let weight = match table.get("weight") {
+        Some(given) => number(&given.value, Bound::Past(0.0), Bound::At(FILE_WEIGHT_MAX))?,
+        None => 1.0,
+    };
+    let known = |key: &String| key == "file" || key == "weight";
+    table.keys().all(known).then_some((path, weight))
 }
 
 /// Names of devices, none twice; "cpu" stands alone.
@@ -297,7 +315,9 @@ pub(crate) fn wanted(kind: Kind) -> String {
                        beginning with a letter or digit"
             .to_owned(),
         Kind::Path => "a path, in quotes".to_owned(),
-        Kind::Paths => "a list of different paths, each in quotes".to_owned(),
+        Kind::Data => "a list of different paths, each in quotes, or with its weight as \
+                       { file = \"PATH\", weight = 2.0 }"
+            .to_owned(),
         Kind::Job => "\"reward/NAME\", NAME being the training job's".to_owned(),
         Kind::Start => "\"policy\" or \"sft/NAME\", NAME being the training job's".to_owned(),
         Kind::Policy => "\"current\", \"previous\", \"initial\", or a checkpoint of this run, as \

@@ -4,6 +4,7 @@
 //! In: lines. Out: the same lines, checked, in one canonical form, in the upload's own file in the state
 //! folder, without those whose prompt is kept for evaluation. May not enter: a path that a client named.
 
+use std::borrow::Cow;
 use std::fs;
 use std::io::{self, Read};
 use std::path::{Path, PathBuf};
@@ -46,6 +47,8 @@ pub struct Example {
     pub line: Vec<u8>,
     /// What it teaches to answer.
     pub prompts: ExamplePrompts,
+    /// How often it is taken.
+    pub weight: f64,
 }
 
 /// Reads a line of such data.
@@ -54,30 +57,45 @@ pub fn example_of(kind: JobKind) -> fn(&[u8]) -> Result<Example, String> {
     match kind {
         JobKind::Sft => |line| {
             let conversation = lines::conversation_line(line)?;
-            example(&conversation, answered(&conversation.messages))
+            example(&conversation, answered(&conversation.messages), lines::weight(line)?)
         },
         JobKind::Reward => |line| {
+            let weight = lines::weight(line)?;
             let line = reward_lines::reward_line(line)?;
             let prompt = match &line {
                 RewardLine::Pair(pair) => asked(&pair.preference.chosen),
                 RewardLine::Group(group) => group.prompt.as_slice(),
             };
-            example(&line, vec![prompt])
+            example(&line, vec![prompt], weight)
         },
         JobKind::Preference => |line| {
             let preference = lines::preference_line(line)?;
-            example(&preference, vec![asked(&preference.chosen)])
+            example(&preference, vec![asked(&preference.chosen)], lines::weight(line)?)
         },
     }
 }
 
-fn example(example: &impl Serialize, prompts: Vec<&[Message]>) -> Result<Example, String> {
+fn example(
+    example: &impl Serialize,
+    prompts: Vec<&[Message]>,
+    weight: f64,
+) -> Result<Example, String> {
     let mut line = serde_json::to_vec(example).map_err(|error| error.to_string())?;
     line.push(b'\n');
     let turn = |m: &Message| Turn { role: m.role.clone(), content: m.content.clone() };
     let turns = |prompt: &[Message]| prompt.iter().map(turn).collect::<Vec<_>>();
     let prompts = prompts.into_iter().map(|prompt| prompt::folded(&turns(prompt))).collect();
-    Ok(Example { line, prompts })
+    Ok(Example { line, prompts, weight })
+}
+
+/// The line of a canonical example with its weight, where that is not 1.
+fn weighted(line: &[u8], weight: f64) -> Cow<'_, [u8]> {
+    match line.strip_prefix(b"{") {
+        Some(rest) if weight.to_bits() != 1_f64.to_bits() => {
+            [format!("{{\"weight\":{weight:?},").as_bytes(), rest].concat().into()
+        }
+        _ => line.into(),
+    }
 }
 
 /// All before the last message, which answers it.
@@ -185,6 +203,8 @@ pub struct Examples {
     /// Not yet held against the evaluation prompts.
     batch: Vec<Example>,
     batch_bytes: usize,
+    /// Of the file that examples come from now.
+    weight: f64,
     examples: u64,
     kept: bool,
 }
@@ -202,7 +222,12 @@ impl Examples {
         let file = File::create(&path).await.map_err(|error| unwritten(&error))?;
         let (file, store) = (BufWriter::new(file), store.clone());
         let (batch, batch_bytes, examples, kept) = (Vec::new(), 0, 0, false);
-        Ok(Self { store, upload, path, file, batch, batch_bytes, examples, kept })
+        Ok(Self { store, upload, path, file, batch, batch_bytes, weight: 1.0, examples, kept })
+    }
+
+    /// From here on examples come from a file of this weight.
+    pub fn weigh(&mut self, weight: f64) {
+        self.weight = weight;
     }
 
     /// Writes what may be trained on.
@@ -213,7 +238,8 @@ impl Examples {
         let sift = self.store.write(move |store| store.sift_examples(upload, &prompts)).await;
         let stay = sift.map_err(|error| Refusal::ask("the upload", &error))?;
         for (example, _) in batch.iter().zip(stay).filter(|(_, stays)| *stays) {
-            self.file.write_all(&example.line).await.map_err(|e| unwritten(&e))?;
+            let line = weighted(&example.line, example.weight);
+            self.file.write_all(&line).await.map_err(|e| unwritten(&e))?;
             self.examples += 1;
         }
         Ok(())
@@ -249,7 +275,8 @@ impl Drop for Examples {
 impl Sink for Examples {
     type Item = Example;
 
-    async fn take(&mut self, example: Example) -> Result<(), Refusal> {
+    async fn take(&mut self, mut example: Example) -> Result<(), Refusal> {
+        example.weight = (example.weight * self.weight).min(lines::WEIGHT_MAX);
         self.batch_bytes += example.line.len();
         self.batch.push(example);
         if self.batch.len() >= BATCH_EXAMPLES || self.batch_bytes >= BATCH_BYTES {

@@ -188,8 +188,7 @@ impl Store {
             )?;
             let offline = take_up(conn, (new.run, number, run.reference), &new.offline)?;
             let arms = arms::freeze(conn, (new.run, number), &new.arms)?;
-            let drawn =
-                Drawn { arms, offline, ..draw(conn, new, (number, run.head), now_ms)? };
+            let drawn = Drawn { arms, offline, ..draw(conn, new, (number, run.head), now_ms)? };
             if drawn.prompts == 0 {
                 return Err(refused("has no fresh prompt: add some with `rlhfctl prompts add`"));
             }

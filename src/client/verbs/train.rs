@@ -8,7 +8,7 @@ use crate::args::{Train, Training};
 use crate::connect::{Daemon, escape};
 use crate::errors::ClientError;
 use crate::format::counted;
-use crate::{render, upload};
+use crate::{mixture, render, upload};
 
 /// Sends the data and prints the job.
 pub async fn run(daemon: &Daemon, verb: Train, json: bool) -> Result<(), ClientError> {
@@ -29,7 +29,7 @@ pub async fn run(daemon: &Daemon, verb: Train, json: bool) -> Result<(), ClientE
         options.skip_bad,
         escape(&key)
     );
-    let added: JobAdded = upload::send(daemon, &target, &data).await?;
+    let added: JobAdded = mixture::send(daemon, &target, &data).await?;
     tell_left_out(added.bad, &added.bad_lines);
     if json {
         return render::json(&added);

@@ -194,10 +194,11 @@ pub(crate) static SCORERS: Section = Section {
         )
         .doc("its part in the combined score, above 0")
         .source("paper: one scorer"),
-        Knob::new("normalise", Kind::Word(&["none", "standard"]), "\"none\"")
+        Knob::new("normalise", Kind::Word(&["none", "standard", "rank"]), "\"none\"")
             .doc(
-                "before weighing: \"none\", or \"standard\" to mean 0 and variance 1 over the \
-                  iteration's labelled responses",
+                "before weighing: \"none\"; \"standard\" to mean 0 and variance 1 over the iteration's \
+                  labelled responses; \"rank\" to (rank − 1) / (responses − 1) among them, from 0 to 1, \
+                  where equal scores share the mean of their ranks",
             )
             .source("paper: none"),
         Knob::new("canary", Kind::Switch, "false")

@@ -90,8 +90,12 @@ const LORA_DROPOUT: Knob = Knob::new("lora_dropout", BELOW_ONE, "0.0")
 const LORA_RS: Knob = Knob::new("lora_rs", Kind::Switch, "false")
     .doc("rank-stabilised: scale by lora_alpha / sqrt(lora_rank), for large ranks")
     .source("peft; arXiv 2312.03732");
-const DATA_OF_PREFERENCES: Knob = Knob::new("data", Kind::Paths, "[]")
-    .doc("files of preferences, JSONL, that the daemon itself makes the training job from, once")
+const DATA_OF_PREFERENCES: Knob = Knob::new("data", Kind::Data, "[]")
+    .doc(
+                "files of preferences, JSONL, that the daemon itself makes the training job from, once; \
+                  { file = \"more.jsonl\", weight = 2.0 } takes each line twice, a weight of 0.5 about \
+                  every second one",
+            )
     .source(OURS);
 const JOB: Knob = Knob::new("job", Kind::Name, "\"main\"")
     .doc("the name of that training job: other data or settings need another one")
@@ -181,8 +185,12 @@ pub(crate) static SFT: Section = Section {
         Knob::unset("base", Kind::Path, "[run] policy", "\"models/base\"")
             .doc("the model that it starts from; its chat template says where answers stand")
             .source("paper, section 3.1: LLaMA-3-8B"),
-        Knob::new("data", Kind::Paths, "[]")
-            .doc("files of conversations, JSONL, that the daemon itself makes the training job from, once")
+        Knob::new("data", Kind::Data, "[]")
+            .doc(
+                "files of conversations, JSONL, that the daemon itself makes the training job from, once; \
+                  { file = \"more.jsonl\", weight = 2.0 } takes each line twice, a weight of 0.5 about \
+                  every second one",
+            )
             .source(OURS),
         JOB,
         Knob::new("learning_rate", ABOVE_ZERO, "2e-5")

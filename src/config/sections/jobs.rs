@@ -5,7 +5,7 @@
 
 use std::path::Path;
 
-use super::{Place, Rows, SavePolicy, get};
+use super::{DataFile, Place, Rows, SavePolicy, get};
 use crate::setting::Setting;
 use crate::train::{TrainSettings, Training};
 use crate::values::Entry;
@@ -26,10 +26,10 @@ pub struct JobConfig {
 }
 
 /// Data that a section names, and the training job that the daemon makes from it.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct JobData {
     /// The files, in training order; none: the job is asked for by a client.
-    pub files: Vec<Place>,
+    pub files: Vec<DataFile>,
     /// The job's name.
     pub job: String,
 }

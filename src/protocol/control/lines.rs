@@ -134,6 +134,28 @@ pub fn offline_line(line: &[u8]) -> Result<OfflinePreference, String> {
     OfflinePreference::new(prompt, better.content, worse.content).map_err(|e| e.to_string())
 }
 
+/// The largest weight of a line.
+pub const WEIGHT_MAX: f64 = 1000.0;
+
+/// How often a line of training data is taken: its `"weight"`, else once.
+///
+/// Errors: the reason why the line is bad, as a sentence.
+pub fn weight(line: &[u8]) -> Result<f64, String> {
+    let named = b"\"weight\"";
+    // Few lines have one, and nothing else is looked for here.
+    if !line.windows(named.len()).any(|bytes| bytes == named) {
+        return Ok(1.0);
+    }
+    match object(line)?.get("weight") {
+        None | Some(Value::Null) => Ok(1.0),
+        Some(value) => {
+            value.as_f64().filter(|weight| *weight > 0.0 && *weight <= WEIGHT_MAX).ok_or_else(
+                || format!("has a `weight` that is no number above 0, at most {WEIGHT_MAX}"),
+            )
+        }
+    }
+}
+
 pub(super) fn object(line: &[u8]) -> Result<Map<String, Value>, String> {
     if line.len() > LINE_BYTES_MAX {
         return Err(too_long());

@@ -43,6 +43,7 @@ fn iterate(bench: &mut Bench, run: RunId) -> Iteration {
         prompts_max: 1,
         reuse_prompts: false,
         evaluate_prompts_max: 1_000,
+        arms: Vec::new(),
         offline: crate::OfflineUse::default(),
     };
     let iteration = bench.store.start_iteration(&new, NOW, |_| Vec::new()).unwrap();

@@ -17,6 +17,7 @@ use crate::model::adapter_folder;
 use crate::train::TrainError;
 use crate::train::batches::Order;
 use crate::train::job::{self, AdapterBase, Outcome, PairSource, PublishedAs, TrainJob};
+use crate::train::mixture::{self, DataFile};
 use crate::train::trainer::Observer;
 use crate::watch::Watch;
 
@@ -87,9 +88,10 @@ pub struct TrainPreferenceArgs {
 #[derive(Debug, Clone, Args)]
 pub struct SharedArgs {
     /// JSONL: {"messages": […]} on each line for sft; {"chosen": [messages], "rejected": [messages]}
-    /// for the others, or with a "prompt"
-    #[arg(long, value_name = "FILE")]
-    pub data: PathBuf,
+    /// for the others, or with a "prompt". It may be given several times; a WEIGHT of 2 takes each line
+    /// twice, of 0.5 about every second line, as the seed draws them
+    #[arg(long, value_name = "FILE[:WEIGHT]", required = true)]
+    pub data: Vec<String>,
     /// Folder to write
     #[arg(long, value_name = "DIR")]
     pub out: PathBuf,
@@ -120,29 +122,51 @@ pub fn run(verb: &TrainVerb) -> Result<(), WorkerError> {
     match verb {
         TrainVerb::Dpo(args) => {
             let pairs = PairSource::Text {
-                path: args.shared.data.clone(),
+                files: files(&args.shared)?,
                 rule: args.render.into(),
                 reference: Some(reference(args)?),
             };
             train(Training::Dpo, &args.policy, pairs, &args.shared)
         }
         TrainVerb::Sft(args) => {
-            let data = PairSource::Conversations { path: args.shared.data.clone() };
+            let data = PairSource::Conversations { files: files(&args.shared)? };
             train(Training::Sft, &args.model, data, &args.shared)
         }
         TrainVerb::Reward(args) => {
-            train(Training::Reward, &args.model, texts(&args.shared), &args.shared)
+            train(Training::Reward, &args.model, texts(&args.shared)?, &args.shared)
         }
         TrainVerb::Preference(args) => {
-            train(Training::Preference, &args.model, texts(&args.shared), &args.shared)
+            train(Training::Preference, &args.model, texts(&args.shared)?, &args.shared)
         }
     }
 }
 
 /// Pairs without a reference.
-fn texts(args: &SharedArgs) -> PairSource {
-    let path = args.data.clone();
-    PairSource::Text { path, rule: Render::Conversation.into(), reference: None }
+fn texts(args: &SharedArgs) -> Result<PairSource, TrainError> {
+    let files = files(args)?;
+    Ok(PairSource::Text { files, rule: Render::Conversation.into(), reference: None })
+}
+
+/// The files with their weights: what stands behind the last colon, where it is a number. A file whose
+/// own name ends so is given with `:1` behind it.
+fn files(args: &SharedArgs) -> Result<Vec<DataFile>, TrainError> {
+    args.data.iter().map(|given| file(given)).collect()
+}
+
+fn file(given: &str) -> Result<DataFile, TrainError> {
+    let weighted =
+        given.rsplit_once(':').and_then(|(path, weight)| Some((path, weight.parse::<f64>().ok()?)));
+    match weighted {
+        None => Ok(DataFile::once(given.into())),
+        Some((path, weight)) if mixture::is_weight(weight) => {
+            Ok(DataFile { path: path.into(), weight })
+        }
+        Some((_, weight)) => {
+            let rule = "a file's weight lies above 0";
+            let mend = format!("a weight of at most {}", mixture::WEIGHT_MAX);
+            Err(setting("--data", weight, rule, &mend).into())
+        }
+    }
 }
 
 fn train(

@@ -4,14 +4,14 @@
 //! bad line is an error that names it, before anything is computed. May not enter: tensors, models.
 
 use std::collections::BTreeMap;
-use std::path::Path;
 
 use rlhfd_config::TrainSettings;
 use rlhfd_protocol::worker::Message;
 use serde_json::{Map, Value};
 
 use super::blocks::{self, Block, Document};
-use crate::data::{self, Lines, Refusal};
+use super::mixture::{self, DataFile, Row};
+use crate::data::{self, Refusal};
 use crate::errors::InputError;
 use crate::render::Renderer;
 
@@ -24,20 +24,20 @@ pub struct Fitted {
     pub dropped: BTreeMap<&'static str, u64>,
 }
 
-/// Reads a file of conversations, renders and tokenises them.
+/// Reads files of conversations, renders and tokenises them; each with how often it is taken.
 ///
 /// # Errors
 /// [`InputError`], naming the first bad line.
-pub fn read(path: &Path, renderer: &Renderer) -> Result<Vec<Document>, InputError> {
-    let lines = Lines::read_all(path, conversation)?;
-    let document = |(line, messages): (usize, Vec<Message>)| {
-        let taught = renderer.taught(&messages).map_err(|error| {
-            let Refusal { problem, mend } = Refusal::from(error);
-            InputError::Line { path: path.to_owned(), line, problem, mend }
-        })?;
-        Ok(Document { line, ids: taught.ids, learnt: taught.learnt })
+pub fn read(
+    files: &[DataFile],
+    renderer: &Renderer,
+    seed: u64,
+) -> Result<Vec<(Document, usize)>, InputError> {
+    let document = |row: &Row<'_, Vec<Message>>| {
+        let taught = renderer.taught(&row.item).map_err(|error| row.refused(error))?;
+        Ok((Document { line: row.line, ids: taught.ids, learnt: taught.learnt }, row.copies))
     };
-    lines.into_iter().map(document).collect()
+    mixture::read(files, seed, conversation)?.iter().map(document).collect()
 }
 
 /// Puts documents into blocks. One that is longer than a block, or than the model has positions, is

@@ -11,6 +11,7 @@ use super::blocks::Block;
 use super::error::TrainError;
 use super::groups::Group;
 use super::job::{PairSource, TrainJob};
+use super::mixture;
 use super::pack::TokenPair;
 use super::pairs::{self, Limits};
 use super::preferences::{self, Prepared};
@@ -43,28 +44,28 @@ impl Examples {
         base: &ModelFolder,
     ) -> Result<(Self, Option<Renderer>), TrainError> {
         match &job.pairs {
-            PairSource::Conversations { path } => {
+            PairSource::Conversations { files } => {
                 let renderer = Renderer::open(base)?;
-                let documents = conversations::read(path, &renderer)?;
+                let documents = conversations::read(files, &renderer, job.seed)?;
                 Ok((Self::conversations(job, base, documents)?, Some(renderer)))
             }
-            PairSource::Text { path, .. } if job.training == Training::Reward => {
+            PairSource::Text { files, .. } if job.training == Training::Reward => {
                 let renderer = Renderer::open(base)?;
-                let most = base.config.positions_max;
-                let prepared = preferences::prepare(path, &renderer, &job.settings, most)?;
+                let (most, files) = (base.config.positions_max, (files.as_slice(), job.seed));
+                let prepared = preferences::prepare(files, &renderer, &job.settings, most)?;
                 Ok((Self::preferences(prepared)?, Some(renderer)))
             }
-            PairSource::Text { path, .. } if job.training == Training::Preference => {
+            PairSource::Text { files, .. } if job.training == Training::Preference => {
                 let renderer = Renderer::open(base)?;
                 let drawn_by = (renderer.labels()?, job.seed);
-                let lines = pairs::read(path)?;
-                let documents = judgements::documents(path, &lines, &renderer, drawn_by)?;
+                let rows = pairs::read(files, job.seed)?;
+                let documents = judgements::documents(&rows, &renderer, drawn_by)?;
                 Ok((Self::conversations(job, base, documents)?, Some(renderer)))
             }
-            PairSource::Text { path, rule, .. } => {
+            PairSource::Text { files, rule, .. } => {
                 let renderer = Renderer::open(base)?;
-                let lines = pairs::read(path)?;
-                let pairs = pairs::tokenise(path, &lines, &renderer, (job.training, *rule))?;
+                let rows = pairs::read(files, job.seed)?;
+                let pairs = pairs::tokenise(&rows, &renderer, (job.training, *rule))?;
                 Ok((Self::pairs(job, base, pairs)?, Some(renderer)))
             }
             PairSource::Ids { path } if job.training == Training::Reward => {
@@ -73,6 +74,7 @@ impl Examples {
             }
             PairSource::Ids { path } => {
                 let pairs = pairs::read_ids(path, base.config.vocabulary)?;
+                let pairs = pairs.into_iter().map(|pair| (pair, 1)).collect();
                 Ok((Self::pairs(job, base, pairs)?, None))
             }
         }
@@ -81,12 +83,14 @@ impl Examples {
     fn pairs(
         job: &TrainJob,
         base: &ModelFolder,
-        pairs: Vec<TokenPair>,
+        pairs: Vec<(TokenPair, usize)>,
     ) -> Result<Self, TrainError> {
-        let count = pairs.len();
+        let (pairs, not_drawn) = mixture::spread(pairs);
+        let count = total(pairs.len(), not_drawn);
         let limits = Limits::of(&job.settings, job.training, base.config.positions_max);
         let fitted = pairs::fit(pairs, &limits);
-        let examples = Self { pairs: fitted.pairs, dropped: fitted.dropped, ..Self::default() };
+        let dropped = with_not_drawn(fitted.dropped, not_drawn);
+        let examples = Self { pairs: fitted.pairs, dropped, ..Self::default() };
         if examples.pairs.is_empty() {
             let reasons = examples.reasons();
             return Err(TrainError::NoPairs { pairs: count, dropped: count, reasons });
@@ -122,11 +126,13 @@ impl Examples {
     fn conversations(
         job: &TrainJob,
         base: &ModelFolder,
-        documents: Vec<blocks::Document>,
+        documents: Vec<(blocks::Document, usize)>,
     ) -> Result<Self, TrainError> {
-        let count = documents.len();
+        let (documents, not_drawn) = mixture::spread(documents);
+        let count = total(documents.len(), not_drawn);
         let fitted = conversations::fit(documents, &job.settings, base.config.positions_max);
-        let examples = Self { blocks: fitted.blocks, dropped: fitted.dropped, ..Self::default() };
+        let dropped = with_not_drawn(fitted.dropped, not_drawn);
+        let examples = Self { blocks: fitted.blocks, dropped, ..Self::default() };
         if examples.blocks.is_empty() {
             let reasons = examples.reasons();
             return Err(TrainError::NoConversations { conversations: count, reasons });
@@ -206,4 +212,18 @@ impl Examples {
         }
         data
     }
+}
+
+fn total(taken: usize, not_drawn: u64) -> usize {
+    taken + usize::try_from(not_drawn).unwrap_or(usize::MAX)
+}
+
+fn with_not_drawn(
+    mut dropped: BTreeMap<&'static str, u64>,
+    not_drawn: u64,
+) -> BTreeMap<&'static str, u64> {
+    if not_drawn > 0 {
+        dropped.insert(mixture::NOT_DRAWN, not_drawn);
+    }
+    dropped
 }

@@ -15,6 +15,7 @@ use super::error::TrainError;
 use super::examples::Examples;
 use super::learners::Learners;
 use super::loss::{DpoLoss, RewardLoss};
+use super::mixture::DataFile;
 use super::pack::TokenPair;
 use super::publish::{Masters, Publication, STEPS};
 use super::report::Report;
@@ -31,22 +32,22 @@ use crate::model::{ModelFolder, ModelKind, Trainable, Transformer};
 use crate::render::RenderRule;
 
 /// Where the pairs come from, or, of supervised fine-tuning, the conversations.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq)]
 pub enum PairSource {
-    /// A JSONL file of texts or messages; the reference's log-probs are computed with the model in
+    /// JSONL files of texts or messages; the reference's log-probs are computed with the model in
     /// this folder (DPO), or are not needed (reward model).
     Text {
-        /// The file.
-        path: PathBuf,
+        /// The files.
+        files: Vec<DataFile>,
         /// How responses become ids.
         rule: RenderRule,
         /// The reference's folder.
         reference: Option<PathBuf>,
     },
-    /// A JSONL file of conversations, for supervised fine-tuning.
+    /// JSONL files of conversations, for supervised fine-tuning.
     Conversations {
-        /// The file.
-        path: PathBuf,
+        /// The files.
+        files: Vec<DataFile>,
     },
     /// A JSONL file of token ids with the reference's log-probs.
     Ids {

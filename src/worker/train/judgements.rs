@@ -1,16 +1,13 @@
 //! Preferences as a preference model learns them: a question, and the label as its one learnt token.
 //!
 //! In: pairs, the seed. Out: [`Document`]s. Which response is called A is drawn, so that the model
-//! does not learn a place; the draw is a function of the seed and the pair's line alone. May not
+//! does not learn a place; the draw is a function of the seed, the pair's number and copy alone. May not
 //! enter: tensors, models.
-
-use std::path::Path;
 
 use rlhfd_protocol::worker::Message;
 
 use super::blocks::Document;
-use super::pairs::PairLine;
-use crate::data::Refusal;
+use super::mixture::Row;
 use crate::errors::{InputError, TextError};
 use crate::model::labels::Labels;
 use crate::philox::philox4x32;
@@ -24,23 +21,28 @@ use crate::render::{PairText, Renderer};
 /// # Errors
 /// [`InputError::Line`] with what the template or the tokenizer said.
 pub(super) fn documents(
-    path: &Path,
-    lines: &[PairLine],
+    rows: &[Row<'_, PairText>],
     renderer: &Renderer,
     (labels, seed): (Labels, u64),
-) -> Result<Vec<Document>, InputError> {
-    let document = |line: &PairLine| {
-        let chosen_as_a = chosen_as_a(seed, line.line as u64);
-        let asked = question(&line.text, renderer, chosen_as_a).map_err(|error| {
-            let Refusal { problem, mend } = Refusal::from(error);
-            InputError::Line { path: path.to_owned(), line: line.line, problem, mend }
-        })?;
+) -> Result<Vec<(Document, usize)>, InputError> {
+    let document = |row: &Row<'_, PairText>, copy: u32| {
+        let chosen_as_a = chosen_as_a(seed, row.number, copy);
+        let asked =
+            question(&row.item, renderer, chosen_as_a).map_err(|error| row.refused(error))?;
         let label = if chosen_as_a { labels.a } else { labels.b };
         let mut learnt = vec![false; asked.len()];
         learnt.push(true);
-        Ok(Document { line: line.line, ids: [asked, vec![label]].concat(), learnt })
+        Ok(Document { line: row.line, ids: [asked, vec![label]].concat(), learnt })
     };
-    lines.iter().map(document).collect()
+    let mut documents = Vec::with_capacity(rows.len());
+    for row in rows {
+        // Each copy asks in an order of its own; a row that is not drawn is counted by one.
+        let copies = u32::try_from(row.copies).unwrap_or(u32::MAX);
+        for copy in 0..copies.max(1) {
+            documents.push((document(row, copy)?, row.copies.min(1)));
+        }
+    }
+    Ok(documents)
 }
 
 fn question(
@@ -75,11 +77,11 @@ fn single(answer: &[Message]) -> Result<&str, TextError> {
 /// Sets these draws apart from all others of the same seed.
 const LABEL: u32 = 0x4c41_424c;
 
-/// Whether the chosen response of a line is called A: one bit of (seed, line).
-fn chosen_as_a(seed: u64, line: u64) -> bool {
+/// Whether the chosen response of a row is called A: one bit of (seed, number, copy).
+fn chosen_as_a(seed: u64, number: u64, copy: u32) -> bool {
     let halves = |x: u64| [(x & 0xffff_ffff) as u32, (x >> 32) as u32];
-    let [low, high] = halves(line);
-    philox4x32([low, high, 0, LABEL], halves(seed))[0] & 1 == 0
+    let [low, high] = halves(number);
+    philox4x32([low, high, copy, LABEL], halves(seed))[0] & 1 == 0
 }
 
 #[cfg(test)]
@@ -88,7 +90,7 @@ mod tests {
 
     #[test]
     fn either_order_is_as_likely_and_follows_from_seed_and_line() {
-        let drawn = |seed| (1..=4000).map(|line| chosen_as_a(seed, line)).collect::<Vec<_>>();
+        let drawn = |seed| (1..=4000).map(|row| chosen_as_a(seed, row, 0)).collect::<Vec<_>>();
         let (one, two) = (drawn(7), drawn(8));
         assert_eq!(one, drawn(7));
         assert_ne!(one, two);

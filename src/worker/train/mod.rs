@@ -26,6 +26,7 @@ mod judgements;
 pub mod learners;
 mod lora;
 pub mod loss;
+pub mod mixture;
 pub mod pack;
 pub mod pairs;
 pub mod preferences;

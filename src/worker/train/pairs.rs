@@ -13,20 +13,12 @@ use rlhfd_protocol::worker::Message;
 use serde::Deserialize;
 use serde_json::{Map, Value};
 
+use super::mixture::{self, DataFile, Row};
 use super::pack::TokenPair;
 use crate::data::{self, Lines, Refusal};
 use crate::errors::{InputError, TextError};
 use crate::render::{PairText, RenderRule, Renderer};
 use crate::tokenizer::AddSpecial;
-
-/// A pair as its line gave it.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct PairLine {
-    /// Counted from 1.
-    pub line: usize,
-    /// What it says.
-    pub text: PairText,
-}
 
 /// Pairs that fit, and how many did not, by reason.
 #[derive(Debug, Clone, Default, PartialEq)]
@@ -39,13 +31,12 @@ pub struct Fitted {
     pub truncated: u64,
 }
 
-/// Reads a file of pairs.
+/// Reads files of pairs.
 ///
 /// # Errors
 /// [`InputError`], naming the first bad line.
-pub fn read(path: &Path) -> Result<Vec<PairLine>, InputError> {
-    let lines = Lines::read_all(path, pair_text)?;
-    Ok(lines.into_iter().map(|(line, text)| PairLine { line, text }).collect())
+pub fn read(files: &[DataFile], seed: u64) -> Result<Vec<Row<'_, PairText>>, InputError> {
+    mixture::read(files, seed, pair_text)
 }
 
 /// A pair of an iteration folder's pairs.jsonl; other keys are passed over.
@@ -110,15 +101,14 @@ fn id_pair(line: IdLine, vocabulary: usize) -> Result<TokenPair, Refusal> {
 /// # Errors
 /// [`InputError::Line`] with what the template or the tokenizer said.
 pub fn tokenise(
-    path: &Path,
-    lines: &[PairLine],
+    rows: &[Row<'_, PairText>],
     renderer: &Renderer,
     (training, rule): (Training, RenderRule),
-) -> Result<Vec<TokenPair>, InputError> {
-    let mut pairs = Vec::with_capacity(lines.len());
-    for line in lines {
+) -> Result<Vec<(TokenPair, usize)>, InputError> {
+    let mut pairs = Vec::with_capacity(rows.len());
+    for row in rows {
         let pair = match training {
-            Training::Dpo => renderer.pair(&line.text, rule).map(|ids| TokenPair {
+            Training::Dpo => renderer.pair(&row.item, rule).map(|ids| TokenPair {
                 prompt: ids.prompt,
                 chosen: ids.chosen,
                 rejected: ids.rejected,
@@ -126,10 +116,10 @@ pub fn tokenise(
                 weight: 1.0,
             }),
             Training::Sft | Training::Reward | Training::Preference => {
-                whole_conversations(&line.text, renderer)
+                whole_conversations(&row.item, renderer)
             }
         };
-        pairs.push(pair.map_err(|error| at_line(path, line.line, Refusal::from(error)))?);
+        pairs.push((pair.map_err(|error| row.refused(error))?, row.copies));
     }
     Ok(pairs)
 }
@@ -226,11 +216,6 @@ fn fit_one(mut pair: TokenPair, limits: &Limits) -> Result<TokenPair, &'static s
 pub(super) fn refusal(problem: impl Into<String>) -> Refusal {
     let mend = "mend the line, or take it out of the file".to_owned();
     Refusal { problem: problem.into(), mend }
-}
-
-fn at_line(path: &Path, line: usize, refusal: Refusal) -> InputError {
-    let Refusal { problem, mend } = refusal;
-    InputError::Line { path: path.to_owned(), line, problem, mend }
 }
 
 /// A pair that one can learn from: its sides differ, and neither is empty.

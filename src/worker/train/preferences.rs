@@ -7,7 +7,6 @@
 //! error that names it; one that is only unfit to learn from is counted. May not enter: tensors.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::path::Path;
 
 use rlhfd_config::TrainSettings;
 use rlhfd_protocol::worker::Message;
@@ -16,8 +15,9 @@ use sha2::{Digest, Sha256};
 
 use super::duplicates::{Novelty, Seen};
 use super::groups::{Group, Ranked};
+use super::mixture::{self, DataFile};
 use super::pairs;
-use crate::data::{self, Lines, Refusal};
+use crate::data::{self, Refusal};
 use crate::errors::{InputError, TextError};
 use crate::render::{PairText, Renderer};
 use crate::tokenizer::AddSpecial;
@@ -63,19 +63,19 @@ pub struct Prepared {
     pub held_out: Vec<Group>,
     /// Pairs left out, by reason.
     pub dropped: BTreeMap<&'static str, u64>,
-    /// Pairs in the file.
+    /// Pairs in the files, those that are trained on each time.
     pub pairs: usize,
 }
 
 /// The most responses of one group.
 const RESPONSES_MAX: usize = 1024;
 
-/// Reads a file, leaves out what is unfit, tokenises the rest and parts off what is held out.
+/// Reads files, leaves out what is unfit, tokenises the rest and parts off what is held out.
 ///
 /// # Errors
 /// [`InputError`], naming the first bad line.
 pub fn prepare(
-    path: &Path,
+    files: (&[DataFile], u64),
     renderer: &Renderer,
     settings: &TrainSettings,
     positions_max: usize,
@@ -83,26 +83,35 @@ pub fn prepare(
     let mut prepared = Prepared::default();
     let mut seen = Seen::new(settings.near_duplicates);
     let tokens_max = (settings.max_length as usize).min(positions_max);
-    for (line, preference) in Lines::read_all(path, read)? {
-        let count = preference.pairs.len();
+    for row in mixture::read(files.0, files.1, read)? {
+        let count = row.item.pairs.len();
         prepared.pairs += count;
-        if let Some(reason) = unfit(&preference, settings, &mut seen) {
+        if let Some(reason) = unfit(&row.item, settings, &mut seen) {
             *prepared.dropped.entry(reason).or_default() += count as u64;
             continue;
         }
-        let group = tokenise(line, &preference, renderer).map_err(|error| {
-            let Refusal { problem, mend } = Refusal::from(error);
-            InputError::Line { path: path.to_owned(), line, problem, mend }
-        })?;
+        let group = tokenise(row.line, &row.item, renderer).map_err(|error| row.refused(error))?;
         let Some(group) = fitting(group, tokens_max, &mut prepared.dropped) else { continue };
-        let side = if is_held_out(&group.prompt_sum, settings.held_out_share) {
-            &mut prepared.held_out
-        } else {
-            &mut prepared.groups
-        };
-        side.push(group);
+        prepared.keep(group, row.copies, settings.held_out_share);
     }
     Ok(prepared)
+}
+
+impl Prepared {
+    /// Takes a fitting group on one side: what is held out once, what is trained on as often as its
+    /// weight has it.
+    fn keep(&mut self, group: Group, copies: usize, held_out_share: f64) {
+        let pairs = group.pairs.len();
+        if is_held_out(&group.prompt_sum, held_out_share) {
+            self.held_out.push(group);
+            return;
+        }
+        match copies {
+            0 => *self.dropped.entry(mixture::NOT_DRAWN).or_default() += pairs as u64,
+            _ => self.pairs += (copies - 1) * pairs,
+        }
+        self.groups.extend(std::iter::repeat_n(group, copies));
+    }
 }
 
 /// One line as a preference: its responses differ, and none is empty.

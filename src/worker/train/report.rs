@@ -25,7 +25,7 @@ const BINS: usize = 10;
 /// The report of a reward training.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Report {
-    /// Pairs in the file.
+    /// Pairs in the files, those that are trained on as often as their weight has it.
     pub pairs: u64,
     /// Of them trained on.
     pub trained: u64,

@@ -11,6 +11,7 @@ use rlhfd_protocol::worker::{ModelRef, Published, TrainTarget};
 use super::batches::Order;
 use super::error::TrainError;
 use super::job::{self, AdapterBase, Outcome, PairSource, PublishedAs, StateKeeping, TrainJob};
+use super::mixture::DataFile;
 use super::state::Resume;
 use super::trainer::Observer;
 use crate::checkpoint::CheckpointError;
@@ -55,9 +56,11 @@ pub fn train_job(
     observer: &Observer<'_>,
 ) -> Result<Published, TrainError> {
     let data = match training {
-        Training::Sft => PairSource::Conversations { path: folder.join(CONVERSATIONS) },
+        Training::Sft => {
+            PairSource::Conversations { files: vec![DataFile::once(folder.join(CONVERSATIONS))] }
+        }
         Training::Dpo | Training::Reward | Training::Preference => PairSource::Text {
-            path: folder.join(PREFERENCES),
+            files: vec![DataFile::once(folder.join(PREFERENCES))],
             rule: RenderRule::Conversation,
             reference: None,
         },

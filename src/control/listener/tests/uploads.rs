@@ -174,6 +174,29 @@ async fn preferences_become_a_file_and_a_job() {
 }
 
 #[actix_rt::test]
+async fn a_lines_weight_is_kept_beside_it() {
+    let daemon = Daemon::start().await;
+    let pair = |weight: &str| {
+        format!(
+            "{{\"prompt\": \"Q\", \"chosen\": \"a\", \"rejected\": \"b\", \"weight\": {weight}}}\n"
+        )
+    };
+    let got = daemon.post(REWARD, (pair("2.5") + &pair("1")).as_bytes()).await;
+    assert_eq!(got.status, 200, "{}", got.text);
+    let orders = daemon.orders.lock().unwrap().clone();
+    let [Command::Train { upload, .. }] = orders.as_slice() else { panic!("{orders:?}") };
+    let file = daemon.folder.path().join(format!("state/uploads/{upload}.jsonl"));
+    let text = std::fs::read_to_string(file).unwrap();
+    let starts: Vec<&str> = text.lines().map(|line| &line[..14]).collect();
+    assert_eq!(starts, ["{\"weight\":2.5,", "{\"chosen\":[{\"r"]);
+    for weight in ["0", "-1", "\"2\"", "1e9"] {
+        let got = daemon.post(REWARD, pair(weight).as_bytes()).await;
+        assert_eq!(got.status, 422, "{}", got.text);
+        assert!(got.error().contains("has a `weight` that is no number"), "{}", got.error());
+    }
+}
+
+#[actix_rt::test]
 async fn examples_with_a_prompt_that_is_kept_for_evaluation_are_left_out() {
     let daemon = Daemon::start().await;
     let prompts = b"{\"prompt\": \"Why is the sky blue?\"}\n{\"prompt\": \"And the sea?\"}\n";

@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 
 use rlhfd_config::Training;
 use rlhfd_worker::train::job::{PairSource, TrainJob};
+use rlhfd_worker::train::mixture::DataFile;
 
 use crate::support::{model, run_quietly, small};
 
@@ -19,8 +20,8 @@ fn bad_input_is_told_before_anything_is_written() {
             }
         }),
         ("read", |job, dir| {
-            if let PairSource::Text { path, .. } = &mut job.pairs {
-                *path = dir.join("nothing.jsonl");
+            if let PairSource::Text { files, .. } = &mut job.pairs {
+                files.push(DataFile::once(dir.join("nothing.jsonl")));
             }
         }),
         ("empty", |job, dir| set_pairs(job, dir, "")),
@@ -68,7 +69,7 @@ fn bad_input_is_told_before_anything_is_written() {
 fn set_pairs(job: &mut TrainJob, dir: &Path, text: &str) {
     let own = dir.join("own.jsonl");
     std::fs::write(&own, text).unwrap();
-    if let PairSource::Text { path, .. } = &mut job.pairs {
-        *path = own;
+    if let PairSource::Text { files, .. } = &mut job.pairs {
+        *files = vec![DataFile::once(own)];
     }
 }

@@ -8,6 +8,7 @@
 mod bad_input;
 mod groups;
 mod lora;
+mod mixture;
 mod numbers;
 mod preference;
 mod replay;

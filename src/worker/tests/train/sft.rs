@@ -14,6 +14,7 @@ use rlhfd_worker::train::blocks::Block;
 use rlhfd_worker::train::conversations;
 use rlhfd_worker::train::head::{self, Wanted};
 use rlhfd_worker::train::job::{Outcome, TrainJob};
+use rlhfd_worker::train::mixture::{self, DataFile};
 use rlhfd_worker::train::pack::Packed;
 use serde::Deserialize;
 use tch::{Device, Kind, Tensor};
@@ -240,7 +241,10 @@ fn sft_follows_trl_however_the_batch_is_cut_and_with_activation_checkpointing() 
 /// The blocks of the golden job.
 fn golden_blocks(dir: &Path) -> (Vec<Block>, GoldenRun, PathBuf) {
     let (job, run) = golden_job(dir, &[]);
-    let documents = conversations::read(&golden(&run.conversations), &renderer(&job.base)).unwrap();
+    let documents =
+        conversations::read(&[DataFile::once(golden(&run.conversations))], &renderer(&job.base), 0)
+            .unwrap();
+    let (documents, _) = mixture::spread(documents);
     let fitted = conversations::fit(documents, &job.settings, 1024);
     assert!(fitted.dropped.is_empty());
     (fitted.blocks, run, job.base)

@@ -11,6 +11,7 @@ use rlhfd_worker::render::RenderRule;
 use rlhfd_worker::train::TrainError;
 use rlhfd_worker::train::batches::Order;
 use rlhfd_worker::train::job::{Outcome, PairSource, PublishedAs, StateKeeping, TrainJob, run};
+use rlhfd_worker::train::mixture::DataFile;
 use rlhfd_worker::train::state::Resume;
 use rlhfd_worker::train::steps::StepRow;
 use rlhfd_worker::train::trainer::Observer;
@@ -39,10 +40,12 @@ pub fn first_lines(dir: &Path, from: &Path, count: usize) -> PathBuf {
 pub fn job(training: Training, base: PathBuf, data: PathBuf, out: PathBuf) -> TrainJob {
     let reference = (training == Training::Dpo).then(|| base.clone());
     let pairs = match training {
-        Training::Sft => PairSource::Conversations { path: data },
-        Training::Dpo | Training::Reward | Training::Preference => {
-            PairSource::Text { path: data, rule: RenderRule::Conversation, reference }
-        }
+        Training::Sft => PairSource::Conversations { files: vec![DataFile::once(data)] },
+        Training::Dpo | Training::Reward | Training::Preference => PairSource::Text {
+            files: vec![DataFile::once(data)],
+            rule: RenderRule::Conversation,
+            reference,
+        },
     };
     TrainJob {
         training,
