@@ -7,7 +7,7 @@ PYTHON ?= python3
 # The part of the workspace that links no libtorch.
 LIGHT := --workspace --exclude rlhfd-worker-torch
 
-.PHONY: help setup build install uninstall demo test check planes parity tiny bless golden doc clean
+.PHONY: help setup build install uninstall demo study test check planes parity tiny bless golden doc clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -27,6 +27,9 @@ uninstall: ## takes that away again; configuration and state stay
 demo: build ## two online iterations on SmolLM2-135M-Instruct, from nothing to the history by SQL
 	@$(PYTHON) scripts/demo-model
 	@scripts/demo
+
+study: build ## does online beat offline? study/study.toml, five seeds, under 45 minutes on two cores
+	@target/release/rlhfd-study
 
 test: setup ## all tests
 	$(PYTHON) -m unittest discover -s tests/scripts
