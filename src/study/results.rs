@@ -64,7 +64,7 @@ pub struct Results {
     pub seeds: Vec<SeedResults>,
     /// Without the arms of the weak reward model.
     pub rows: Vec<Row>,
-    /// Those, with the initial policy.
+    /// Those, from the initial policy on.
     pub weak: Vec<Row>,
 }
 
@@ -106,16 +106,15 @@ fn rows_of(scene: &Scene, one: &SeedResults, results: &mut Results) {
     let offline = one.arms.get(OFFLINE);
     let Some(any) = offline.or_else(|| one.arms.values().next()) else { return };
     for policy in any.policies.iter().filter(|policy| policy.iteration == 0) {
-        let row = row(one.seed, SFT, policy, None);
-        results.weak.push(row.clone());
-        results.rows.push(row);
+        results.rows.push(row(one.seed, SFT, policy, None));
     }
     if let Some(initial) = any.at(0, 1.0) {
         results.rows.push(best_of_n(one, initial));
     }
     for (name, figures) in &one.arms {
         let weak = scene.settings.arms[name].weak;
-        for policy in figures.policies.iter().filter(|policy| policy.iteration > 0) {
+        // The weak scorer's figures of the initial policy stand in no other arm.
+        for policy in figures.policies.iter().filter(|policy| weak || policy.iteration > 0) {
             let beside = offline.and_then(|arm| arm.at(policy.iteration, policy.temperature));
             let mut row = row(one.seed, name, policy, beside);
             let iteration = figures.iterations.iter().find(|i| i.iteration == policy.iteration);
@@ -198,8 +197,7 @@ fn best_of_n(one: &SeedResults, initial: &PolicyFigures) -> Row {
 pub fn write(scene: &Scene, results: &Results, out: &Path) -> Result<()> {
     std::fs::create_dir_all(out).with_context(|| format!("{} cannot be made", out.display()))?;
     crate::models::write(&out.join("results.csv"), &csv(&results.rows, false))?;
-    let has_weak = results.weak.iter().any(|row| row.arm != SFT);
-    if has_weak {
+    if !results.weak.is_empty() {
         crate::models::write(&out.join("weak.csv"), &csv(&results.weak, true))?;
     }
     crate::models::write(&out.join("best.csv"), &best_csv(scene, results))

@@ -17,6 +17,7 @@ pub fn tell(scene: &Scene, results: &Results) -> String {
     for temperature in [1.0, 0.0] {
         table(scene, results, last, temperature, &mut text);
     }
+    budget(scene, results, &mut text);
     best(results, &mut text);
     worth(scene, results, &mut text);
     weak(scene, results, &mut text);
@@ -34,15 +35,14 @@ pub fn differences(results: &Results, iteration: u64, temperature: f64) -> Vec<f
 
 fn primary(results: &Results, last: u64, text: &mut String) {
     let each = differences(results, last, 1.0);
-    let Interval { mean, low, high } = stats::interval(&each);
-    let each: Vec<String> = each.iter().map(|value| format!("{value:+.4}")).collect();
+    let list: Vec<String> = each.iter().map(|value| format!("{value:+.4}")).collect();
     // Writing to a string cannot fail.
     let _ = writeln!(
         text,
         "Primary figure: gold score, online − offline, iteration {last}, temperature 1, paired by \
-         prompt: **{mean:+.4}**, 95 % interval over {} seeds [{low:+.4}, {high:+.4}] (by seed: {}).\n",
-        each.len(),
-        each.join(", ")
+         prompt: **{}**, mean and 95 % interval over seeds (by seed: {}).\n",
+        told(&each, 4),
+        list.join(", ")
     );
 }
 
@@ -97,6 +97,27 @@ fn table(scene: &Scene, results: &Results, last: u64, temperature: f64, text: &m
         );
     }
     text.push('\n');
+}
+
+/// Optimiser steps and preferences of all iterations, by arm: what must be alike.
+fn budget(scene: &Scene, results: &Results, text: &mut String) {
+    for (name, _) in scene.settings.arms.iter().filter(|(_, arm)| !arm.weak) {
+        let figures = results.seeds.iter().filter_map(|one| one.arms.get(name));
+        let sums: Vec<(u64, u64)> = figures
+            .map(|arm| {
+                let steps = arm.iterations.iter().map(|iteration| iteration.steps).sum();
+                (steps, arm.iterations.iter().map(|iteration| iteration.preferences).sum())
+            })
+            .collect();
+        let list =
+            |values: Vec<u64>| values.iter().map(u64::to_string).collect::<Vec<_>>().join(", ");
+        let _ = writeln!(
+            text,
+            "`{name}`: optimiser steps by seed {}; preferences {}.\n",
+            list(sums.iter().map(|sum| sum.0).collect()),
+            list(sums.iter().map(|sum| sum.1).collect())
+        );
+    }
 }
 
 fn best(results: &Results, text: &mut String) {
