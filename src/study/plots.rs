@@ -15,6 +15,8 @@ use crate::results::{BEST_OF_N, Results, Row, SFT};
 use crate::stats;
 
 const SIZE: (u32, u32) = (760, 460);
+/// As many as there are iterations: a mark at each.
+const X_LABELS: usize = 7;
 const COLOURS: [RGBColor; 5] = [
     RGBColor(0x4c, 0x72, 0xb0),
     RGBColor(0xc4, 0x4e, 0x52),
@@ -145,17 +147,26 @@ fn try_chart(
     let ys = points().map(|point| point.1).chain(levels.iter().map(|level| level.1));
     let (y_low, y_high) = bounds(ys);
     let mut chart = ChartBuilder::on(area)
-        .caption(title, ("sans-serif", 16))
+        .caption(title, ("sans-serif", 18))
         .margin(10)
         .x_label_area_size(36)
         .y_label_area_size(48)
         .build_cartesian_2d(x_low..x_high, y_low..y_high)?;
-    chart.configure_mesh().x_desc(x_name).y_desc(y_name).light_line_style(WHITE).draw()?;
+    chart
+        .configure_mesh()
+        .x_desc(x_name)
+        .y_desc(y_name)
+        .x_labels(X_LABELS)
+        .x_label_formatter(&|x| format!("{x:.0}"))
+        .y_label_formatter(&|y| format!("{y:.2}"))
+        .label_style(("sans-serif", 15))
+        .light_line_style(WHITE)
+        .draw()?;
     for (name, level) in levels {
         let line = [(x_low, *level), (x_high, *level)];
         chart.draw_series(LineSeries::new(line, BLACK.mix(0.5)))?;
         let place = (x_low, *level + (y_high - y_low) * 0.03);
-        let style = ("sans-serif", 13).into_font().color(&BLACK);
+        let style = ("sans-serif", 15).into_font().color(&BLACK);
         chart.draw_series([Text::new(name.clone(), place, style)])?;
     }
     for curve in curves {
@@ -173,6 +184,7 @@ fn try_chart(
         .configure_series_labels()
         .position(SeriesLabelPosition::LowerRight)
         .background_style(WHITE.mix(0.8))
+        .label_font(("sans-serif", 15))
         .border_style(BLACK.mix(0.3))
         .draw()
 }
