@@ -279,7 +279,7 @@ CREATE TABLE units (
     batch_items    INTEGER,
     policy_id      INTEGER REFERENCES checkpoints(id), -- null in evaluate: what this iteration trained
     scorer_id      INTEGER REFERENCES scorers(id),
-    detail         TEXT,                       -- JSON of control's own
+    detail         TEXT,                       -- JSON of control's own; of an evaluation's prefer the baseline's lane
     state          TEXT    NOT NULL CHECK (state IN
                      ('open', 'running', 'done', 'set_aside', 'split', 'cancelled')),
     deaths         INTEGER NOT NULL DEFAULT 0, -- those that the worker caused, since the last progress
@@ -403,7 +403,8 @@ CREATE TABLE scorers (
     UNIQUE (name, sha256)
 ) STRICT;
 
--- A reward model labels one response, a preference model a pair of them (versus_id).
+-- A reward model labels one response; a preference model pairs of them (versus_id), of which each
+-- response has its score. In evaluation it labels pairs alone: a policy's answer and its baseline's.
 CREATE TABLE labels (
     id             INTEGER PRIMARY KEY,
     response_id    INTEGER NOT NULL REFERENCES responses(id) ON DELETE CASCADE,
@@ -568,7 +569,8 @@ CREATE TABLE checkpoints (
 -- One row per (policy, baseline, scorer, temperature), over all reserved prompts of the iteration that
 -- both answered. Baselines are the initial policy and, where it is another, the one that the iteration
 -- began with. `gain` is the difference of mean score to the baseline, paired by prompt and sample;
--- intervals are 95 %, by a seeded bootstrap over prompts.
+-- intervals are 95 %, by a seeded bootstrap over prompts. By a preference model, score_mean and win_rate
+-- are the mean P(policy's answer beats the baseline's), and gain is that - 0.5.
 CREATE TABLE evaluations (
     id             INTEGER PRIMARY KEY,
     run_id         INTEGER NOT NULL REFERENCES runs(id),

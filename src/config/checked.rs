@@ -158,6 +158,7 @@ fn build(table: &RawTable, base_dir: &Path, findings: &mut Findings) -> Option<C
     let scorers = label::scorers(table, base_dir, findings)?;
     label::penalty(&label, findings);
     label::pairs(&pair, &arms, findings);
+    label::tournaments(&scorers, (&label, &pair), findings);
     gate::figures(&gate, &evaluate, &scorers, findings);
     let defaults = Entry::defaults(&knobs::TRAIN);
     let dpo = TrainSettings::checked(Training::Dpo, &train, &train, findings)?;

@@ -38,7 +38,7 @@ pub enum Kind {
     Path,
     /// Files of data: paths, none twice, or tables of a `file` and its `weight`; the list may be empty.
     Data,
-    /// A training job's checkpoint, as `reward/NAME`.
+    /// A training job's checkpoint, as `reward/NAME` or `preference/NAME`.
     Job,
     /// What a run begins with: `policy`, or a training job's checkpoint, as `sft/NAME`.
     Start,

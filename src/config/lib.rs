@@ -31,11 +31,11 @@ pub use checked::CheckedConfig;
 pub use problem::{ConfigError, Problem, Problems};
 pub use sample::commented_toml;
 pub use sections::{
-    ArmConfig, ControlConfig, DataFile, DevicesConfig, EvaluateConfig, GateAgainst, GateConfig,
-    GateFailure, GenerateConfig, JobConfig, JobData, LabelConfig, LengthUnit, Normalise, PairArms,
-    PairConfig, PairRule, Place, PromptsConfig, RunConfig, RunStart, SavePolicy, SchedulerConfig,
-    ScorePosition, ScorerConfig, ScorerModel, ScorerRole, StoreConfig, TrainConfig, Unfinished,
-    UseDevices, WhenShort, WorkerConfig,
+    ArmConfig, Compare, ControlConfig, DataFile, DevicesConfig, EvaluateConfig, GateAgainst,
+    GateConfig, GateFailure, GenerateConfig, JobConfig, JobData, LabelConfig, LengthUnit,
+    Normalise, PairArms, PairConfig, PairRule, Place, PromptsConfig, RunConfig, RunStart,
+    SavePolicy, SchedulerConfig, ScorePosition, ScorerConfig, ScorerKind, ScorerModel, ScorerRole,
+    StoreConfig, TrainConfig, Unfinished, UseDevices, WhenShort, WorkerConfig,
 };
 pub use setting::LoraTargets;
 pub use spelling::nearest;

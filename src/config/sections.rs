@@ -12,8 +12,8 @@ use std::path::Path;
 pub use self::gate::{GateAgainst, GateConfig, GateFailure};
 pub use self::jobs::{JobConfig, JobData};
 pub use self::label::{
-    LabelConfig, LengthUnit, Normalise, PairArms, PairConfig, PairRule, ScorePosition,
-    ScorerConfig, ScorerModel, ScorerRole, Unfinished,
+    Compare, LabelConfig, LengthUnit, Normalise, PairArms, PairConfig, PairRule, ScorePosition,
+    ScorerConfig, ScorerKind, ScorerModel, ScorerRole, Unfinished,
 };
 use crate::arm::ArmPolicy;
 pub use crate::setting::{DataFile, Place, RunStart};

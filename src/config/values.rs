@@ -157,7 +157,7 @@ fn accept(kind: Kind, value: &RawValue) -> Option<Value> {
         (Kind::Path, RawValue::Text(text)) => is_path(text).then(|| Value::Text(text.clone())),
         (Kind::Data, RawValue::List(items)) => files(items),
         (Kind::Job, RawValue::Text(text)) => {
-            let job = text.strip_prefix("reward/");
+            let job = ["reward/", "preference/"].iter().find_map(|kind| text.strip_prefix(kind));
             job.is_some_and(is_name).then(|| Value::Text(text.clone()))
         }
         (Kind::Start, RawValue::Text(text)) => {
@@ -318,7 +318,9 @@ pub(crate) fn wanted(kind: Kind) -> String {
         Kind::Data => "a list of different paths, each in quotes, or with its weight as \
                        { file = \"PATH\", weight = 2.0 }"
             .to_owned(),
-        Kind::Job => "\"reward/NAME\", NAME being the training job's".to_owned(),
+        Kind::Job => {
+            "\"reward/NAME\" or \"preference/NAME\", NAME being the training job's".to_owned()
+        }
         Kind::Start => "\"policy\" or \"sft/NAME\", NAME being the training job's".to_owned(),
         Kind::Policy => "\"current\", \"previous\", \"initial\", or a checkpoint of this run, as \
                          \"iteration-0002\" or \"sft-NAME\""

@@ -10,7 +10,7 @@ use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 
 use bytes::{Bytes, BytesMut};
-use rlhfd_config::{CheckedConfig, JobConfig, JobData};
+use rlhfd_config::{CheckedConfig, JobConfig, JobData, ScorerKind};
 use rlhfd_domain::prompt::{self, Turn};
 use rlhfd_domain::{JobKind, UploadId};
 use rlhfd_protocol::control::lines::{self, Message};
@@ -107,6 +107,15 @@ fn asked(conversation: &[Message]) -> &[Message] {
 fn answered(messages: &[Message]) -> Vec<&[Message]> {
     let turns = messages.iter().enumerate();
     turns.filter(|(_, m)| m.role == "assistant").map(|(i, _)| &messages[..i]).collect()
+}
+
+/// The kind of job that trains what such a scorer asks.
+#[must_use]
+pub fn trains(kind: ScorerKind) -> JobKind {
+    match kind {
+        ScorerKind::Reward => JobKind::Reward,
+        ScorerKind::Preference => JobKind::Preference,
+    }
 }
 
 /// The section of the jobs of this kind; its name is the kind's label.

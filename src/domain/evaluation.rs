@@ -16,6 +16,30 @@ pub struct PairedScore {
     pub policy: f64,
     /// Score of the baseline.
     pub baseline: f64,
+    /// How much of a win it is, from 0 to 1; a tie is one half.
+    pub win: f64,
+}
+
+impl PairedScore {
+    /// By a scorer of single answers: the higher score wins.
+    #[must_use]
+    pub fn by_scores(prompt: u64, policy: f64, baseline: f64) -> Self {
+        let win = if policy > baseline {
+            1.0
+        } else if policy < baseline {
+            0.0
+        } else {
+            0.5
+        };
+        Self { prompt, policy, baseline, win }
+    }
+
+    /// By a scorer that compared the two: P(policy beats baseline) is score and win at once, and what
+    /// it lies above one half is the gain.
+    #[must_use]
+    pub fn by_preference(prompt: u64, preference: f64) -> Self {
+        Self { prompt, policy: preference, baseline: 0.5, win: preference }
+    }
 }
 
 /// An estimate with its 95 % interval.
@@ -40,7 +64,7 @@ pub struct Comparison {
     pub score_mean: f64,
     /// Mean of policy − baseline score.
     pub gain: Estimate,
-    /// Share of paired answers that the policy wins; a tie is one half.
+    /// Share of paired answers that the policy wins; a tie is one half. By comparisons, mean P.
     pub win_rate: Estimate,
 }
 
@@ -135,19 +159,12 @@ fn by_prompt(scores: &[PairedScore]) -> Vec<Sums> {
     });
     let mut prompts: Vec<Sums> = Vec::new();
     for score in &sorted {
-        let win = if score.policy > score.baseline {
-            1.0
-        } else if score.policy < score.baseline {
-            0.0
-        } else {
-            0.5
-        };
         let one = Sums {
             prompt: score.prompt,
             pairs: 1.0,
             policy: score.policy,
             gain: score.policy - score.baseline,
-            wins: win,
+            wins: score.win,
         };
         match prompts.last_mut() {
             Some(last) if last.prompt == one.prompt => *last = last.plus(&one),
@@ -177,7 +194,7 @@ mod tests {
     use super::*;
 
     fn row(prompt: u64, policy: f64, baseline: f64) -> PairedScore {
-        PairedScore { prompt, policy, baseline }
+        PairedScore::by_scores(prompt, policy, baseline)
     }
 
     #[test]
@@ -191,6 +208,15 @@ mod tests {
         assert!((c.win_rate.value - 0.625).abs() < 1e-12);
         assert!(c.gain.low <= c.gain.value && c.gain.value <= c.gain.high);
         assert!(compare(&[], 10, 7).is_none());
+    }
+
+    #[test]
+    fn a_win_rate_by_comparisons_is_the_mean_preference() {
+        let rows = [(0, 0.75), (0, 0.5), (1, 0.125), (2, 1.0)]
+            .map(|(prompt, p)| PairedScore::by_preference(prompt, p));
+        let c = compare(&rows, 1000, 7).unwrap();
+        assert_eq!((c.win_rate.value, c.score_mean, c.gain.value), (0.59375, 0.59375, 0.09375));
+        assert!(c.win_rate.low >= 0.125 && c.win_rate.high <= 1.0);
     }
 
     #[test]

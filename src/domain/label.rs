@@ -1,10 +1,11 @@
 //! Labels: a finite score, or the reason why there is none; and how the scores of several scorers
 //! become one.
 //!
-//! In: what scorers returned. Out: `Score`, and by `combine` and `penalty` the combined score that
-//! pairing goes by. May not enter: which model gave a score.
+//! In: what scorers returned. Out: `Score`, by `compare` that of comparisons, and by `combine` and
+//! `penalty` the combined score that pairing goes by. May not enter: which model gave a score.
 
 pub mod combine;
+pub mod compare;
 pub mod correlation;
 pub mod penalty;
 

@@ -18,6 +18,8 @@ pub enum WorkKind {
     Generate,
     /// Scores of a reward model.
     Score,
+    /// Comparisons by a preference model.
+    Prefer,
     /// Best against worst; done by control.
     Pair,
     /// Offline preferences to token ids.
@@ -42,11 +44,12 @@ pub enum WorkKind {
 
 impl WorkKind {
     /// All kinds, in flow order.
-    pub const ALL: [Self; 14] = [
+    pub const ALL: [Self; 15] = [
         Self::Probe,
         Self::Render,
         Self::Generate,
         Self::Score,
+        Self::Prefer,
         Self::Pair,
         Self::RenderPairs,
         Self::Logprobs,
@@ -67,6 +70,7 @@ impl WorkKind {
             Self::Render => "render",
             Self::Generate => "generate",
             Self::Score => "score",
+            Self::Prefer => "prefer",
             Self::Pair => "pair",
             Self::RenderPairs => "render_pairs",
             Self::Logprobs => "logprobs",
@@ -85,8 +89,8 @@ impl WorkKind {
         Self::ALL.into_iter().find(|k| k.label() == word).ok_or_else(|| UnknownWord {
             what: "work",
             found: word.to_owned(),
-            known: "probe, render, generate, score, pair, render_pairs, logprobs, logprobs_pairs, \
-                    train_dpo, train_sft, train_reward, train_preference, checkpoint, summarise",
+            known: "probe, render, generate, score, prefer, pair, render_pairs, logprobs, \
+                    logprobs_pairs, train_dpo, train_sft, train_reward, train_preference, checkpoint, summarise",
         })
     }
 

@@ -101,6 +101,28 @@ pub enum ScorePosition {
     Last,
 }
 
+/// Which responses of an item are compared.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Compare {
+    /// Every one with every other.
+    RoundRobin,
+    /// The best so far with the next, and the worst so far with the next.
+    Linear,
+    /// The k-th with the k-th of the second half.
+    Halves,
+}
+
+impl From<Compare> for rlhfd_domain::label::compare::Compare {
+    fn from(compare: Compare) -> Self {
+        match compare {
+            Compare::RoundRobin => Self::RoundRobin,
+            Compare::Linear => Self::Linear,
+            Compare::Halves => Self::Halves,
+        }
+    }
+}
+
 /// One turn of a conversation.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Message {
@@ -116,7 +138,12 @@ pub struct Message {
 #[serde(tag = "kind", rename_all = "snake_case")]
 pub enum Work {
     /// Render and decode a few built-in conversations with each model; see [`Summary::findings`].
-    Probe { policies: Vec<ModelRef>, scorers: Vec<(ModelRef, ScorePosition)>, max_new_tokens: u32 },
+    Probe {
+        policies: Vec<ModelRef>,
+        scorers: Vec<(ModelRef, ScorePosition)>,
+        preference_models: Vec<ModelRef>,
+        max_new_tokens: u32,
+    },
     /// Prompts to token ids, with the policy's template and its generation prompt.
     Render { policy: ModelRef, prompt_tokens_max: u32 },
     /// Pairs of answers to token ids, as TRL renders them: the prompt with its generation prompt, a
@@ -134,6 +161,9 @@ pub enum Work {
     },
     /// Score whole conversations with a reward model.
     Score { scorer: ModelRef, position: ScorePosition, batch_items: u32 },
+    /// Compare responses to a prompt with a preference model, each pair in both orders. Of one batch
+    /// of items, `together` pairs are computed at once.
+    Prefer { model: ModelRef, compare: Compare, batch_items: u32, together: u32 },
     /// Log-probs of given responses at temperature 1, untruncated.
     Logprobs { model: ModelRef, batch_items: u32 },
     /// A DPO update from an iteration folder (pairs.jsonl and settings.toml, no items). Adapters are
@@ -190,6 +220,8 @@ pub enum Item {
     },
     /// For `score`: the prompt's messages, and the response as the last, assistant's turn.
     Conversation { messages: Vec<Message> },
+    /// For `prefer`: the prompt's messages, and different responses to it.
+    Responses { messages: Vec<Message>, responses: Vec<String> },
     /// For `logprobs`. Payload: the ids of prompt and response, one after the other.
     ResponseIds { prompt_tokens: u32 },
 }
@@ -218,6 +250,10 @@ pub enum ItemResult {
     Response { arm: u32, sample: u32, finish: Finish, tokens: u32, logprob: f64, text: String },
     /// A finite score and the length of what was scored.
     Score { score: f64, tokens: u32 },
+    /// One comparison of an item: P(first beats second), by their places in it.
+    Preference { first: u32, second: u32, preference: f64, tokens: u32 },
+    /// One comparison that cannot be made.
+    NotCompared { first: u32, second: u32, reason: Reason, message: String },
     /// Payload: one f32 a response token.
     Logprobs { logprob: f64, tokens: u32 },
     /// This item cannot be done, and trying again will not help: it is set aside.

@@ -145,12 +145,35 @@ impl Reader {
         ];
         let rows = statement
             .query_map(key, |row| {
-                Ok(PairedScore {
-                    prompt: count(row.get(0)?),
-                    policy: row.get(1)?,
-                    baseline: row.get(2)?,
-                })
+                Ok(PairedScore::by_scores(count(row.get(0)?), row.get(1)?, row.get(2)?))
             })?
+            .collect::<rusqlite::Result<_>>()?;
+        Ok(rows)
+    }
+
+    /// What a preference model says of two policies' answers, paired as above; a policy beside itself
+    /// is even.
+    pub fn paired_preferences(&self, of: &PairedAnswers<'_>) -> Result<Vec<PairedScore>> {
+        let mut statement = self.conn.prepare_cached(
+            "SELECT x.ordinal, iif(x.id = y.id, 0.5, l.preference)
+             FROM responses x
+             JOIN responses y ON y.purpose = 'evaluate' AND y.run_id = x.run_id AND y.lane = ?3
+              AND y.ordinal = x.ordinal AND y.sample = x.sample AND y.temperature = x.temperature
+             LEFT JOIN labels l ON l.response_id = x.id AND l.versus_id = y.id AND l.scorer_id = ?4
+             WHERE x.purpose = 'evaluate' AND x.run_id = ?1 AND x.lane = ?2 AND x.ordinal < ?6
+               AND x.temperature = ?5 AND (x.id = y.id OR l.preference IS NOT NULL)
+             ORDER BY x.ordinal, x.sample",
+        )?;
+        let key = params![
+            of.run.get(),
+            of.lane,
+            of.baseline_lane,
+            of.scorer.get(),
+            of.temperature,
+            int(of.prompts)
+        ];
+        let rows = statement
+            .query_map(key, |row| Ok(PairedScore::by_preference(count(row.get(0)?), row.get(1)?)))?
             .collect::<rusqlite::Result<_>>()?;
         Ok(rows)
     }

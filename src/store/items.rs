@@ -81,7 +81,7 @@ fn list_of(unit: &UnitRow) -> &'static str {
 
 /// The responses that a unit's ordinals and lane name, as a condition on `responses x`. Those to a
 /// prompt that was set aside, which one of several policies may have written, are no part of it.
-fn responses_of(unit: &UnitRow) -> &'static str {
+pub(crate) fn responses_of(unit: &UnitRow) -> &'static str {
     if unit.stage == Stage::Evaluate {
         "x.purpose = 'evaluate' AND x.run_id = ?1 AND ?2 = ?2 AND x.ordinal >= ?3 AND x.ordinal < ?4
          AND x.lane = ?5"

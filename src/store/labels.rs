@@ -5,9 +5,9 @@
 
 use std::collections::BTreeSet;
 
-use rlhfd_domain::ResponseId;
 use rlhfd_domain::label::Score;
-use rusqlite::params;
+use rlhfd_domain::{ResponseId, Stage, WorkKind};
+use rusqlite::{Connection, params};
 
 use crate::bytes::from_floats;
 use crate::error::{Result, StoreError};
@@ -17,7 +17,7 @@ use crate::journal::finish;
 use crate::open::Store;
 use crate::rows::{found, int};
 use crate::set_aside;
-use crate::units::{Finish, Outcome};
+use crate::units::{Finish, Outcome, UnitRow};
 
 /// What scoring one response gave.
 #[derive(Debug, Clone, PartialEq)]
@@ -42,37 +42,7 @@ impl Store {
     pub fn finish_score(&mut self, end: &Finish, items: &[Scored], now_ms: i64) -> Result<()> {
         self.transact(|conn| {
             let unit = finish(conn, end, now_ms)?;
-            let scorer = found(unit.scorer, "scorer of unit", unit.id)?;
-            let wanted: BTreeSet<i64> = unlabelled_ids(conn, &unit)?.into_iter().collect();
-            let told: BTreeSet<i64> = items.iter().map(|item| item.response.get()).collect();
-            if told.len() != items.len() || told != wanted {
-                let (has, told) = (wanted.len(), items.len());
-                let why = format!("it has {has} responses, and {told} others were labelled");
-                return Err(StoreError::Misfit { unit: unit.id, why });
-            }
-            for item in items {
-                let response = item.response.get();
-                match &item.outcome {
-                    Outcome::Done(score) => match Score::new(*score) {
-                        Ok(score) => {
-                            conn.prepare_cached(
-                                "INSERT INTO labels (response_id, scorer_id, score, unit_id)
-                                 VALUES (?1, ?2, ?3, ?4)",
-                            )?
-                            .execute(params![
-                                response,
-                                scorer.get(),
-                                score.get(),
-                                unit.id.get()
-                            ])?;
-                        }
-                        Err(_) => set_aside::label(conn, response, scorer, unit.id, "non_finite")?,
-                    },
-                    Outcome::SetAside(reason, _) => {
-                        set_aside::label(conn, response, scorer, unit.id, reason)?;
-                    }
-                }
-            }
+            write_scores(conn, &unit, items)?;
             tell_refused(conn, &unit, items.iter().map(|item| &item.outcome), now_ms)
         })
     }
@@ -113,4 +83,42 @@ impl Store {
             tell_refused(conn, &unit, items.iter().map(|item| &item.outcome), now_ms)
         })
     }
+}
+
+/// A row a response, of all responses of the unit that its scorer has not labelled yet; none in
+/// evaluation's comparisons, where pairs alone are labelled.
+pub(crate) fn write_scores(conn: &Connection, unit: &UnitRow, items: &[Scored]) -> Result<()> {
+    let scorer = found(unit.scorer, "scorer of unit", unit.id)?;
+    let of_pairs = unit.work == WorkKind::Prefer && unit.stage == Stage::Evaluate;
+    let unlabelled = if of_pairs { Vec::new() } else { unlabelled_ids(conn, unit)? };
+    let wanted: BTreeSet<i64> = unlabelled.into_iter().collect();
+    let told: BTreeSet<i64> = items.iter().map(|item| item.response.get()).collect();
+    if told.len() != items.len() || told != wanted {
+        let (has, told) = (wanted.len(), items.len());
+        let why = format!("it has {has} responses, and {told} others were labelled");
+        return Err(StoreError::Misfit { unit: unit.id, why });
+    }
+    for item in items {
+        let response = item.response.get();
+        let score = match &item.outcome {
+            Outcome::Done(score) => Score::new(*score).map_err(|_| "non_finite"),
+            Outcome::SetAside(reason, _) => Err(reason.as_str()),
+        };
+        match score {
+            Ok(score) => {
+                conn.prepare_cached(
+                    "INSERT INTO labels (response_id, scorer_id, score, unit_id)
+                     VALUES (?1, ?2, ?3, ?4)",
+                )?
+                .execute(params![
+                    response,
+                    scorer.get(),
+                    score.get(),
+                    unit.id.get()
+                ])?;
+            }
+            Err(reason) => set_aside::label(conn, response, scorer, unit.id, reason)?,
+        }
+    }
+    Ok(())
 }

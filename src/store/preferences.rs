@@ -210,10 +210,11 @@ fn assert_labels(conn: &Connection, of: &Of, scoring: &Scoring, kept: u64) -> Re
         "SELECT s.id, s.name,
                 (SELECT count(*) FROM responses x JOIN labels l ON l.response_id = x.id
                  WHERE x.purpose = 'generate' AND x.run_id = ?1 AND x.iteration = ?2
-                   AND l.scorer_id = s.id AND l.set_aside IS NULL),
+                   AND l.scorer_id = s.id AND l.versus_id IS NULL AND l.set_aside IS NULL),
                 (SELECT count(*) FROM responses x JOIN labels l ON l.response_id = x.id
                  WHERE x.purpose = 'generate' AND x.run_id = ?1 AND x.iteration = ?2
-                   AND l.scorer_id = s.id AND l.set_aside IS NOT NULL)
+                   AND l.scorer_id = s.id AND l.versus_id IS NULL
+                   AND l.set_aside IS NOT NULL)
          FROM scorers s WHERE s.id IN (SELECT scorer_id FROM units
              WHERE run_id = ?1 AND iteration = ?2 AND stage = 'label')",
     )?;

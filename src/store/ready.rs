@@ -15,8 +15,9 @@ use crate::units::{UnitRow, select_by};
 
 /// `b` is an unclosed unit that must be closed before `u` may begin. Control's own works and training
 /// wait for all before them; generating waits for all rendering, because the occurrence of a prompt
-/// is counted over the whole draw; scoring and log-probs wait for the responses of their items by every
-/// policy that writes some, log-probs of offline pairs for the rendering of all of them, a training job
+/// is counted over the whole draw; scoring, comparing and log-probs wait for the responses of their items
+/// by every policy that writes some, comparing in evaluation also for those of the baseline (whose lane
+/// is the unit's detail), log-probs of offline pairs for the rendering of all of them, a training job
 /// for its base, which the run's start may still have to make. Unclosed units that generate in one lane
 /// by one policy never overlap, so that the last one to begin before `u` ends is the only one that can
 /// stand in its way: the answer costs one step of the index a policy, not one per unit.
@@ -24,7 +25,12 @@ const READY: &str = "
 u.run_id = ?1 AND u.state IN ('open', 'running') AND u.state = 'open'
 AND (u.job_id IS NULL
      OR EXISTS (SELECT 1 FROM training_jobs j WHERE j.id = u.job_id AND j.base_sha256 IS NOT NULL))
-AND CASE u.work
+AND (u.work <> 'prefer' OR u.detail IS NULL
+     OR coalesce((SELECT b.to_item FROM units b WHERE b.state IN ('open', 'running')
+            AND b.run_id = u.run_id AND b.iteration = u.iteration AND b.lane = u.detail
+            AND b.work = 'generate' AND b.from_item < u.to_item
+            ORDER BY b.from_item DESC LIMIT 1), 0) <= u.from_item)
+AND CASE iif(u.work = 'prefer', 'score', u.work)
     WHEN 'render' THEN 1
     WHEN 'probe' THEN 1
     WHEN 'render_pairs' THEN 1
@@ -55,7 +61,7 @@ AND CASE u.work
     WHEN 'pair' THEN
         NOT EXISTS (SELECT 1 FROM units b WHERE b.state IN ('open', 'running')
             AND b.run_id = u.run_id AND b.iteration = u.iteration AND b.lane = ''
-            AND b.work IN ('render', 'generate', 'score') AND b.stage <> 'evaluate')
+            AND b.work IN ('render', 'generate', 'score', 'prefer') AND b.stage <> 'evaluate')
     WHEN 'logprobs' THEN
         CASE WHEN u.lane = '' THEN
             NOT EXISTS (SELECT 1 FROM units b WHERE b.state IN ('open', 'running')
@@ -92,7 +98,7 @@ ORDER BY
     CASE WHEN u.stage = 'evaluate' THEN 1 ELSE 0 END,
     CASE WHEN u.lane LIKE 'initial%' THEN 1 ELSE 0 END,
     CASE u.work WHEN 'probe' THEN 0 WHEN 'render' THEN 1 WHEN 'render_pairs' THEN 1
-        WHEN 'score' THEN 2 WHEN 'generate' THEN 3 WHEN 'logprobs' THEN 4
+        WHEN 'score' THEN 2 WHEN 'prefer' THEN 2 WHEN 'generate' THEN 3 WHEN 'logprobs' THEN 4
         WHEN 'logprobs_pairs' THEN 4 ELSE 5 END,
     CASE WHEN u.work = 'generate' THEN u.policy_id END, u.from_item, u.id
 LIMIT ?2";

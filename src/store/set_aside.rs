@@ -9,7 +9,7 @@ use rusqlite::{Connection, params};
 use crate::error::Result;
 use crate::rows::int;
 use crate::units::UnitRow;
-use crate::{generate, items, offline_pairs, rows};
+use crate::{compared, generate, items, offline_pairs, rows};
 
 /// All items of a unit, which has a plan.
 pub(crate) fn items_of(conn: &Connection, unit: &UnitRow, reason: &str) -> Result<()> {
@@ -35,6 +35,7 @@ pub(crate) fn items_of(conn: &Connection, unit: &UnitRow, reason: &str) -> Resul
             }
             Ok(())
         }
+        WorkKind::Prefer => compared::items_set_aside(conn, unit, reason),
         WorkKind::RenderPairs => offline_pairs::render_set_aside(conn, unit, reason),
         WorkKind::LogprobsPairs => offline_pairs::logprobs_set_aside(conn, unit, reason),
         // A pair whose reference log-probs are missing is left out of the training set; a probe,

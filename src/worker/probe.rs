@@ -1,6 +1,6 @@
 //! The probe: what would silently spoil a run, looked for before anything is generated or trained.
 //!
-//! In: the policies and reward models of a run. Out: findings, one sentence each; none is well. A few
+//! In: the policies, reward and preference models of a run. Out: findings, one sentence each; none is well. A few
 //! built-in conversations are rendered, tokenised and decoded with each model, a few tokens are
 //! generated, a score is taken alone and beside longer texts. May not enter: the run's own data.
 
@@ -12,6 +12,7 @@ use crate::errors::{TextError, WorkerError};
 use crate::generate::{Generation, PromptTask, Written, generate_batch};
 use crate::logprob::host_floats;
 use crate::model::{LoadOptions, ModelFolder, Precision, Trainable, Transformer};
+use crate::prefer::{Preference, Questions, prefer_batch};
 use crate::render::{PairText, RenderRule, Renderer};
 use crate::score::{score_batch, scored_position};
 use crate::tokenizer::AddSpecial;
@@ -31,8 +32,11 @@ const CONVERSATIONS: [(&[(&str, &str)], &str); 3] = [
 ///
 /// Errors: only what ends the unit itself (cancelled, libtorch); all else is a finding.
 pub fn run(
-    policies: &[ModelRef],
-    scorers: &[(ModelRef, ScorePosition)],
+    (policies, scorers, preference_models): (
+        &[ModelRef],
+        &[(ModelRef, ScorePosition)],
+        &[ModelRef],
+    ),
     max_new_tokens: u32,
     (compute, watch): (Compute, &Watch),
 ) -> Result<Vec<String>, WorkerError> {
@@ -44,6 +48,10 @@ pub fn run(
     for (scorer, position) in scorers {
         let found = probe_scorer(scorer, *position, compute, watch);
         collect(&mut findings, scorer, found)?;
+    }
+    for model in preference_models {
+        let found = probe_preference_model(model, compute, watch);
+        collect(&mut findings, model, found)?;
     }
     Ok(findings)
 }
@@ -215,6 +223,56 @@ fn probe_scorer(
         findings.push(format!(
             "a score depends on padding or on its neighbours: alone {alone:?}, together \
              {together:?}, padded {padded:?}"
+        ));
+    }
+    findings.dedup();
+    Ok(findings)
+}
+
+/// Each answer is compared with one to another question: alone, beside others and exchanged.
+fn probe_preference_model(
+    model: &ModelRef,
+    compute: Compute,
+    watch: &Watch,
+) -> Result<Vec<String>, WorkerError> {
+    let folder = ModelFolder::open(&model.path)?;
+    let labels = folder.preference_labels()?;
+    let renderer = Renderer::open(&folder)?;
+    renderer.require_labels(labels)?;
+    let loaded = load(&folder, compute)?;
+    let mut findings = Vec::new();
+    let (mut pairs, mut exchanged) = (Vec::new(), Vec::new());
+    for (turns, answer) in CONVERSATIONS {
+        let (turns, other) = (messages(turns), "No.");
+        pairs.push(Questions::of(&renderer, &turns, [answer, other])?);
+        exchanged.push(Questions::of(&renderer, &turns, [other, answer])?);
+        if let Some(pair) = pairs.last() {
+            findings.extend(text_findings(&renderer, &pair.first_as_a)?);
+        }
+    }
+    let means = |pairs: &[Questions]| -> Result<Vec<f64>, WorkerError> {
+        let preferences = prefer_batch(&loaded, labels, pairs, watch)?;
+        Ok(preferences.into_iter().map(Preference::mean).collect())
+    };
+    let alone: Vec<f64> = pairs
+        .iter()
+        .map(|pair| means(std::slice::from_ref(pair)))
+        .collect::<Result<Vec<_>, _>>()?
+        .concat();
+    if alone.iter().any(|preference| !preference.is_finite()) {
+        findings.push("its preferences are not finite".to_owned());
+    }
+    let (together, turned) = (means(&pairs)?, means(&exchanged)?);
+    let tolerance = match compute.precision {
+        Precision::Float32 => 1e-3,
+        Precision::Bfloat16 => 0.1,
+    };
+    let apart = |other: &[f64]| alone.iter().zip(other).any(|(a, b)| (a - b).abs() > tolerance);
+    let rest: Vec<f64> = turned.iter().map(|preference| 1.0 - preference).collect();
+    if apart(&together) || apart(&rest) {
+        findings.push(format!(
+            "a preference depends on its neighbours or on the order: alone {alone:?}, together \
+             {together:?}, exchanged {turned:?}"
         ));
     }
     findings.dedup();

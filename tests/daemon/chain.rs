@@ -13,7 +13,11 @@ fn settings() -> Settings {
     Settings::default()
         .set("run", "start", "\"sft/main\"")
         .set("run", "iterations_max", "1")
-        .with("[label.scorers]", "name = \"reward\"\njob = \"reward/main\"")
+        .with(
+            "[label.scorers]",
+            "name = \"reward\"\njob = \"reward/main\"\n\n[[label.scorers]]\nname = \"judge\"\n\
+             kind = \"preference\"\njob = \"preference/main\"",
+        )
         .with("sft", &format!("data = [\"talk.jsonl\"]\nbatch_sequences = 2\n{steps}"))
         .with(
             "reward",

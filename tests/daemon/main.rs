@@ -15,6 +15,7 @@ mod gate;
 mod jobs;
 mod labels;
 mod offline;
+mod preferring;
 mod readers;
 mod service;
 mod story;

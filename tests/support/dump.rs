@@ -94,10 +94,11 @@ const FACTS: [(&str, &str); 26] = [
     ),
     (
         "labels",
-        "SELECT e.purpose, e.iteration, e.ordinal, c.name, e.sample, s.name, l.score, l.preference,
-                l.set_aside
+        "SELECT e.purpose, e.iteration, e.ordinal, c.name, e.sample, s.name, d.name, v.sample, l.score,
+                l.preference, l.set_aside
          FROM labels l JOIN responses e ON e.id = l.response_id JOIN scorers s ON s.id = l.scorer_id
-         JOIN checkpoints c ON c.id = e.policy_id",
+         JOIN checkpoints c ON c.id = e.policy_id
+         LEFT JOIN responses v ON v.id = l.versus_id LEFT JOIN checkpoints d ON d.id = v.policy_id",
     ),
     (
         "scorer_totals",

@@ -29,6 +29,13 @@ pub fn reward(parent: &Path, name: &str) -> PathBuf {
     whole(parent, name, true)
 }
 
+/// A whole preference model's folder at `parent/name`.
+pub fn preference(parent: &Path, name: &str) -> PathBuf {
+    let folder = whole(parent, name, false);
+    fs::write(folder.join("preference.json"), "{}\n").expect("the model's files");
+    folder
+}
+
 fn whole(parent: &Path, name: &str, reward: bool) -> PathBuf {
     let folder = parent.join(name);
     fs::create_dir_all(&folder).expect("a model folder");

@@ -5,6 +5,7 @@
 //! GPU.
 
 mod arms;
+mod judge;
 
 use std::fs;
 use std::sync::OnceLock;

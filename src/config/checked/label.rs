@@ -9,7 +9,9 @@ use super::{repeated, unique};
 use crate::knobs;
 use crate::problem::Findings;
 use crate::raw::RawTable;
-use crate::sections::{ArmConfig, Normalise, ScorePosition, ScorerConfig, ScorerModel, ScorerRole};
+use crate::sections::{
+    ArmConfig, Compare, Normalise, ScorePosition, ScorerConfig, ScorerKind, ScorerModel, ScorerRole,
+};
 use crate::values::{Entry, Value, dotted};
 
 const SCORERS_MAX: usize = 16;
@@ -24,7 +26,9 @@ pub(super) fn scorers(
     let Some(first) = entries.first() else {
         return Some(vec![ScorerConfig {
             name: "reward".to_owned(),
-            model: ScorerModel::RewardJob("main".to_owned()),
+            kind: ScorerKind::Reward,
+            model: ScorerModel::Job("main".to_owned()),
+            compare: Compare::RoundRobin,
             score_position: ScorePosition::Transformers,
             role: ScorerRole::Weighted(1.0),
             normalise: Normalise::None,
@@ -45,6 +49,7 @@ pub(super) fn scorers(
             findings.add(entry.line, "label.scorers", what);
             return None;
         }
+        kind(entry, findings)?;
         let scorer = ScorerConfig::of(entry, base_dir)?;
         unique(&mut names, &scorer.name, entry, findings);
         role(entry, findings);
@@ -56,6 +61,69 @@ pub(super) fn scorers(
         findings.add(first.line, "label.scorers", what.to_owned());
     }
     Some(scorers)
+}
+
+/// A scorer has the model of its kind, and no key of the other kind.
+fn kind(entry: &Entry, findings: &mut Findings) -> Option<()> {
+    let mut add = |key: &str, what: String| {
+        findings.add(entry.line_of(key), dotted(entry.section, key), what);
+    };
+    let word = |key| match entry.value(key) {
+        Some(Value::Text(word)) => Some(word.as_str()),
+        _ => None,
+    };
+    let kind = word("kind")?;
+    if kind == ScorerKind::Reward.label() && word("compare").is_some() {
+        add("compare", "belongs to kind = \"preference\": leave it out".to_owned());
+    }
+    if kind == ScorerKind::Preference.label() && word("score_position") != Some("transformers") {
+        add("score_position", "belongs to kind = \"reward\": leave it out".to_owned());
+    }
+    let Some((of, name)) = word("job").and_then(|job| job.split_once('/')) else { return Some(()) };
+    if of != kind {
+        let what = format!(
+            "is \"{of}/{name}\", and this scorer is of the kind \"{kind}\": write kind = \"{of}\", or \
+             job = \"{kind}/NAME\""
+        );
+        add("job", what);
+        return None;
+    }
+    Some(())
+}
+
+/// A linear tournament tells the best from the worst and orders no others, so that everything else
+/// which goes by order or distance needs round robin.
+pub(super) fn tournaments(
+    scorers: &[ScorerConfig],
+    (label, pair): (&Entry, &Entry),
+    findings: &mut Findings,
+) {
+    let linear = |scorer: &&ScorerConfig| {
+        scorer.kind == ScorerKind::Preference && scorer.compare == Compare::Linear
+    };
+    let Some(first) = scorers.iter().find(linear) else { return };
+    let is =
+        |entry: &Entry, key, word: &str| entry.value(key) == Some(&Value::Text(word.to_owned()));
+    let weighted = scorers.iter().filter(|scorer| scorer.role != ScorerRole::Canary).count();
+    let given = !matches!(label.value("length_penalty"), Some(Value::Number(0.0)) | None);
+    let fit = label.value("length_penalty_fit") == Some(&Value::Switch(true));
+    let why = if first.role == ScorerRole::Canary || weighted > 1 {
+        "it must be the only scorer with a weight, and no canary"
+    } else if given || fit {
+        "a length penalty weighs all responses"
+    } else if !is(pair, "rule", "best_worst") {
+        "[pair] rule must be \"best_worst\""
+    } else if !is(pair, "arms", "any") || !is(pair, "unfinished", "keep") {
+        "[pair] arms must be \"any\" and unfinished \"keep\": else best and worst may not meet"
+    } else {
+        return;
+    };
+    let what = format!(
+        "of {:?} is \"linear\", which tells the best and the worst response and orders no others: {why}; \
+         or write compare = \"round_robin\"",
+        first.name
+    );
+    findings.add(None, "label.scorers.compare", what);
 }
 
 /// A canary is told in one way, and has nothing that only pairing would use.

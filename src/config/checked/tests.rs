@@ -3,7 +3,9 @@
 use std::path::Path;
 
 use super::*;
-use crate::sections::{GateFailure, ScorerModel, ScorerRole, UseDevices, WhenShort};
+use crate::sections::{
+    Compare, GateFailure, ScorerKind, ScorerModel, ScorerRole, UseDevices, WhenShort,
+};
 use crate::train::History;
 
 const MINIMAL: &str = "[run]\npolicy = \"models/policy\"\n";
@@ -27,7 +29,7 @@ fn the_policy_alone_is_a_configuration_with_the_papers_defaults() {
     assert_eq!(config.generate.responses_per_prompt(), 8);
     let temperatures: Vec<f64> = config.generate.arms.iter().map(|arm| arm.temperature).collect();
     assert_eq!(temperatures, [1.0, 0.7]);
-    assert_eq!(config.label.scorers[0].model, ScorerModel::RewardJob("main".to_owned()));
+    assert_eq!(config.label.scorers[0].model, ScorerModel::Job("main".to_owned()));
     assert_eq!(config.train.settings.learning_rate, 5e-7);
     assert_eq!(config.train.history, History::All);
     assert_eq!(config.reward.settings.learning_rate, 2e-6);
@@ -66,8 +68,8 @@ fn the_sample_with_every_mark_taken_away_is_read_too() {
         let bare = line.strip_prefix("# ").unwrap_or(line);
         let key = bare.split(" = ").next().unwrap_or_default();
         let is_knob = bare.contains(" = ") && SECTIONS.iter().any(|s| s.knob(key).is_some());
-        // One scorer names its model or its job, not both, and none here is a canary.
-        let alone = ["job", "canary_gain_min"].contains(&key);
+        // The scorer here names its model and no job, is a reward model, and no canary.
+        let alone = ["job", "compare", "canary_gain_min"].contains(&key);
         if (is_knob && !alone) || bare.starts_with('[') && bare.ends_with(']') {
             text.push_str(bare);
             text.push('\n');
@@ -211,6 +213,34 @@ fn several_scorers_a_canary_and_a_penalty_are_read_and_frozen() {
 }
 
 #[test]
+fn a_preference_model_is_a_scorer_and_its_tournament_is_held_to_what_it_tells() {
+    let judge = "[[label.scorers]]\nname = 'judge'\nkind = 'preference'\njob = 'preference/main'\n";
+    let config = read(&format!("{MINIMAL}{judge}")).unwrap();
+    let scorer = &config.label.scorers[0];
+    assert_eq!((scorer.kind, scorer.compare), (ScorerKind::Preference, Compare::RoundRobin));
+    assert_eq!(scorer.model, ScorerModel::Job("main".to_owned()));
+    let linear = format!("{judge}compare = 'linear'\n");
+    let sound = read(&format!("{MINIMAL}{linear}")).unwrap();
+    assert_eq!(sound.with_frozen(&sound.to_frozen_toml()).unwrap(), sound);
+    let reward = "[[label.scorers]]\nname = 'help'\nmodel = 'm'\n";
+    for (text, part) in [
+        (format!("{linear}{reward}"), "the only scorer with a weight"),
+        (format!("{linear}canary = true\n{reward}"), "and no canary"),
+        (format!("[label]\nlength_penalty = 0.1\nlength_unit = 'tokens'\n{linear}"), "penalty"),
+        (format!("{linear}[pair]\nrule = 'all'\n"), "rule must be \"best_worst\""),
+        (format!("{linear}[pair]\nunfinished = 'exclude'\n"), "may not meet"),
+        (format!("{reward}compare = 'linear'\n"), "belongs to kind = \"preference\""),
+        (format!("{judge}score_position = 'last'\n"), "belongs to kind = \"reward\""),
+        (judge.replace("'preference/main'", "'reward/main'"), "write kind = \"reward\""),
+        (judge.replace("'preference/main'", "'sft/main'"), "\"reward/NAME\" or"),
+        (judge.replace("'preference'", "'judge'"), "\"reward\" or \"preference\""),
+    ] {
+        let message = complaint(&text);
+        assert!(message.contains(part), "`{part}` is not in:\n{message}");
+    }
+}
+
+#[test]
 fn a_gate_is_read_and_frozen_and_none_is_the_default() {
     let text = format!(
         "{MINIMAL}[[label.scorers]]\nmodel = 'm'\n\
@@ -250,7 +280,7 @@ fn a_frozen_text_reads_back_as_the_same_configuration() {
 fn every_knob_that_is_frozen_stands_in_the_frozen_text() {
     // With every key given, so that none is left out for want of a value, but for those that need
     // another scorer than this one.
-    let alone = ["job", "canary_gain_min"];
+    let alone = ["job", "compare", "canary_gain_min"];
     let mut text = String::from("[run]\n");
     for section in SECTIONS.into_iter().filter(|section| section.frozen) {
         if section.name != "run" {

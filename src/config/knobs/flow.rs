@@ -177,12 +177,36 @@ pub(crate) static SCORERS: Section = Section {
         Knob::new("name", Kind::Name, "\"reward\"")
             .doc("the scorer's name in the tables")
             .source(OURS),
+        Knob::new("kind", Kind::Word(&["reward", "preference"]), "\"reward\"")
+            .doc(
+                "\"reward\" gives each response a score; \"preference\" compares two responses to a \
+                  prompt, in both orders",
+            )
+            .source("paper, section 2.1: it trains both"),
         Knob::unset("model", Kind::Path, "see job", "\"models/reward\"")
-            .doc("a reward model's folder (AutoModelForSequenceClassification); either this or job")
+            .doc(
+                "a model's folder: AutoModelForSequenceClassification, or a preference model with its \
+                  preference.json; either this or job",
+            )
             .source(OURS),
         Knob::unset("job", Kind::Job, "see model", "\"reward/main\"")
-            .doc("a reward model that this run trains: the loop waits for it; either this or model")
+            .doc(
+                "a reward model that this run trains, or as \"preference/NAME\" a preference model: the \
+                  loop waits for it; either this or model",
+            )
             .source(OURS),
+        Knob::unset(
+            "compare",
+            Kind::Word(&["round_robin", "linear"]),
+            "\"round_robin\"; a reward model compares nothing",
+            "\"round_robin\"",
+        )
+        .doc(
+            "of a preference model: \"round_robin\" asks all n(n - 1)/2 pairs of a prompt, and a \
+              response's score is its mean P over the others; \"linear\" asks at most 2(n - 1) for the \
+              best (1) and the worst (0), and orders no others",
+        )
+        .source("linear: the paper's scripts"),
         Knob::new("score_position", Kind::Word(&["transformers", "last"]), "\"transformers\"")
             .doc("the last position whose id is not the pad id, as transformers does, or the \"last\"")
             .source("transformers: what most reward models were trained at"),

@@ -11,6 +11,26 @@ use crate::setting::{Setting, section, words};
 use crate::values::{Entry, Value};
 
 words! {
+    /// What a scorer does.
+    ScorerKind {
+        /// A reward model gives each response a score.
+        Reward = "reward",
+        /// A preference model compares two responses.
+        Preference = "preference",
+    }
+}
+
+words! {
+    /// Which pairs of a prompt's responses a preference model compares.
+    Compare {
+        /// All of them.
+        RoundRobin = "round_robin",
+        /// As many as tell the best and the worst.
+        Linear = "linear",
+    }
+}
+
+words! {
     /// Where a reward model's score is read.
     ScorePosition {
         /// The last position whose id is not the pad id, as transformers does.
@@ -120,8 +140,12 @@ impl LabelConfig {
 pub struct ScorerConfig {
     /// Its name in the tables.
     pub name: String,
+    /// What it does.
+    pub kind: ScorerKind,
     /// What scores.
     pub model: ScorerModel,
+    /// Of a preference model.
+    pub compare: Compare,
     /// Where the score is read.
     pub score_position: ScorePosition,
     /// Whether training uses it.
@@ -144,8 +168,8 @@ pub enum ScorerRole {
 pub enum ScorerModel {
     /// A model folder.
     Folder(Place),
-    /// The reward training job of this name (`job = "reward/NAME"`), in this run.
-    RewardJob(String),
+    /// The training job of the scorer's kind and this name (`job = "reward/NAME"`), in this run.
+    Job(String),
 }
 
 section! {
@@ -209,20 +233,26 @@ impl LabelConfig {
 }
 
 impl ScorerConfig {
-    /// `None` also where not exactly one of `model` and `job` is given: the caller has told so.
+    /// `None` also where not exactly one of `model` and `job` is given, or a job of another kind: the
+    /// caller has told so.
     pub(crate) fn of(entry: &Entry, base_dir: &Path) -> Option<Self> {
         let folder: Option<Place> = get(entry, "model", base_dir)?;
         let job: Option<String> = get(entry, "job", base_dir)?;
-        let model = match (folder, job.as_deref().and_then(|job| job.strip_prefix("reward/"))) {
+        let kind: ScorerKind = get(entry, "kind", base_dir)?;
+        let name = |job: &str| Some(job.strip_prefix(kind.label())?.strip_prefix('/')?.to_owned());
+        let model = match (folder, job.as_deref()) {
             (Some(folder), None) => ScorerModel::Folder(folder),
-            (None, Some(name)) => ScorerModel::RewardJob(name.to_owned()),
+            (None, Some(job)) => ScorerModel::Job(name(job)?),
             _ => return None,
         };
+        let compare: Option<Compare> = get(entry, "compare", base_dir)?;
         let weight: Option<f64> = get(entry, "weight", base_dir)?;
         let canary: bool = get(entry, "canary", base_dir)?;
         Some(Self {
             name: get(entry, "name", base_dir)?,
+            kind,
             model,
+            compare: compare.unwrap_or(Compare::RoundRobin),
             score_position: get(entry, "score_position", base_dir)?,
             role: match (canary, weight) {
                 (true, _) => ScorerRole::Canary,
@@ -235,17 +265,22 @@ impl ScorerConfig {
     pub(crate) fn values(&self) -> Rows {
         let (model, job) = match &self.model {
             ScorerModel::Folder(place) => (place.value(), None),
-            ScorerModel::RewardJob(name) => (None, Some(Value::Text(format!("reward/{name}")))),
+            ScorerModel::Job(name) => {
+                (None, Some(Value::Text(format!("{}/{name}", self.kind.label()))))
+            }
         };
         let weight = match self.role {
             ScorerRole::Weighted(weight) => weight.value(),
             ScorerRole::Canary => None,
         };
+        let reads = self.kind == ScorerKind::Reward;
         vec![
             ("name", self.name.value()),
+            ("kind", self.kind.value()),
             ("model", model),
             ("job", job),
-            ("score_position", self.score_position.value()),
+            ("compare", self.compare.value().filter(|_| !reads)),
+            ("score_position", self.score_position.value().filter(|_| reads)),
             ("weight", weight),
             ("normalise", self.normalise.value()),
             ("canary", (self.role == ScorerRole::Canary).value()),

@@ -7,7 +7,7 @@ use rlhfd_domain::WorkKind;
 use super::stage::{
     Conclude, Perform, Prepare, Prepared, StageContext, StageError, misplaced, stage_actor,
 };
-use crate::stages::{generate, logprobs, render, score, summarise};
+use crate::stages::{generate, logprobs, prefer, render, score, summarise};
 
 stage_actor! {
     /// The actor.
@@ -20,6 +20,7 @@ async fn prepare(ctx: &StageContext, message: Prepare) -> Result<Prepared, Stage
         WorkKind::Render => render::prepare(ctx, unit).await,
         WorkKind::Generate => generate::prepare(ctx, unit).await,
         WorkKind::Score => score::prepare(ctx, unit).await,
+        WorkKind::Prefer => prefer::prepare(ctx, unit).await,
         WorkKind::Logprobs => logprobs::prepare(ctx, unit).await,
         _ => Err(misplaced(unit)),
     }
@@ -30,6 +31,7 @@ async fn conclude(ctx: &StageContext, done: Conclude) -> Result<(), StageError> 
         WorkKind::Render => render::conclude(ctx, done).await,
         WorkKind::Generate => generate::conclude(ctx, done).await,
         WorkKind::Score => score::conclude(ctx, done).await,
+        WorkKind::Prefer => prefer::conclude(ctx, done).await,
         WorkKind::Logprobs => logprobs::conclude(ctx, done).await,
         _ => Err(misplaced(&done.unit)),
     }

@@ -257,7 +257,7 @@ async fn models(
             let run = ctx.store.read(move |r| r.run(run)).await?;
             Ok(vec![ctx.model(run.reference).await?.sha256])
         }
-        WorkKind::Score => match unit.scorer {
+        WorkKind::Score | WorkKind::Prefer => match unit.scorer {
             Some(scorer) => Ok(vec![crate::stages::score::scorer(ctx, scorer).await?.sha256]),
             None => Ok(Vec::new()),
         },

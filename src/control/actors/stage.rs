@@ -74,6 +74,8 @@ pub enum ItemKeys {
     Prompts(Vec<(u64, PromptId)>),
     /// Responses.
     Responses(Vec<ResponseId>),
+    /// Responses to prompts, to be compared.
+    Comparisons(crate::stages::prefer::Comparisons),
     /// Offline pairs, by their place in the run's list.
     Pairs(Vec<u64>),
 }
@@ -185,6 +187,7 @@ impl Stages {
             | WorkKind::Render
             | WorkKind::Generate
             | WorkKind::Score
+            | WorkKind::Prefer
             | WorkKind::RenderPairs
             | WorkKind::Logprobs
             | WorkKind::LogprobsPairs

@@ -6,7 +6,7 @@
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
-use rlhfd_config::{CheckedConfig, ScorePosition, ScorerConfig, ScorerModel};
+use rlhfd_config::{CheckedConfig, ScorePosition, ScorerConfig, ScorerKind, ScorerModel};
 use rlhfd_domain::{JobKind, ScorerId, Stage, UnitId, WorkKind};
 use rlhfd_store::{ModelIdentity, NewIteration, NewUnit, OfflineUse, Run, Store, StoreError};
 
@@ -14,10 +14,11 @@ use super::lacks::{missing_sets, none_kept, short_of, vain_target};
 use super::{Advanced, NOTHING_KEPT, arms, identity, jobs};
 use crate::actors::iteration::OrderContext;
 use crate::actors::scheduler::uses_cuda;
+use crate::examples;
 use crate::handles::{AskError, now_ms};
 use crate::stages::plan::{self, Given, Scores, Sizes};
 use crate::stages::probe::Detail;
-use crate::stages::sums;
+use crate::stages::{summarise, sums};
 
 /// No iteration is under way: whether one may start, and what is missing.
 pub(super) async fn between_iterations(
@@ -122,6 +123,7 @@ struct Known {
     id: ScorerId,
     name: String,
     sha256: String,
+    kind: ScorerKind,
     position: ScorePosition,
 }
 
@@ -151,27 +153,26 @@ async fn scorer_row(
             Ok(identity) => identity,
             Err(sentence) => return Ok(Err(sentence)),
         },
-        ScorerModel::RewardJob(name) => match job_model(ctx, run, (JobKind::Reward, name), {
-            "its reward model scores this run"
-        })
-        .await?
-        {
-            Ok(identity) => identity,
-            Err(sentence) => return Ok(Err(sentence)),
-        },
+        ScorerModel::Job(name) => {
+            let job = (examples::trains(scorer.kind), name.as_str());
+            match job_model(ctx, run, job, "what it makes scores this run").await? {
+                Ok(identity) => identity,
+                Err(sentence) => return Ok(Err(sentence)),
+            }
+        }
     };
     let (name, sha256) = (scorer.name.clone(), model.sha256.clone());
     let id = match ctx.models.scorer(&name, &model) {
         Some(id) => id,
         None => {
-            let (row, wanted) = (name.clone(), model.clone());
-            let write = move |s: &mut Store| s.scorer(&row, "reward", &wanted.path, &wanted.sha256);
+            let (row, wanted, kind) = (name.clone(), model.clone(), scorer.kind.label());
+            let write = move |s: &mut Store| s.scorer(&row, kind, &wanted.path, &wanted.sha256);
             let id = ctx.stage.store.write(write).await?;
             ctx.models.keep_scorer(&name, &model, id);
             id
         }
     };
-    Ok(Ok(Known { id, name, sha256, position: scorer.score_position }))
+    Ok(Ok(Known { id, name, sha256, kind: scorer.kind, position: scorer.score_position }))
 }
 
 /// What a training job made; else a sentence, of which `why` says what it is wanted for.
@@ -234,8 +235,8 @@ async fn probe(ctx: &OrderContext, run: &Run, scorers: &[Known]) -> Result<Probe
         .read(move |r| Ok((r.checkpoint(initial)?.sha256, r.checkpoint(reference)?.sha256)))
         .await?;
     // A model that two scorers share is one, and its weight is nothing to the probe.
-    let models: BTreeSet<String> =
-        scorers.iter().map(|known| format!("{} {:?}", known.sha256, known.position)).collect();
+    let read = |known: &Known| format!("{} {:?} {:?}", known.sha256, known.kind, known.position);
+    let models: BTreeSet<String> = scorers.iter().map(read).collect();
     let text = format!("{initial} {reference} {models:?}");
     let key = sums::text_sum(&text)[..8].to_owned();
     if run.probed_key.as_deref() == Some(&key) {
@@ -297,21 +298,24 @@ async fn start(
         sizes.generate_rows = fitting(ctx, config, run, sizes.generate_rows, cuda).await?;
     }
     let (id, lane) = (run.id, plan::initial_lane(config));
-    let known: Vec<(ScorerId, String)> =
-        scorers.iter().map(|scorer| (scorer.id, scorer.name.clone())).collect();
-    let (answered, scorers) = ctx
+    let known: Vec<(ScorerId, ScorerKind, String)> =
+        scorers.iter().map(|scorer| (scorer.id, scorer.kind, scorer.name.clone())).collect();
+    let (of, head) = (Arc::clone(config), run.head);
+    let (answered, scorers, previous) = ctx
         .stage
         .store
         .read(move |r| {
             let answered = r.lane_done(id, &lane, WorkKind::Generate, None)?;
-            let scores = known.into_iter().map(|(scorer, name)| {
+            let scores = known.into_iter().map(|(scorer, kind, name)| {
                 let initial = r.lane_done(id, &lane, WorkKind::Score, Some(scorer))?;
-                Ok(Scores { id: scorer, name, initial })
+                Ok(Scores { id: scorer, kind, name, initial })
             });
-            Ok((answered, scores.collect::<Result<Vec<_>, StoreError>>()?))
+            let scores = scores.collect::<Result<Vec<_>, StoreError>>()?;
+            let previous = summarise::previous(r, &of, id, head)?;
+            Ok((answered, scores, previous.map(|side| side.lane)))
         })
         .await?;
-    let given = Given { scorers, initial: run.initial, answered, sizes };
+    let given = Given { scorers, initial: run.initial, previous, answered, sizes };
     let config = Arc::clone(config);
     let started = ctx
         .stage

@@ -16,6 +16,8 @@ use super::weights::{self, Weights};
 pub(crate) const FAMILIES: [&str; 5] = ["Llama", "Mistral", "Qwen2", "Qwen3", "SmolLM3"];
 const CAUSAL: &str = "ForCausalLM";
 const CLASSIFICATION: &str = "ForSequenceClassification";
+/// What makes a folder a preference model's.
+const PREFERENCE: &str = "preference.json";
 const CONFIG_BYTES_MAX: u64 = 16 << 20;
 
 /// What a folder is to be used as.
@@ -25,8 +27,12 @@ pub(crate) enum Use {
     Policy,
     /// It scores.
     Reward,
-    /// A reward training begins with it.
-    Either,
+    /// It compares.
+    Preference,
+    /// A reward training begins with it: a policy or a reward model.
+    RewardBase,
+    /// A preference training begins with it: a policy or a preference model.
+    PreferenceBase,
 }
 
 /// What the memory plan needs.
@@ -64,7 +70,8 @@ pub(crate) fn look(
         problems.extend(found);
         Weights::default()
     });
-    problems.extend(architecture(&config, &weights, wanted));
+    let compares = path.join(PREFERENCE).is_file();
+    problems.extend(architecture(&config, &weights, (wanted, compares)));
     problems.extend(tokenizer(path));
     let facts = facts(&config, weights, path);
     if let Err(key) = &facts {
@@ -106,7 +113,7 @@ fn read_config(folder: &Path) -> Result<Value, String> {
 }
 
 /// What is wrong with the architecture, for this use.
-fn architecture(config: &Value, weights: &Weights, wanted: Use) -> Vec<String> {
+fn architecture(config: &Value, weights: &Weights, (wanted, compares): (Use, bool)) -> Vec<String> {
     let named = config.get("architectures").and_then(|list| list.get(0)).and_then(Value::as_str);
     let Some(named) = named else {
         return vec!["config.json names no architecture: fetch it again".to_owned()];
@@ -121,14 +128,36 @@ fn architecture(config: &Value, weights: &Weights, wanted: Use) -> Vec<String> {
         let known = FAMILIES.join(", ");
         return vec![format!("the architecture {named} is not computed here; known are {known}")];
     }
-    match (wanted, scores) {
-        (Use::Policy, true) => vec![format!(
-            "it is a reward model ({named}), and a policy is wanted: name a model that writes"
-        )],
-        (Use::Reward, false) => vec![format!(
+    let found = match (scores, compares) {
+        (true, _) => "a reward model",
+        (false, true) => "a preference model",
+        (false, false) => "a policy",
+    };
+    let told = |wanted: &str| vec![format!("it is {found} ({named}), and {wanted}")];
+    match (wanted, found) {
+        (Use::Policy, "a reward model" | "a preference model") => {
+            told("a policy is wanted: name a model that writes")
+        }
+        (Use::Reward, "a policy") => vec![format!(
             "it is a policy ({named}, no score.weight), and a reward model is wanted: name one, or \
              train one and name job = \"reward/NAME\""
         )],
+        (Use::Reward, "a preference model") => {
+            told("a reward model is wanted: write kind = \"preference\", or name another")
+        }
+        (Use::Preference, "a policy") => vec![format!(
+            "it is a policy ({named}, no {PREFERENCE}), and a preference model is wanted: name one, or \
+             train one and name job = \"preference/NAME\""
+        )],
+        (Use::Preference, "a reward model") => {
+            told("a preference model is wanted: write kind = \"reward\", or name another")
+        }
+        (Use::RewardBase, "a preference model") => {
+            told("a reward model begins with a policy or a reward model")
+        }
+        (Use::PreferenceBase, "a reward model") => {
+            told("a preference model begins with a policy or a preference model")
+        }
         _ => Vec::new(),
     }
 }

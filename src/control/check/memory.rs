@@ -4,7 +4,7 @@
 //! In: a configuration, facts of the models, devices. Out: findings. All sums are estimates: a worker
 //! is started, and its allocator rounds. Pure but for the report. May not enter: asking a device.
 
-use rlhfd_config::{CheckedConfig, TrainSettings, Training};
+use rlhfd_config::{CheckedConfig, ScorerKind, TrainSettings, Training};
 
 use super::ModelFacts;
 use super::folder::{Facts, Use, look};
@@ -57,11 +57,17 @@ pub(super) fn plan(
         training(("train", Training::Dpo), policy, &config.train.settings, room, report);
     }
     // One scorer is loaded at a time: the most demanding one decides.
-    let tokens =
-        u64::from(config.prompts.prompt_tokens_max) + u64::from(config.generate.max_new_tokens);
-    let needs = models.scorers.iter().map(|scorer| forwarding(scorer, tokens, compute_bytes(room)));
+    let response = u64::from(config.generate.max_new_tokens);
+    let needs = models.scorers.iter().map(|(kind, scorer)| {
+        let responses = match kind {
+            ScorerKind::Reward => response,
+            ScorerKind::Preference => 2 * response,
+        };
+        let tokens = u64::from(config.prompts.prompt_tokens_max) + responses;
+        forwarding(scorer, tokens, compute_bytes(room))
+    });
     if let Some(needs) = needs.max_by_key(|needs| needs.total()) {
-        told("label", needs, room, || Some("a smaller reward model".to_owned()), report);
+        told("label", needs, room, || Some("a smaller model that scores".to_owned()), report);
     }
     for (kind, base) in &models.bases {
         let job = section(config, *kind);

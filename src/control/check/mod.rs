@@ -16,7 +16,7 @@ mod weights;
 use std::path::Path;
 use std::process::ExitCode;
 
-use rlhfd_config::{CheckedConfig, ConfigError, ScorePosition, ScorerModel};
+use rlhfd_config::{CheckedConfig, ConfigError, ScorePosition, ScorerKind, ScorerModel};
 use rlhfd_domain::JobKind;
 
 use crate::examples;
@@ -95,7 +95,7 @@ fn configuration(file: &Path, report: &mut Report) -> Option<CheckedConfig> {
 #[derive(Debug, Default)]
 struct ModelFacts {
     policy: Option<Facts>,
-    scorers: Vec<Facts>,
+    scorers: Vec<(ScorerKind, Facts)>,
     /// What the run's training jobs start from; as long as a model is to be trained, it has the size
     /// of its base.
     bases: Vec<(JobKind, Facts)>,
@@ -122,20 +122,29 @@ fn models(config: &CheckedConfig, report: &mut Report) -> ModelFacts {
     for wanted in &config.label.scorers {
         match &wanted.model {
             ScorerModel::Folder(place) => {
-                if let Some(facts) = folder::look(&place.path, "scorer", Use::Reward, report) {
-                    score_position(&facts, wanted.score_position, report);
-                    scorers.push(facts);
+                let used = match wanted.kind {
+                    ScorerKind::Reward => Use::Reward,
+                    ScorerKind::Preference => Use::Preference,
+                };
+                if let Some(facts) = folder::look(&place.path, "scorer", used, report) {
+                    if wanted.kind == ScorerKind::Reward {
+                        score_position(&facts, wanted.score_position, report);
+                    }
+                    scorers.push((wanted.kind, facts));
                 }
             }
-            ScorerModel::RewardJob(name) => {
-                let by = data::trained_by(config, JobKind::Reward, name);
-                report.well("scorer", format!("the run scores with reward/{name}, {by}"));
+            ScorerModel::Job(name) => {
+                let kind = examples::trains(wanted.kind);
+                let by = data::trained_by(config, kind, name);
+                report.well("scorer", format!("the run scores with {kind}/{name}, {by}"));
             }
         }
     }
     let bases = bases(config, policy.as_ref(), report);
-    let trained = bases.iter().filter(|(kind, _)| *kind == JobKind::Reward);
-    scorers.extend(trained.map(|(_, facts)| facts.clone()));
+    for kind in [ScorerKind::Reward, ScorerKind::Preference] {
+        let trained = bases.iter().filter(|(job, _)| *job == examples::trains(kind));
+        scorers.extend(trained.map(|(_, facts)| (kind, facts.clone())));
+    }
     lengths(config, report);
     ModelFacts { policy, scorers, bases }
 }
@@ -149,7 +158,11 @@ fn bases(
     let mut bases = Vec::new();
     for kind in JobKind::ALL.into_iter().filter(|kind| trains(config, *kind)) {
         let job = examples::section(config, kind);
-        let wanted = if kind == JobKind::Reward { Use::Either } else { Use::Policy };
+        let wanted = match kind {
+            JobKind::Sft => Use::Policy,
+            JobKind::Reward => Use::RewardBase,
+            JobKind::Preference => Use::PreferenceBase,
+        };
         let facts = match &job.base {
             Some(place) => folder::look(&place.path, kind.label(), wanted, report),
             None => policy.cloned(),
@@ -163,12 +176,9 @@ fn bases(
 fn trains(config: &CheckedConfig, kind: JobKind) -> bool {
     let awaited = match kind {
         JobKind::Sft => config.run.start.job().is_some(),
-        JobKind::Reward => config
-            .label
-            .scorers
-            .iter()
-            .any(|scorer| matches!(scorer.model, ScorerModel::RewardJob(_))),
-        JobKind::Preference => false,
+        JobKind::Reward | JobKind::Preference => config.label.scorers.iter().any(|scorer| {
+            matches!(scorer.model, ScorerModel::Job(_)) && examples::trains(scorer.kind) == kind
+        }),
     };
     awaited || examples::named(config).any(|named| named.kind == kind)
 }

@@ -12,6 +12,7 @@ pub mod logprobs;
 pub mod offline;
 pub mod pair;
 pub mod plan;
+pub mod prefer;
 pub mod probe;
 pub mod render;
 pub mod report;

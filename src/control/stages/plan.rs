@@ -5,7 +5,7 @@
 
 mod offline;
 
-use rlhfd_config::CheckedConfig;
+use rlhfd_config::{CheckedConfig, ScorerKind};
 use rlhfd_domain::plan::{BatchPlan, PlanError, cut, unit_items};
 use rlhfd_domain::{CheckpointId, JobKind, ScorerId, Stage, WorkKind};
 use rlhfd_store::{Arm, Drawn, NewUnit};
@@ -78,6 +78,8 @@ pub struct Given {
     pub scorers: Vec<Scores>,
     /// The run's initial policy.
     pub initial: CheckpointId,
+    /// The lane of the policy that the iteration begins with, where that is another one.
+    pub previous: Option<String>,
     /// For how many of the first evaluation prompts the initial policy's answers stand.
     pub answered: u64,
     /// Batches and units.
@@ -89,6 +91,8 @@ pub struct Given {
 pub struct Scores {
     /// The scorer.
     pub id: ScorerId,
+    /// What it does.
+    pub kind: ScorerKind,
     /// Its name.
     pub name: String,
     /// For how many of the first evaluation prompts it scored the initial policy's answers: fewer
@@ -151,6 +155,8 @@ struct Ranged<'a> {
     prefix: String,
     policy: Option<CheckpointId>,
     scorer: Option<ScorerId>,
+    /// The lane that answers are compared with.
+    baseline: Option<&'a str>,
     batch: u64,
     tokens_per_item: u64,
 }
@@ -170,6 +176,7 @@ impl Planner<'_> {
             prefix: format!("{t}/generate"),
             policy: None,
             scorer: None,
+            baseline: None,
             batch: self.prompts_together(n),
             tokens_per_item: n * new_tokens,
         };
@@ -184,7 +191,10 @@ impl Planner<'_> {
         for scorer in &self.given.scorers {
             let score = Ranged {
                 stage: Stage::Label,
-                work: WorkKind::Score,
+                work: match scorer.kind {
+                    ScorerKind::Reward => WorkKind::Score,
+                    ScorerKind::Preference => WorkKind::Prefer,
+                },
                 prefix: format!("{t}/label/{}", scorer.name),
                 policy: None,
                 scorer: Some(scorer.id),
@@ -230,6 +240,7 @@ impl Planner<'_> {
             prefix: format!("{prefix}/logprobs"),
             policy: None,
             scorer: None,
+            baseline: None,
             batch: self.given.sizes.logprobs_batch,
             tokens_per_item: self.evaluation_tokens(),
         };
@@ -255,19 +266,52 @@ impl Planner<'_> {
             prefix: format!("{prefix}/generate"),
             policy,
             scorer: None,
+            baseline: None,
             batch: self.given.sizes.prompts_together(self.evaluation_responses()),
             tokens_per_item: self.evaluation_tokens(),
         };
         self.ranged(&generate, stands(self.given.answered), to)?;
         for scorer in &self.given.scorers {
-            let score = Ranged {
-                work: WorkKind::Score,
-                prefix: format!("{prefix}/score/{}", scorer.name),
+            match (scorer.kind, policy) {
+                (ScorerKind::Reward, _) => {
+                    let score = Ranged {
+                        work: WorkKind::Score,
+                        prefix: format!("{prefix}/score/{}", scorer.name),
+                        scorer: Some(scorer.id),
+                        batch: self.given.sizes.score_batch,
+                        ..generate
+                    };
+                    self.aligned(&score, &generate, stands(scorer.initial), to)?;
+                }
+                (ScorerKind::Preference, None) => self.compared(&generate, prefix, scorer, to)?,
+                // The baseline is compared with nobody.
+                (ScorerKind::Preference, Some(_)) => {}
+            }
+        }
+        Ok(())
+    }
+
+    /// The new policy's answers beside those of its baselines.
+    fn compared(
+        &mut self,
+        generate: &Ranged<'_>,
+        prefix: &str,
+        scorer: &Scores,
+        to: u64,
+    ) -> Result<(), PlanError> {
+        let initial = initial_lane(self.config);
+        let baselines = [("initial", Some(initial)), ("previous", self.given.previous.clone())];
+        for (against, lane) in baselines {
+            let Some(lane) = lane else { continue };
+            let prefer = Ranged {
+                work: WorkKind::Prefer,
+                prefix: format!("{prefix}/prefer-{against}/{}", scorer.name),
                 scorer: Some(scorer.id),
+                baseline: Some(&lane),
                 batch: self.given.sizes.score_batch,
-                ..generate
+                ..*generate
             };
-            self.aligned(&score, &generate, stands(scorer.initial), to)?;
+            self.aligned(&prefer, generate, 0, to)?;
         }
         Ok(())
     }
@@ -307,6 +351,7 @@ impl Planner<'_> {
             prefix,
             policy: None,
             scorer: None,
+            baseline: None,
             batch: 1,
             tokens_per_item: 0,
         };
@@ -354,7 +399,7 @@ impl Planner<'_> {
                 plan: Some(plan),
                 policy: ranged.policy,
                 scorer: ranged.scorer,
-                detail: None,
+                detail: ranged.baseline.map(str::to_owned),
             });
         }
     }

@@ -3,6 +3,7 @@
 //! In: the run's models. Out: the run's `probed_key`, or a pause with what was found. May not enter:
 //! which conversations (the worker has them).
 
+use rlhfd_config::ScorerKind;
 use rlhfd_domain::ScorerId;
 use rlhfd_protocol::worker::Work;
 use rlhfd_store::UnitRow;
@@ -23,16 +24,22 @@ pub async fn prepare(ctx: &StageContext, unit: &UnitRow) -> Result<Prepared, Sta
         policies.push(ctx.model(run.reference).await?);
     }
     let config = ctx.config_of(unit).await?;
-    let mut scorers = Vec::new();
+    let (mut scorers, mut preference_models) = (Vec::new(), Vec::new());
     for scorer in detail(unit).scorers {
-        let read = super::score::scorer_read(ctx, &config, ScorerId(scorer)).await?;
+        let id = ScorerId(scorer);
+        let row = ctx.store.read(move |r| r.scorer_by_id(id)).await?;
+        let read = super::score::scorer_read(ctx, &config, id).await?;
         // Two scorers of one model are probed once.
-        if !scorers.contains(&read) {
+        if row.kind == ScorerKind::Preference.label() {
+            if !preference_models.contains(&read.0) {
+                preference_models.push(read.0);
+            }
+        } else if !scorers.contains(&read) {
             scorers.push(read);
         }
     }
     Ok(Prepared {
-        work: Work::Probe { policies, scorers, max_new_tokens: NEW_TOKENS },
+        work: Work::Probe { policies, scorers, preference_models, max_new_tokens: NEW_TOKENS },
         load: Some(Vec::new()),
         items: Vec::new(),
         keys: ItemKeys::None,

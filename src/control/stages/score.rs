@@ -53,13 +53,16 @@ pub async fn prepare(ctx: &StageContext, unit: &UnitRow) -> Result<Prepared, Sta
         messages.push(Message { role: "assistant".into(), content: row.text });
         items.push((Item::Conversation { messages }, Vec::new()));
     }
-    let work =
-        Work::Score { scorer: scorer.clone(), position, batch_items: batch_items(&config, unit) };
+    let work = Work::Score {
+        scorer: scorer.clone(),
+        position,
+        batch_items: responses_together(&config, unit),
+    };
     Ok(Prepared { work, load: Some(vec![scorer]), items, keys: ItemKeys::Responses(keys) })
 }
 
 /// The plan counts prompts; a worker is told responses.
-fn batch_items(config: &CheckedConfig, unit: &UnitRow) -> u32 {
+pub(super) fn responses_together(config: &CheckedConfig, unit: &UnitRow) -> u32 {
     let per_prompt = super::generate::responses_per_prompt(config, unit.stage);
     super::generate::batch_items(unit).saturating_mul(per_prompt.max(1))
 }

@@ -5,7 +5,7 @@
 //! Deterministic: the bootstrap is seeded by the run. May not enter: statistics
 //! (`rlhfd_domain::evaluation`), the gate's figures (`stages::gate`).
 
-use rlhfd_config::{CheckedConfig, GateFailure, ScorerRole};
+use rlhfd_config::{CheckedConfig, GateFailure, ScorerKind, ScorerRole};
 use rlhfd_domain::checkpoint::iteration_name;
 use rlhfd_domain::evaluation::compare;
 use rlhfd_domain::gate::{OnFail, Verdict};
@@ -46,11 +46,32 @@ struct Evaluated<'a> {
 }
 
 /// A policy and its answers.
-struct Side {
+pub struct Side {
     /// 0: the initial policy.
     iteration: u32,
     policy: CheckpointId,
-    lane: String,
+    /// Where they stand.
+    pub lane: String,
+}
+
+/// The policy that an iteration begins with, where it is not the initial one and answered with the
+/// same settings.
+///
+/// Errors: the store's.
+pub fn previous(
+    reader: &Reader,
+    config: &CheckedConfig,
+    run: RunId,
+    policy_in: CheckpointId,
+) -> Result<Option<Side>, StoreError> {
+    let policy = reader.checkpoint(policy_in)?;
+    let Some(iteration) = policy.iteration else { return Ok(None) };
+    let frozen = reader.iteration(run, iteration)?.config;
+    let lane = super::plan::initial_lane(config);
+    let same =
+        config.with_frozen(&frozen).is_ok_and(|config| super::plan::initial_lane(&config) == lane);
+    let lane = iteration_name(iteration);
+    Ok(same.then_some(Side { iteration, policy: policy.id, lane }))
 }
 
 fn summary(
@@ -93,24 +114,11 @@ impl Evaluated<'_> {
         let initial = Side { iteration: 0, policy: self.run.initial, lane };
         self.compared(&trained, &initial, &mut rows)?;
         self.compared(&initial, &initial, &mut rows)?;
-        if let Some(previous) = self.previous(&initial.lane)? {
+        let (run, begun_with) = (self.run.id, self.iteration.policy_in);
+        if let Some(previous) = previous(self.reader, self.config, run, begun_with)? {
             self.compared(&trained, &previous, &mut rows)?;
         }
         Ok(rows)
-    }
-
-    /// The policy that the iteration began with, where it is not the initial one and answered with
-    /// the same settings.
-    fn previous(&self, initial_lane: &str) -> Result<Option<Side>, StoreError> {
-        let policy = self.reader.checkpoint(self.iteration.policy_in)?;
-        let Some(iteration) = policy.iteration else { return Ok(None) };
-        let frozen = self.reader.iteration(self.run.id, iteration)?.config;
-        let same = self
-            .config
-            .with_frozen(&frozen)
-            .is_ok_and(|config| super::plan::initial_lane(&config) == initial_lane);
-        let lane = iteration_name(iteration);
-        Ok(same.then_some(Side { iteration, policy: policy.id, lane }))
     }
 
     fn compared(
@@ -131,7 +139,11 @@ impl Evaluated<'_> {
                     temperature: *temperature,
                     prompts,
                 };
-                let scores = self.reader.paired_scores(&answers)?;
+                let scores = if scorer.kind == ScorerKind::Preference.label() {
+                    self.reader.paired_preferences(&answers)?
+                } else {
+                    self.reader.paired_scores(&answers)?
+                };
                 let samples = self.config.evaluate.bootstrap_samples;
                 let comparison = compare(&scores, samples, self.run.seed);
                 let shape =

@@ -7,7 +7,7 @@ use rlhfd_domain::train::{History, Replay};
 
 use super::flow::{Flow, PAPER, other_score, paper_scoring};
 use super::*;
-use crate::{PairTotals, Scored, ScorerUse, Scoring, StoreError};
+use crate::{Compared, PairTotals, Scored, ScorerUse, Scoring, StoreError};
 
 /// A flow with a second scorer and a canary whose scores would turn every pair over.
 fn three_scorers(prompts: u32) -> Flow {
@@ -223,4 +223,67 @@ fn a_fitted_penalty_shapes_the_pairs_and_is_kept_with_its_correlations() {
     scoring.penalty.unit = LengthUnit::Tokens;
     let measured = flow.bench.store.measured(flow.run, 1, &scoring).unwrap();
     assert!(measured.iter().all(|row| row.length == 3));
+}
+
+/// The pairs of two samples a prompt, the second better with 0.75, but for a prompt that has one text.
+fn judged(flow: &Flow, unit: &crate::UnitRow) -> (Vec<Compared>, Vec<Scored>) {
+    let items = flow.bench.store.score_items(unit.id).unwrap();
+    let (mut pairs, mut scores) = (Vec::new(), Vec::new());
+    for prompt in items.chunks(2) {
+        let (first, second) = (prompt[0].response, prompt[1].response);
+        let outcome = Outcome::Done(0.25);
+        pairs.push(Compared { response: first, versus: second, outcome });
+        for (response, score) in [(first, 0.25), (second, 0.75)] {
+            scores.push(Scored { response, outcome: Outcome::Done(score) });
+        }
+    }
+    (pairs, scores)
+}
+
+#[test]
+fn comparisons_are_kept_beside_the_scores_that_come_of_them() {
+    let mut flow = Flow::new(4);
+    flow.start(4, 0);
+    flow.bench.render(flow.run);
+    flow.work(WorkKind::Generate);
+    // The same units, as a preference model's.
+    let prefer = "UPDATE units SET work = 'prefer' WHERE work = 'score'";
+    flow.bench.store.conn.execute(prefer, []).unwrap();
+    let unit = flow.bench.store.ready_units(flow.run, 1).unwrap().remove(0);
+    assert_eq!(unit.work, WorkKind::Prefer);
+    let (pairs, scores) = judged(&flow, &unit);
+    let end = flow.bench.begin(&unit);
+    let store = &mut flow.bench.store;
+    let mut refused = |pairs: &[Compared], scores: &[Scored], part: &str| {
+        let error = store.finish_prefer(&end, pairs, scores, NOW).unwrap_err().to_string();
+        assert!(error.contains(part), "`{part}` is not in {error}");
+    };
+    refused(&pairs, &scores[1..], "others were labelled");
+    let twice = [&pairs[..], &pairs[..1]].concat();
+    refused(&twice, &scores, "compared twice");
+    let mut strange = pairs.clone();
+    strange[0].versus = strange[1].response;
+    refused(&strange, &scores, "to one prompt");
+    strange[0] = Compared { outcome: Outcome::Done(1.5), ..pairs[0].clone() };
+    refused(&strange, &scores, "no share");
+    let mut told = pairs.clone();
+    told[0].outcome = Outcome::SetAside("over_long".into(), "x".into());
+    store.finish_prefer(&end, &told, &scores, NOW).unwrap();
+    while let Some(unit) = flow.bench.store.ready_units(flow.run, 1).unwrap().pop() {
+        if unit.work != WorkKind::Prefer {
+            break;
+        }
+        let (pairs, scores) = judged(&flow, &unit);
+        let end = flow.bench.begin(&unit);
+        flow.bench.store.finish_prefer(&end, &pairs, &scores, NOW).unwrap();
+    }
+    let kept = "SELECT count(*) FROM labels WHERE versus_id IS NOT NULL AND score IS NULL
+                AND (preference IS NULL) = (set_aside IS NOT NULL)";
+    assert_eq!(flow.bench.number(kept), 4);
+    let unit = flow.bench.unit(flow.run, "0001/pair");
+    let scoring = paper_scoring(&flow.bench.store, &unit, flow.scorer).unwrap();
+    let totals = pair(&mut flow, &scoring, &PAPER).unwrap();
+    assert_eq!((totals.preferences, totals.responses), (4, 8));
+    let counted = "SELECT count(*) FROM scorer_totals WHERE labelled = 8 AND set_aside = 0";
+    assert_eq!(flow.bench.number(counted), 1, "comparisons are no labels of responses");
 }

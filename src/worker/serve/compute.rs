@@ -15,6 +15,7 @@ use rlhfd_protocol::worker::{
     FailureKind, FromWorker, ItemResult, ModelRef, Published, Reason, Summary, TrainTarget, Work,
 };
 
+use super::prefer::Comparing;
 use super::shared::Shared;
 use super::units::{Answer, Failure, Prepared, Task, ToCompute, Unit, refused};
 use crate::device::Compute;
@@ -47,10 +48,10 @@ pub(super) fn run(
     engine.send(Answer::Exit(1));
 }
 
-struct Engine<'a> {
+pub(super) struct Engine<'a> {
     compute: Compute,
     answers: &'a Sender<Answer>,
-    shared: &'a Shared,
+    pub(super) shared: &'a Shared,
     models: Vec<(ModelRef, Transformer)>,
     unit: Option<Running>,
 }
@@ -69,7 +70,7 @@ impl Engine<'_> {
         }
     }
 
-    fn frame(&self, message: FromWorker, payload: Vec<u8>) {
+    pub(super) fn frame(&self, message: FromWorker, payload: Vec<u8>) {
         self.send(Answer::Frame { message, payload });
     }
 
@@ -128,7 +129,7 @@ impl Engine<'_> {
         Ok(())
     }
 
-    fn model(&self, model: &ModelRef) -> Result<&Transformer, Failure> {
+    pub(super) fn model(&self, model: &ModelRef) -> Result<&Transformer, Failure> {
         let found = self.models.iter().find(|(known, _)| known == model);
         found.map(|(_, model)| model).ok_or_else(|| Failure::input("the model is not loaded"))
     }
@@ -211,9 +212,11 @@ impl Engine<'_> {
         };
         let observer = Observer { watch: &shared.watch, filled: &|_, _| {}, stepped: &step };
         match &running.unit.work {
-            Work::Probe { policies, scorers, max_new_tokens } => {
+            Work::Probe { policies, scorers, preference_models, max_new_tokens } => {
                 let how = (self.compute, &shared.watch);
-                own.findings = probe::run(policies, scorers, *max_new_tokens, how)?;
+                let models =
+                    (policies.as_slice(), scorers.as_slice(), preference_models.as_slice());
+                own.findings = probe::run(models, *max_new_tokens, how)?;
             }
             Work::TrainDpo { policy, initial, folder, target, .. } => {
                 self.models.clear();
@@ -237,6 +240,7 @@ impl Engine<'_> {
             | Work::RenderPairs { .. }
             | Work::Generate { .. }
             | Work::Score { .. }
+            | Work::Prefer { .. }
             | Work::Logprobs { .. } => {}
         }
         Ok(())
@@ -254,14 +258,21 @@ impl Engine<'_> {
 
     /// Computes one batch and answers its items in order.
     fn batch(&mut self, unit: &Unit, batch: Vec<Prepared>) -> Result<(), Failure> {
-        let mut todo = Vec::new();
+        let (mut todo, mut comparing) = (Vec::new(), Vec::new());
         for Prepared { index, task } in batch {
             match task {
                 Task::Answered { result, payload } => {
                     self.answer(unit.attempt, index, result, payload);
                 }
                 Task::Ids { ids, extra } => todo.push((index, ids, extra)),
+                Task::Compare { context, responses } => {
+                    comparing.push(Comparing::new(index, context, responses));
+                }
             }
+        }
+        if let (Work::Prefer { model, .. }, false) = (&unit.work, comparing.is_empty()) {
+            self.ensure(model)?;
+            return self.prefer(unit, comparing);
         }
         if todo.is_empty() {
             return Ok(self.shared.watch.tick(0)?);
@@ -281,6 +292,7 @@ impl Engine<'_> {
             }
             Work::Render { .. }
             | Work::RenderPairs { .. }
+            | Work::Prefer { .. }
             | Work::Probe { .. }
             | Work::TrainDpo { .. }
             | Work::TrainSft { .. }

@@ -12,6 +12,7 @@
 
 mod answers;
 mod compute;
+mod prefer;
 mod prepare;
 mod shared;
 mod units;

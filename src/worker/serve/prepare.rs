@@ -77,6 +77,9 @@ impl Preparer<'_> {
             Work::Score { scorer, batch_items, .. } => {
                 (Some((scorer, ModelKind::RewardModel)), *batch_items as usize)
             }
+            Work::Prefer { model, batch_items, .. } => {
+                (Some((model, ModelKind::PreferenceModel)), *batch_items as usize)
+            }
             Work::Logprobs { model, batch_items } => {
                 (Some((model, ModelKind::Policy)), *batch_items as usize)
             }
@@ -194,6 +197,9 @@ impl Preparing {
                 bounded(ids, occurrence, needed, side.positions_max)
             }
             (Work::Score { .. }, Item::Conversation { messages }) => score(side, &messages)?,
+            (Work::Prefer { .. }, Item::Responses { messages, responses }) => {
+                Task::Compare { context: messages, responses }
+            }
             (Work::Logprobs { .. }, Item::ResponseIds { prompt_tokens }) => {
                 let ids = ids()?;
                 if prompt_tokens == 0 || prompt_tokens as usize >= ids.len() {

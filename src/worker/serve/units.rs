@@ -4,11 +4,12 @@
 
 use std::sync::Arc;
 
-use rlhfd_protocol::worker::{FailureKind, ItemResult, ModelRef, Reason, Summary, Work};
+use rlhfd_protocol::worker::{FailureKind, ItemResult, Message, ModelRef, Reason, Summary, Work};
 
 use crate::checkpoint::disk_fault;
 use crate::errors::{ModelError, TextError, WorkerError, with_causes};
 use crate::generate::Response;
+use crate::model::labels::Labels;
 use crate::model::{ModelFolder, ModelKind};
 use crate::render::Renderer;
 
@@ -18,16 +19,23 @@ pub(super) struct TextSide {
     pub(super) positions_max: usize,
     pub(super) vocabulary: usize,
     pub(super) kind: ModelKind,
+    /// What a preference model answers with.
+    pub(super) labels: Option<Labels>,
 }
 
 impl TextSide {
     pub(super) fn open(model: &ModelRef) -> Result<Self, WorkerError> {
         let folder = ModelFolder::open(&model.path)?;
+        let renderer = Renderer::open(&folder)?;
+        if let Some(labels) = folder.labels {
+            renderer.require_labels(labels)?;
+        }
         Ok(Self {
-            renderer: Renderer::open(&folder)?,
+            renderer,
             positions_max: folder.config.positions_max,
             vocabulary: folder.config.vocabulary,
             kind: folder.kind(),
+            labels: folder.labels,
         })
     }
 }
@@ -63,6 +71,8 @@ pub(super) struct Prepared {
 pub(super) enum Task {
     /// Ids; `extra` is the occurrence of a prompt, or the length of a response's prompt.
     Ids { ids: Vec<u32>, extra: u32 },
+    /// A prompt and responses to it, which are rendered pair by pair as they are asked.
+    Compare { context: Vec<Message>, responses: Vec<String> },
     /// Nothing: the tokeniser knew the answer.
     Answered { result: ItemResult, payload: Vec<u8> },
 }

@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 
 use rlhfd_protocol::worker::{ModelRef, ScorePosition};
 use rlhfd_worker::device;
+use rlhfd_worker::model::labels::Labels;
 use rlhfd_worker::probe;
 use rlhfd_worker::watch::Watch;
 use tempfile::TempDir;
@@ -32,11 +33,17 @@ fn named(path: &Path) -> ModelRef {
 }
 
 fn findings(policies: &[&Path], scorers: &[&Path]) -> Vec<String> {
+    probed(policies, scorers, &[])
+}
+
+fn probed(policies: &[&Path], scorers: &[&Path], compare: &[&Path]) -> Vec<String> {
+    let compare: Vec<ModelRef> = compare.iter().map(|path| named(path)).collect();
     let policies: Vec<ModelRef> = policies.iter().map(|path| named(path)).collect();
     let scorers: Vec<(ModelRef, ScorePosition)> =
         scorers.iter().map(|path| (named(path), ScorePosition::Transformers)).collect();
     let compute = device::open("cpu", Some(1)).unwrap();
-    probe::run(&policies, &scorers, 8, (compute, &Watch::default())).unwrap()
+    let models = (policies.as_slice(), scorers.as_slice(), compare.as_slice());
+    probe::run(models, 8, (compute, &Watch::default())).unwrap()
 }
 
 fn edit_template(dir: &Path, from: &str, to: &str) {
@@ -53,6 +60,36 @@ fn sound_models_pass() {
         &[&golden("tiny-reward"), &golden("tiny-reward-stop")],
     );
     assert_eq!(found, Vec::<String>::new());
+}
+
+/// A policy's folder as a preference model's that answers with these ids.
+fn judge(a: u32, b: u32) -> TempDir {
+    spoilt("tiny-tied", |dir| {
+        let labels = Labels { a, b }.to_bytes().unwrap();
+        fs::write(dir.join("preference.json"), labels).unwrap();
+    })
+}
+
+#[test]
+fn a_preference_model_passes_and_others_are_found() {
+    let found = probed(&[], &[], &[judge(35, 36).path()]);
+    assert_eq!(found, Vec::<String>::new());
+    let strange = judge(36, 35);
+    let found = probed(
+        &[judge(35, 36).path()],
+        &[judge(35, 36).path()],
+        &[strange.path(), &golden("tiny-tied"), &golden("tiny-reward")],
+    );
+    assert_eq!(found.len(), 5, "{found:?}");
+    for (found, part) in found.iter().zip([
+        "a policy is wanted",
+        "a reward model is wanted",
+        "the tokenizer has 35 and 36",
+        "a preference model is wanted",
+        "a preference model is wanted",
+    ]) {
+        assert!(found.contains(part), "`{part}` is not in {found}");
+    }
 }
 
 #[test]

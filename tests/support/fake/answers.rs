@@ -13,6 +13,7 @@ pub(super) fn work_name(work: &Work) -> &'static str {
         Work::RenderPairs { .. } => "render_pairs",
         Work::Generate { .. } => "generate",
         Work::Score { .. } => "score",
+        Work::Prefer { .. } => "prefer",
         Work::Logprobs { .. } => "logprobs",
         Work::TrainDpo { .. } => "train_dpo",
         Work::TrainSft { .. } => "train_sft",
@@ -25,6 +26,10 @@ pub(super) fn text_of(item: &Item, payload: &[u8]) -> String {
     match item {
         Item::Prompt { messages } | Item::Conversation { messages } => {
             messages.iter().map(|m: &Message| m.content.as_str()).collect::<Vec<_>>().join("\n")
+        }
+        Item::Responses { messages, responses } => {
+            let last = messages.last().map_or("", |m| m.content.as_str());
+            [&[last.to_owned()], responses.as_slice()].concat().join("\n")
         }
         Item::Pair { messages, chosen, rejected } => {
             let last = messages.last().map_or("", |m| m.content.as_str());
@@ -77,6 +82,9 @@ pub(super) fn answers(work: &Work, item: Item, payload: &[u8]) -> Vec<(ItemResul
             let score = compute::score(scorer, &messages);
             vec![(ItemResult::Score { score, tokens }, Vec::new())]
         }
+        (Work::Prefer { compare, .. }, Item::Responses { messages, responses }) => {
+            compute::compare_all((*compare).into(), &messages, &responses)
+        }
         (Work::Logprobs { model, .. }, Item::ResponseIds { prompt_tokens }) => {
             let Some((prompt, response)) = ids.split_at_checked(prompt_tokens as usize) else {
                 return vec![refused(Reason::Empty, "prompt_tokens passes the ids")];
@@ -97,11 +105,12 @@ pub(super) fn tokens_of(result: &ItemResult) -> u64 {
         ItemResult::Rendered { tokens }
         | ItemResult::Response { tokens, .. }
         | ItemResult::Score { tokens, .. }
+        | ItemResult::Preference { tokens, .. }
         | ItemResult::Logprobs { tokens, .. } => u64::from(*tokens),
         ItemResult::RenderedPair { prompt_tokens, chosen_tokens, rejected_tokens } => {
             u64::from(prompt_tokens + chosen_tokens + rejected_tokens)
         }
-        ItemResult::Refused { .. } => 0,
+        ItemResult::Refused { .. } | ItemResult::NotCompared { .. } => 0,
     }
 }
 
@@ -109,11 +118,21 @@ pub(super) fn tokens_of(result: &ItemResult) -> u64 {
 pub(super) fn make_non_finite(result: &mut ItemResult) {
     match result {
         ItemResult::Score { score, .. } => *score = f64::NAN,
+        ItemResult::Preference { first, second, .. } => {
+            // As the worker itself says of a preference that is no number.
+            *result = ItemResult::NotCompared {
+                first: *first,
+                second: *second,
+                reason: Reason::NonFinite,
+                message: "the preference is NaN".into(),
+            };
+        }
         ItemResult::Logprobs { logprob, .. } | ItemResult::Response { logprob, .. } => {
             *logprob = f64::NAN;
         }
         ItemResult::Rendered { .. }
         | ItemResult::RenderedPair { .. }
+        | ItemResult::NotCompared { .. }
         | ItemResult::Refused { .. } => {}
     }
 }

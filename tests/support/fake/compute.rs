@@ -4,6 +4,7 @@
 //! iteration, prompt ids, occurrence, sample) and on nothing else; a score only on the text; a
 //! log-prob only on the model and the ids.
 
+use rlhfd_domain::label::compare::{Compare, Known};
 use rlhfd_protocol::frame;
 use rlhfd_protocol::worker::{Arm, Finish, ItemResult, Message, ModelRef, Purpose, Reason};
 use sha2::{Digest, Sha256};
@@ -173,6 +174,41 @@ pub fn score(scorer: &ModelRef, messages: &[Message]) -> f64 {
         -(text.chars().count() as f64)
     } else {
         count('e') - 2.0 * count('z')
+    }
+}
+
+/// P(first is better than second): who has more `e`, and of texts that have as many the one with the
+/// larger number of its own.
+pub fn preference(first: &str, second: &str) -> f64 {
+    let strength = |text: &str| {
+        let own = Numbers::new(&[b"strength", text.as_bytes()]).below(1 << 40) as f64;
+        text.matches('e').count() as f64 + own / (1_u64 << 41) as f64
+    };
+    1.0 / (1.0 + (strength(second) - strength(first)).exp())
+}
+
+/// All comparisons of an item, asked in the order of the real worker.
+pub fn compare_all(
+    compare: Compare,
+    messages: &[Message],
+    responses: &[String],
+) -> Vec<(ItemResult, Vec<u8>)> {
+    let mut known = Known::new();
+    let mut answers = Vec::new();
+    let context: usize = messages.iter().map(|m| m.content.len()).sum();
+    loop {
+        let wanted = compare.wanted(responses.len(), &known);
+        if wanted.is_empty() {
+            return answers;
+        }
+        for (first, second) in wanted {
+            let preference = preference(&responses[first], &responses[second]);
+            known.insert((first, second), Some(preference));
+            let tokens = (context + responses[first].len() + responses[second].len()) as u32;
+            let (first, second) = (first as u32, second as u32);
+            answers
+                .push((ItemResult::Preference { first, second, preference, tokens }, Vec::new()));
+        }
     }
 }
 

@@ -230,8 +230,9 @@ impl Worker {
                 _ => self.ahead.push_back(frame),
             }
         }
-        if let Work::Probe { policies, scorers, .. } = &unit.work {
+        if let Work::Probe { policies, scorers, preference_models, .. } = &unit.work {
             self.check_models(policies)?;
+            self.check_models(preference_models)?;
             for (scorer, _) in scorers {
                 self.check_models(std::slice::from_ref(scorer))?;
             }

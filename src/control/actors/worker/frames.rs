@@ -153,10 +153,13 @@ fn answer_bytes(result: &ItemResult) -> usize {
     std::mem::size_of::<Answer>()
         + match result {
             ItemResult::Response { text, .. } => text.len(),
-            ItemResult::Refused { message, .. } => message.len(),
+            ItemResult::Refused { message, .. } | ItemResult::NotCompared { message, .. } => {
+                message.len()
+            }
             ItemResult::Rendered { .. }
             | ItemResult::RenderedPair { .. }
             | ItemResult::Score { .. }
+            | ItemResult::Preference { .. }
             | ItemResult::Logprobs { .. } => 0,
         }
 }

@@ -39,11 +39,11 @@ fn arm(name: &str, policy: i64, first_sample: u32) -> Arm {
 pub(super) fn given(done: u64) -> Given {
     let sizes = Sizes::of(&config(), false);
     let scorers = vec![scores("reward", 3, done)];
-    Given { scorers, initial: CheckpointId(1), answered: done, sizes }
+    Given { scorers, initial: CheckpointId(1), previous: None, answered: done, sizes }
 }
 
 fn scores(name: &str, id: i64, initial: u64) -> Scores {
-    Scores { id: ScorerId(id), name: name.to_owned(), initial }
+    Scores { id: ScorerId(id), kind: ScorerKind::Reward, name: name.to_owned(), initial }
 }
 
 #[test]
@@ -143,4 +143,34 @@ fn every_scorer_scores_everything_and_a_new_one_the_answers_that_stand() {
     assert_eq!(covered(&format!("{policy}/canary/"), 4), 9);
     assert_eq!(covered(&format!("{initial}/reward/"), 3), 0);
     assert_eq!(covered(&format!("{initial}/canary/"), 4), 9);
+}
+
+#[test]
+fn a_preference_model_compares_the_draw_and_the_new_policy_with_its_baselines() {
+    let mut given = given(9);
+    let judge = Scores { kind: ScorerKind::Preference, ..scores("judge", 4, 0) };
+    given.scorers.push(judge);
+    given.previous = Some("iteration-0003".to_owned());
+    let units = iteration(&config(), &drawn(37, 9), &given).unwrap();
+    let of = |prefix: &str| -> Vec<_> {
+        let compares = |unit: &&NewUnit| unit.work == WorkKind::Prefer;
+        units.iter().filter(compares).filter(|unit| unit.key.starts_with(prefix)).collect()
+    };
+    let items = |units: &[&NewUnit]| -> u64 {
+        units.iter().filter_map(|unit| unit.plan).map(|plan| plan.items()).sum()
+    };
+    let label = of("1/label/judge/");
+    assert_eq!(items(&label), 37);
+    assert!(label.iter().all(|unit| unit.detail.is_none() && unit.scorer == Some(ScorerId(4))));
+    let lane = "1/evaluate/iteration-0001";
+    for (key, baseline) in
+        [("initial", initial_lane(&config())), ("previous", "iteration-0003".to_owned())]
+    {
+        let units = of(&format!("{lane}/prefer-{key}/judge/"));
+        assert_eq!(items(&units), 9, "{key}");
+        assert!(units.iter().all(|unit| unit.detail.as_ref() == Some(&baseline)));
+        assert!(units.iter().all(|unit| unit.lane == "iteration-0001"));
+    }
+    let all = units.iter().filter(|unit| unit.work == WorkKind::Prefer).count();
+    assert_eq!(all, label.len() + of(lane).len());
 }
