@@ -112,7 +112,9 @@ impl Daemon {
         let file = file.to_string_lossy();
         // A share below 1 that takes every prompt: the hash that decides has 53 bits.
         let share = if reserve { "0.9999999999999" } else { "0" };
-        self.ctl(&["prompts", "add", &file, "--set", set, "--reserve", share]).map(drop)
+        // The key makes a repetition harmless: an interrupted study has sent these already.
+        let words = ["prompts", "add", &file, "--set", set, "--reserve", share];
+        self.ctl(&[&words[..], &["--client-key", set]].concat()).map(drop)
     }
 
     /// The rows of a statement.

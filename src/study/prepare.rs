@@ -215,8 +215,10 @@ fn reward_job(
     let lines: Vec<String> = groups.iter().map(|group| group.line() + "\n").collect();
     let file = home.join(format!("{name}.jsonl"));
     models::write(&file, &lines.concat())?;
-    daemon.ctl(&["train", "reward", "--data", &file.to_string_lossy(), "--name", name])?;
-    daemon.await_job(&format!("reward/{name}"))?;
+    let (file, job) = (file.to_string_lossy(), format!("reward/{name}"));
+    // The key makes a repetition harmless, as with prompts.
+    daemon.ctl(&["train", "reward", "--data", &file, "--name", name, "--client-key", &job])?;
+    daemon.await_job(&job)?;
     Ok(groups.iter().map(|group| group.pairs.len()).sum())
 }
 
