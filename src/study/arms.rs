@@ -39,6 +39,8 @@ pub struct PolicyFigures {
     /// By evaluation prompt: the share of its answers that beat the initial policy's by gold, ties
     /// one half.
     pub wins: Vec<f64>,
+    /// By evaluation prompt: the gold score of each answer; of the initial policy alone.
+    pub each: Vec<(Prompt, Vec<f64>)>,
     /// Mean tokens of an answer, with the stop id.
     pub tokens: f64,
     /// Mean score by what the arm trains on.
@@ -153,6 +155,7 @@ fn measure(
             temperature: if greedy { 0.0 } else { 1.0 },
             gold,
             wins,
+            each: if iteration == 0 { each(&answers) } else { Vec::new() },
             tokens: average(&answers, |answer| answer.tokens),
             score: score(&answers),
             validation_score: score(&validation),
@@ -165,6 +168,13 @@ fn measure(
 
 fn average(answers: &[Answer], value: impl Fn(&Answer) -> f64) -> f64 {
     stats::mean(&answers.iter().map(value).collect::<Vec<_>>())
+}
+
+/// By prompt, in the order of the draw: the gold of each answer.
+fn each(answers: &[Answer]) -> Vec<(Prompt, Vec<f64>)> {
+    let golds = |group: &[Answer]| group.iter().map(|answer| answer.gold).collect();
+    let groups = answers.chunk_by(|a, b| a.prompt == b.prompt);
+    groups.map(|group| (group[0].prompt, golds(group))).collect()
 }
 
 /// By prompt, in the order of the draw: mean gold, and the share of wins over the same sample of the

@@ -150,7 +150,7 @@ fn try_chart(
         .caption(title, ("sans-serif", 18))
         .margin(10)
         .x_label_area_size(36)
-        .y_label_area_size(48)
+        .y_label_area_size(60)
         .build_cartesian_2d(x_low..x_high, y_low..y_high)?;
     chart
         .configure_mesh()

@@ -9,8 +9,10 @@ use std::path::Path;
 
 use anyhow::{Context, Result, ensure};
 
+use crate::answers::Answer;
 use crate::arms::{self, ArmFigures, PolicyFigures};
 use crate::prepare::{self, Prepared, Scene};
+use crate::prompts::Prompt;
 use crate::settings::{OFFLINE, ONLINE};
 use crate::stats::{self, Interval};
 
@@ -163,7 +165,7 @@ fn row(seed: u64, arm: &str, policy: &PolicyFigures, beside: Option<&PolicyFigur
     }
 }
 
-/// The best of the initial policy's n answers by score, against its answers in `initial`.
+/// The best of the initial policy's n answers by score, against each of its answers in `initial`.
 fn best_of_n(one: &SeedResults, initial: &PolicyFigures) -> Row {
     let best = one
         .prepared
@@ -173,8 +175,13 @@ fn best_of_n(one: &SeedResults, initial: &PolicyFigures) -> Row {
     let best: Vec<_> = best.collect();
     let mean =
         |value: &dyn Fn(usize) -> f64| stats::mean(&(0..best.len()).map(value).collect::<Vec<_>>());
-    let wins: Vec<f64> =
-        best.iter().zip(&initial.gold).map(|(own, other)| arms::win(own.gold, *other)).collect();
+    let others: BTreeMap<Prompt, &Vec<f64>> =
+        initial.each.iter().map(|(prompt, golds)| (*prompt, golds)).collect();
+    let won = |own: &&Answer| {
+        let others = others.get(&own.prompt)?.iter();
+        Some(stats::mean(&others.map(|other| arms::win(own.gold, *other)).collect::<Vec<_>>()))
+    };
+    let wins: Vec<f64> = best.iter().filter_map(won).collect();
     Row {
         seed: one.seed,
         arm: BEST_OF_N.to_owned(),
