@@ -311,8 +311,8 @@ fn reload(places: &Places, config: &watch::Sender<Arc<CheckedConfig>>) {
     match CheckedConfig::load(&places.config) {
         Ok(new) => {
             let changed = new.to_frozen_toml() != config.borrow().to_frozen_toml();
-            tracing::info!(changed, "the configuration is read again");
             config.send_replace(Arc::new(new));
+            tracing::info!(changed, "the configuration is read again");
         }
         Err(error) => {
             tracing::error!("the configuration stays as it was: {}", with_causes(&error));

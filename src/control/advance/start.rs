@@ -82,10 +82,14 @@ async fn with_jobs(
     if let Some(sentence) = short_of(ctx, config, run, fresh).await? {
         return Ok(Advanced::waits(sentence));
     }
-    match vain_target(ctx, config, run).await? {
-        Some(sentence) => Ok(Advanced::waits(sentence)),
-        None => start(ctx, config, run, &scorers).await,
+    if let Some(sentence) = vain_target(ctx, config, run).await? {
+        return Ok(Advanced::waits(sentence));
     }
+    // What was queued after a reload never starts with the configuration before it.
+    if !Arc::ptr_eq(config, &ctx.stage.config.borrow()) {
+        return Ok(Advanced::changed());
+    }
+    start(ctx, config, run, &scorers).await
 }
 
 /// Why the run has ended early: its last iterations gave no better policy.
