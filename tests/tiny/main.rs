@@ -5,6 +5,7 @@
 //! GPU.
 
 mod arms;
+mod chain;
 mod judge;
 
 use std::fs;
