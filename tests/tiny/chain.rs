@@ -146,7 +146,7 @@ fn lived(scene: &Scene, mut kills: VecDeque<Kill>) {
         configured(scene, daemon.as_ref().unwrap(), rate);
         let first = 6 * (iteration - 1);
         scene.add_prompts("plain", first, first + 6, "0");
-        let step = || {
+        let mut step = || {
             let over = scene.number(ended) == i64::try_from(iteration).unwrap();
             while let Some(kill) = kills.pop_front_if(|kill| kill.progress <= progress(scene)) {
                 std::thread::sleep(Duration::from_millis(kill.ms));
@@ -155,7 +155,9 @@ fn lived(scene: &Scene, mut kills: VecDeque<Kill>) {
             }
             over.then_some(())
         };
-        wait::until(&format!("iteration {iteration} to end"), step, || scene.told());
+        let what = format!("iteration {iteration} to end");
+        // Trainings, an iteration and several kills are more than a single fact.
+        wait::until_within(5 * wait::DEADLINE, &what, &mut step, || scene.told());
     }
     assert!(kills.is_empty(), "{kills:?} never came");
     println!("{}", scene.ctl_ok(&["iterations"]));
