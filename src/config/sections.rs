@@ -202,6 +202,8 @@ pub struct TrainConfig {
     pub offline: Vec<String>,
     /// The weight of their preferences; above 0.
     pub offline_weight: f64,
+    /// Stored responses that are scored again before the first step; 0: none.
+    pub rescore_responses: u32,
     /// When it saves.
     pub save: SavePolicy,
 }
@@ -301,6 +303,7 @@ impl TrainConfig {
             history_weight: get(entry, "history_weight", base_dir)?,
             offline: get(entry, "offline", base_dir)?,
             offline_weight: get(entry, "offline_weight", base_dir)?,
+            rescore_responses: get(entry, "rescore_responses", base_dir)?,
             save: SavePolicy::of(entry, base_dir)?,
         })
     }
@@ -311,6 +314,7 @@ impl TrainConfig {
         rows.push(("history_weight", self.history_weight.value()));
         rows.push(("offline", self.offline.value()));
         rows.push(("offline_weight", self.offline_weight.value()));
+        rows.push(("rescore_responses", self.rescore_responses.value()));
         rows.extend(self.save.values());
         rows
     }

@@ -72,7 +72,7 @@ pub use offline_pairs::{
 };
 pub use open::{Reader, Store, database};
 pub use overlap::ExamplePrompts;
-pub use pairs::TrainingPair;
+pub use pairs::{StoredPair, TrainingPair};
 pub use preferences::PairTotals;
 pub use prompts::PromptSet;
 pub use runs::{ModelIdentity, Paused, PausedBy, Run, RunIdentity};

@@ -1,15 +1,17 @@
 //! Training pairs, page by page: what control writes into an iteration folder's pairs.jsonl.
 //!
-//! In: a train unit whose set is fixed. Out: `TrainingPair`s in training order. May not enter: files.
+//! In: a train unit whose set is fixed. Out: `TrainingPair`s in training order, and a few of them with what
+//! policy and reference gave each token, for the check before the first step. May not enter: files.
 
 use rlhfd_domain::{UnitId, limits};
 use rusqlite::{Row, params};
 
-use crate::bytes::to_ids;
+use crate::bytes::{to_floats, to_ids};
 use crate::error::Result;
 use crate::items::reference_of;
+use crate::iterations;
 use crate::open::Reader;
-use crate::rows::{count, int};
+use crate::rows::{count, found, int};
 use crate::units::get;
 
 /// A pair as it is trained on.
@@ -39,6 +41,19 @@ pub struct TrainingPair {
     pub chosen_score: Option<f64>,
     /// What it gave the rejected one.
     pub rejected_score: Option<f64>,
+}
+
+/// A pair with the stored log-probs of each token, in nats.
+#[derive(Debug, Clone, PartialEq)]
+pub struct StoredPair {
+    /// The pair.
+    pub pair: TrainingPair,
+    /// The numbers of the chosen and the rejected sample.
+    pub samples: [u32; 2],
+    /// What the policy gave when it wrote them; none where another one wrote it.
+    pub policy: [Option<Vec<f32>>; 2],
+    /// What the reference gave.
+    pub reference: [Vec<f32>; 2],
 }
 
 fn read(row: &Row<'_>) -> rusqlite::Result<TrainingPair> {
@@ -97,5 +112,44 @@ impl Reader {
         let key = params![unit.get(), reference.get(), after, rows, row.run.get()];
         let pairs = statement.query_map(key, read)?.collect::<rusqlite::Result<_>>()?;
         Ok(pairs)
+    }
+
+    /// A few of the pairs that an update's own iteration collected: first those whose both sides its
+    /// policy wrote, in training order.
+    pub fn stored_pairs(&self, unit: UnitId, pairs_max: u32) -> Result<Vec<StoredPair>> {
+        let row = get(&self.conn, unit)?;
+        let iteration = found(row.iteration, "iteration of unit", unit)?;
+        let reference = reference_of(&self.conn, &row)?;
+        let policy = iterations::get(&self.conn, row.run, iteration)?.policy_in;
+        let mut statement = self.conn.prepare_cached(
+            "SELECT m.position, m.weight, f.iteration, f.ordinal, f.rank, i.ids, ct.ids, rt.ids,
+                    kc.logprob, kr.logprob, f.chosen_score, f.rejected_score, c.sample, r.sample,
+                    iif(c.policy_id = ?4, ct.logprobs, NULL),
+                    iif(r.policy_id = ?4, rt.logprobs, NULL), kc.logprobs, kr.logprobs
+             FROM training_set_members m
+             JOIN preferences f ON f.id = m.preference_id AND f.iteration = ?3
+             JOIN prompt_ids i ON i.prompt_id = f.prompt_id AND i.run_id = f.run_id
+             JOIN responses c ON c.id = f.chosen_id JOIN responses r ON r.id = f.rejected_id
+             JOIN response_texts ct ON ct.response_id = c.id
+             JOIN response_texts rt ON rt.response_id = r.id
+             JOIN reference_logprobs kc ON kc.response_id = c.id AND kc.reference_id = ?2
+             JOIN reference_logprobs kr ON kr.response_id = r.id AND kr.reference_id = ?2
+             WHERE m.unit_id = ?1
+             ORDER BY (c.policy_id = ?4) + (r.policy_id = ?4) DESC, m.position LIMIT ?5",
+        )?;
+        let key = params![unit.get(), reference.get(), iteration, policy.get(), pairs_max];
+        let rows = statement.query_map(key, |row| {
+            let floats = |column| -> rusqlite::Result<Option<Vec<f32>>> {
+                let value = row.get_ref(column)?;
+                Ok(value.as_blob_or_null()?.map(to_floats))
+            };
+            Ok(StoredPair {
+                pair: read(row)?,
+                samples: [row.get(12)?, row.get(13)?],
+                policy: [floats(14)?, floats(15)?],
+                reference: [floats(16)?.unwrap_or_default(), floats(17)?.unwrap_or_default()],
+            })
+        })?;
+        Ok(rows.collect::<rusqlite::Result<_>>()?)
     }
 }

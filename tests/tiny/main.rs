@@ -7,6 +7,7 @@
 mod arms;
 mod chain;
 mod judge;
+mod rescore;
 
 use std::fs;
 use std::sync::OnceLock;

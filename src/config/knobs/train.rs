@@ -171,6 +171,14 @@ pub(crate) static TRAIN: Section = Section {
         Knob::new("offline_weight", ABOVE_ZERO, "1.0")
             .doc("weight of their preferences in the loss, against 1 of the iteration's own")
             .source(OURS),
+        Knob::new("rescore_responses", count(0, 64), "8")
+            .unit("responses")
+            .doc(
+                "stored responses of the iteration's own pairs whose log-probs policy and reference \
+                 must give again before the first step, else nothing is trained and the run pauses; \
+                 0: no such check",
+            )
+            .source(OURS),
         SAVE_EVERY_STEPS,
         SAVE_EVERY_S,
     ],

@@ -1,7 +1,8 @@
 //! The folders that control gives to training: written aside, synced, renamed, never changed.
 //!
 //! In: pairs of the store, or an uploaded file, and settings. Out: a folder with pairs.jsonl (or
-//! preferences.jsonl), settings.toml and manifest.json: the one contract for any trainer. It holds no
+//! preferences.jsonl), settings.toml and manifest.json: the one contract for any trainer; an update's has
+//! rescore.jsonl beside them, by which a trainer may see that its models are the right ones. It holds no
 //! time and no path. Everything here blocks: call it on the blocking pool. May not enter: tensors.
 
 use std::fs::{self, File};
@@ -9,7 +10,7 @@ use std::io::{self, BufWriter, Write};
 use std::path::{Path, PathBuf};
 
 use rlhfd_protocol::manifest::{FORMAT, FileSum, FolderKind, MANIFEST, Manifest};
-use rlhfd_store::TrainingPair;
+use rlhfd_store::{StoredPair, TrainingPair};
 use serde::Serialize;
 
 use super::sums::{self, SumError};
@@ -26,6 +27,21 @@ struct PairLine<'a> {
     iteration: u32,
     ordinal: u64,
     rank: u64,
+}
+
+/// A pair of rescore.jsonl: a line of pairs.jsonl with the log-probs of each token that are stored of
+/// both sides.
+#[derive(Debug, Serialize)]
+struct StoredLine<'a> {
+    #[serde(flatten)]
+    pair: PairLine<'a>,
+    sample_chosen: u32,
+    sample_rejected: u32,
+    /// Null where another policy wrote the response.
+    policy_logprobs_chosen: Option<&'a [f32]>,
+    policy_logprobs_rejected: Option<&'a [f32]>,
+    reference_logprobs_chosen: &'a [f32],
+    reference_logprobs_rejected: &'a [f32],
 }
 
 /// A folder that is being written, beside the place where it will stand.
@@ -126,7 +142,30 @@ impl Draft {
 
 /// Writes one pair as a line.
 pub fn write_pair(out: &mut impl Write, pair: &TrainingPair) -> io::Result<()> {
-    let line = PairLine {
+    write_line(out, &line_of(pair))
+}
+
+/// Writes one pair with what is stored of its tokens.
+pub fn write_stored(out: &mut impl Write, stored: &StoredPair) -> io::Result<()> {
+    let line = StoredLine {
+        pair: line_of(&stored.pair),
+        sample_chosen: stored.samples[0],
+        sample_rejected: stored.samples[1],
+        policy_logprobs_chosen: stored.policy[0].as_deref(),
+        policy_logprobs_rejected: stored.policy[1].as_deref(),
+        reference_logprobs_chosen: &stored.reference[0],
+        reference_logprobs_rejected: &stored.reference[1],
+    };
+    write_line(out, &line)
+}
+
+fn write_line(out: &mut impl Write, line: &impl Serialize) -> io::Result<()> {
+    serde_json::to_writer(&mut *out, line)?;
+    out.write_all(b"\n")
+}
+
+fn line_of(pair: &TrainingPair) -> PairLine<'_> {
+    PairLine {
         prompt_ids: &pair.prompt_ids,
         chosen_ids: &pair.chosen_ids,
         rejected_ids: &pair.rejected_ids,
@@ -136,9 +175,7 @@ pub fn write_pair(out: &mut impl Write, pair: &TrainingPair) -> io::Result<()> {
         iteration: pair.iteration,
         ordinal: pair.ordinal,
         rank: u64::from(pair.rank),
-    };
-    serde_json::to_writer(&mut *out, &line)?;
-    out.write_all(b"\n")
+    }
 }
 
 #[cfg(test)]

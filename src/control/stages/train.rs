@@ -70,7 +70,7 @@ async fn dpo(ctx: &StageContext, unit: &Arc<UnitRow>) -> Result<Work, StageError
     };
     let iteration = ctx.store.read(move |r| r.iteration(id, number)).await?;
     let policy = ctx.model(iteration.policy_in).await?;
-    let reference = ctx.model(run.reference).await?;
+    let reference = ctx.model(iteration.reference).await?;
     let initial = ctx.model(run.initial).await?;
     let folder = ctx.places.iteration(&run.name, number);
     iteration_folder(ctx, unit, &config, &folder, &policy).await?;
@@ -103,9 +103,14 @@ async fn iteration_folder(
         return nothing_to_train(ctx, unit).await;
     }
     let settings = config.train.settings.to_toml(Training::Dpo);
+    // Today's, not the iteration's own: whoever looked into a refusal may go on without the check. Both
+    // sides of a pair are scored again.
+    let rescored = ctx.config.borrow().train.rescore_responses.div_ceil(2);
     let (unit, folder, parent) = (Arc::clone(unit), folder.to_path_buf(), policy.sha256.clone());
     ctx.store
-        .read(move |reader| Ok(write_pairs(reader, &unit, &folder, &settings, &parent)))
+        .read(move |reader| {
+            Ok(write_pairs(reader, (&unit, rescored), &folder, (&settings, &parent)))
+        })
         .await?
 }
 
@@ -119,13 +124,17 @@ async fn nothing_to_train(ctx: &StageContext, unit: &UnitRow) -> Result<(), Stag
 
 fn write_pairs(
     reader: &Reader,
-    unit: &UnitRow,
+    (unit, rescored): (&UnitRow, u32),
     folder: &Path,
-    settings: &str,
-    parent_sha256: &str,
+    (settings, parent_sha256): (&str, &str),
 ) -> Result<(), StageError> {
     let place = |source| StageError::Place { path: folder.to_path_buf(), source };
     let draft = Draft::begin(folder).map_err(place)?;
+    let mut out = draft.file("rescore.jsonl").map_err(place)?;
+    for stored in reader.stored_pairs(unit.id, rescored)? {
+        folders::write_stored(&mut out, &stored).map_err(place)?;
+    }
+    out.flush().map_err(place)?;
     let mut out = draft.file("pairs.jsonl").map_err(place)?;
     let mut after = None;
     loop {

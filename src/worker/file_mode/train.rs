@@ -183,6 +183,7 @@ fn train(
         adapter_base: args.base.clone().map(|dir| AdapterBase { dir, sha256: String::new() }),
         published: published(training, args)?,
         pairs,
+        stored: None,
         settings: settings(training, args)?,
         order: if args.no_shuffle { Order::AsGiven } else { Order::Shuffled { seed } },
         seed,

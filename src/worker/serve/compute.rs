@@ -218,9 +218,9 @@ impl Engine<'_> {
                     (policies.as_slice(), scorers.as_slice(), preference_models.as_slice());
                 own.findings = probe::run(models, *max_new_tokens, how)?;
             }
-            Work::TrainDpo { policy, initial, folder, target, .. } => {
+            Work::TrainDpo { policy, reference, initial, folder, target } => {
                 self.models.clear();
-                let models = (policy, initial);
+                let models = (policy, reference, initial);
                 let trained = unit::train_dpo(models, (folder, target), self.compute, &observer)?;
                 own.checkpoint = Some(trained);
             }

@@ -94,6 +94,26 @@ pub enum TrainError {
         /// The pair, in the order of the data.
         pair: usize,
     },
+    /// What is stored of a response is not what the models give.
+    #[error(
+        "before the first step, {response}: {what} as it is stored, and {now} under the {under} as it is \
+         loaded (more than {limit} apart); nothing was trained\n\
+         try: look whether the folder of the {under} was changed, moved or restored from elsewhere, or \
+         the rows of the response were, or [devices] since it was written; `rlhfctl resume` checks \
+         again, and [train] rescore_responses = 0 goes without"
+    )]
+    Rescored {
+        /// Which response, or pair.
+        response: String,
+        /// `policy` or `reference`.
+        under: &'static str,
+        /// What is stored.
+        what: String,
+        /// What is computed now, in nats.
+        now: f64,
+        /// How far apart they may be.
+        limit: String,
+    },
     /// A saved state that belongs to another training.
     #[error(
         "the saved state belongs to another training: {difference}\nat: {path}\n\

@@ -19,12 +19,13 @@ use super::mixture::DataFile;
 use super::pack::TokenPair;
 use super::publish::{Masters, Publication, STEPS};
 use super::report::Report;
+use super::rescore::Stored;
 use super::start::Origin;
 use super::state::{self, Resume, StatePlace};
 use super::steps::StepRow;
 use super::trainer::{Objective, Observer, Trained, Training as Loop};
 use super::trunk::Trunk;
-use super::{lora, reference, report, start};
+use super::{lora, reference, report, rescore, start};
 use crate::checkpoint::{self, Draft, Heading, Standing};
 use crate::device::Compute;
 use crate::errors::ModelError;
@@ -103,6 +104,8 @@ pub struct TrainJob {
     pub published: PublishedAs,
     /// What is trained on.
     pub pairs: PairSource,
+    /// What is scored again before the first step; None: nothing.
+    pub stored: Option<Stored>,
     /// The settings.
     pub settings: TrainSettings,
     /// The order within an epoch.
@@ -154,6 +157,7 @@ pub fn run(
     let reward = start::reward_folder(job, base, renderer.as_ref(), &examples)?;
     fill_reference(job, compute, &origin, &mut examples.pairs, observer)?;
     let model = start::load(job, compute, &origin)?;
+    rescore::check(job, (compute, &origin), &model, observer.watch)?;
     let mut trunk = Trunk::new(&model, start::activations(&job.settings));
     if own_reference(job, &origin) {
         // The reference is the base: what the model is without its adapters.

@@ -50,6 +50,12 @@ pub struct Masters {
     file: Option<WeightFile>,
 }
 
+/// Whether a folder has masters, which make a policy that goes on finer than the folder's own weights.
+#[must_use]
+pub fn has_masters(dir: &Path) -> bool {
+    dir.join(MASTERS).is_file()
+}
+
 impl Masters {
     /// Of a folder that has none.
     #[must_use]
@@ -63,7 +69,7 @@ impl Masters {
     /// A damaged file.
     pub fn open(dir: &Path) -> Result<Self, TrainError> {
         let path = dir.join(MASTERS);
-        let file = if path.is_file() { Some(WeightFile::open(&path)?) } else { None };
+        let file = if has_masters(dir) { Some(WeightFile::open(&path)?) } else { None };
         Ok(Self { file })
     }
 

@@ -12,6 +12,7 @@ use super::batches::Order;
 use super::error::TrainError;
 use super::job::{self, AdapterBase, Outcome, PairSource, PublishedAs, StateKeeping, TrainJob};
 use super::mixture::DataFile;
+use super::rescore::Stored;
 use super::state::Resume;
 use super::trainer::Observer;
 use crate::checkpoint::CheckpointError;
@@ -21,17 +22,18 @@ use crate::render::RenderRule;
 /// Names of the files in an iteration's or a job's folder.
 const SETTINGS: &str = "settings.toml";
 const PAIRS: &str = "pairs.jsonl";
+const RESCORE: &str = "rescore.jsonl";
 const CONVERSATIONS: &str = "conversations.jsonl";
 const PREFERENCES: &str = "preferences.jsonl";
 
-/// A DPO update from an iteration folder: pairs.jsonl with token ids and the reference's log-probs
-/// (so that the reference itself is not loaded), and settings.toml. Adapters stand on the initial
-/// policy.
+/// A DPO update from an iteration folder: pairs.jsonl with token ids and the reference's log-probs,
+/// settings.toml, and rescore.jsonl, by which policy and reference are held to what is stored before the
+/// first step. Adapters stand on the initial policy.
 ///
 /// # Errors
 /// See [`TrainError`].
 pub fn train_dpo(
-    (policy, initial): (&ModelRef, &ModelRef),
+    (policy, reference, initial): (&ModelRef, &ModelRef, &ModelRef),
     (folder, target): (&Path, &TrainTarget),
     compute: Compute,
     observer: &Observer<'_>,
@@ -40,6 +42,12 @@ pub fn train_dpo(
     let mut job = job_of(Training::Dpo, (policy, folder), pairs, target)?;
     job.adapter_base =
         Some(AdapterBase { dir: initial.path.clone(), sha256: initial.sha256.clone() });
+    let stored = folder.join(RESCORE);
+    job.stored = stored.is_file().then(|| Stored {
+        path: stored,
+        reference: reference.path.clone(),
+        reference_sha256: reference.sha256.clone(),
+    });
     job::run(&job, compute, observer).map(published)
 }
 
@@ -82,6 +90,7 @@ fn job_of(
         adapter_base: None,
         published: PublishedAs::Model,
         pairs,
+        stored: None,
         settings: settings(training, &folder.join(SETTINGS))?,
         order: Order::Shuffled { seed: target.seed },
         seed: target.seed,

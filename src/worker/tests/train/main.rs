@@ -12,6 +12,7 @@ mod mixture;
 mod numbers;
 mod preference;
 mod replay;
+mod rescore;
 mod resume;
 mod sft;
 mod support;

@@ -39,7 +39,7 @@ fn trained(dir: &Path, pairs: &[(usize, f64)]) -> (Vec<StepRow>, Vec<(String, Te
     };
     let policy = ModelRef { path: model("tiny-tied"), sha256: String::new() };
     let observer = Observer { watch: &Watch::default(), filled: &|_, _| {}, stepped: &|_, _| {} };
-    train_dpo((&policy, &policy), (dir, &target), CPU, &observer).unwrap();
+    train_dpo((&policy, &policy, &policy), (dir, &target), CPU, &observer).unwrap();
     let steps = std::fs::read_to_string(target.out.join("steps.jsonl")).unwrap();
     let rows = steps.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
     (rows, tensors(&target.out.join("model.safetensors")))

@@ -122,7 +122,12 @@ fn an_iteration_folder_becomes_a_checkpoint() {
     let policy = ModelRef { path: model("tiny-tied"), sha256: String::new() };
     let observer = Observer { watch: &Watch::default(), filled: &|_, _| {}, stepped: &|_, _| {} };
     let train = |target: &TrainTarget| {
-        rlhfd_worker::train::unit::train_dpo((&policy, &policy), (&folder, target), CPU, &observer)
+        rlhfd_worker::train::unit::train_dpo(
+            (&policy, &policy, &policy),
+            (&folder, target),
+            CPU,
+            &observer,
+        )
     };
     let published = train(&target).unwrap();
     // The second pair is over-long: two are left, in one step an epoch.

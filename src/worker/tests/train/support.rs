@@ -54,6 +54,7 @@ pub fn job(training: Training, base: PathBuf, data: PathBuf, out: PathBuf) -> Tr
         adapter_base: None,
         published: PublishedAs::Model,
         pairs,
+        stored: None,
         settings: TrainSettings::defaults(training).unwrap(),
         order: Order::AsGiven,
         seed: 0,
