@@ -6,25 +6,17 @@ use rlhfd_tests::scene::Scene;
 use rlhfd_tests::wait;
 use rusqlite::Connection;
 
-use crate::{frozen, queue, settings};
+use crate::{queue, settings};
 
-/// The stored log-probs of every response, by its row.
-fn stored(scene: &Scene) -> Vec<(i64, Vec<u8>)> {
-    let connection = Connection::open(scene.database()).unwrap();
-    let mut statement =
-        connection.prepare("SELECT response_id, logprobs FROM response_texts").unwrap();
-    let rows = statement.query_map([], |row| Ok((row.get(0)?, row.get(1)?))).unwrap();
-    rows.collect::<rusqlite::Result<_>>().unwrap()
-}
+/// A defect is planted: the first token of every response is stored with -9.5 as its log-prob.
+const PLANT: &str = "CREATE TRIGGER plant AFTER INSERT ON response_texts BEGIN
+    UPDATE response_texts SET logprobs = CAST(x'000018C1' || substr(new.logprobs, 5) AS BLOB)
+    WHERE response_id = new.response_id; END";
 
-fn store(scene: &Scene, rows: &[(i64, Vec<u8>)]) {
-    let mut connection = Connection::open(scene.database()).unwrap();
-    let changes = connection.transaction().unwrap();
-    for (response, logprobs) in rows {
-        let update = "UPDATE response_texts SET logprobs = ?2 WHERE response_id = ?1";
-        changes.execute(update, rusqlite::params![response, logprobs]).unwrap();
-    }
-    changes.commit().unwrap();
+fn change(scene: &Scene, sql: &str) {
+    let connection = Connection::open(scene.database()).expect("the database");
+    connection.busy_timeout(std::time::Duration::from_secs(30)).expect("a timeout");
+    connection.execute_batch(sql).expect(sql);
 }
 
 #[test]
@@ -36,20 +28,8 @@ fn a_stored_log_prob_that_the_policy_does_not_give_pauses_the_run_before_any_ste
         .set("evaluate", "prompts_max", "2");
     let Some(scene) = Scene::real(&settings) else { return };
     let daemon = scene.start();
+    change(&scene, PLANT);
     queue(&scene);
-    frozen(&scene, "u.work = 'logprobs' AND u.stage = 'train'");
-    daemon.kill();
-    let right = stored(&scene);
-    // A defect is planted: every first token has another log-prob.
-    let wrong: Vec<_> = right
-        .iter()
-        .map(|(response, logprobs)| {
-            let first = (-9.5_f32).to_le_bytes();
-            (*response, [&first[..], &logprobs[4..]].concat())
-        })
-        .collect();
-    store(&scene, &wrong);
-    let daemon = scene.start();
     let paused =
         || dump::text(&scene.database(), "SELECT paused_reason FROM runs").filter(|why| why != "-");
     let why = wait::until("the run to pause", paused, || scene.told());
@@ -60,6 +40,7 @@ fn a_stored_log_prob_that_the_policy_does_not_give_pauses_the_run_before_any_ste
     assert_eq!(scene.number(tried), 1, "it is not tried again by itself");
     assert_eq!(scene.number("SELECT count(*) FROM checkpoints WHERE kind = 'policy'"), 0);
     daemon.terminate();
+    change(&scene, "DROP TRIGGER plant");
     // The iteration is as it was frozen; the check is today's.
     scene.configure(&settings.set("train", "rescore_responses", "0"));
     let _daemon = scene.start();
