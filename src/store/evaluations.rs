@@ -121,49 +121,53 @@ fn read(row: &Row<'_>) -> rusqlite::Result<Evaluation> {
     })
 }
 
+/// The question for what `labels` say of two answers `x` and `y` to one prompt, paired by sample.
+fn paired(said: &str, labels: &str, is_said: &str) -> String {
+    format!(
+        "SELECT x.ordinal, {said}
+         FROM responses x
+         JOIN responses y ON y.purpose = 'evaluate' AND y.run_id = x.run_id AND y.lane = ?3
+          AND y.ordinal = x.ordinal AND y.sample = x.sample AND y.temperature = x.temperature
+         {labels}
+         WHERE x.purpose = 'evaluate' AND x.run_id = ?1 AND x.lane = ?2 AND x.ordinal < ?6
+           AND x.temperature = ?5 AND {is_said}
+         ORDER BY x.ordinal, x.sample"
+    )
+}
+
 impl Reader {
     /// Scores of two policies on the same prompts, paired by prompt and sample.
     pub fn paired_scores(&self, of: &PairedAnswers<'_>) -> Result<Vec<PairedScore>> {
-        let mut statement = self.conn.prepare_cached(
-            "SELECT x.ordinal, lx.score, ly.score
-             FROM responses x
-             JOIN responses y ON y.purpose = 'evaluate' AND y.run_id = x.run_id AND y.lane = ?3
-              AND y.ordinal = x.ordinal AND y.sample = x.sample AND y.temperature = x.temperature
-             JOIN labels lx ON lx.response_id = x.id AND lx.scorer_id = ?4 AND lx.versus_id IS NULL
-             JOIN labels ly ON ly.response_id = y.id AND ly.scorer_id = ?4 AND ly.versus_id IS NULL
-             WHERE x.purpose = 'evaluate' AND x.run_id = ?1 AND x.lane = ?2 AND x.ordinal < ?6
-               AND x.temperature = ?5 AND lx.score IS NOT NULL AND ly.score IS NOT NULL
-             ORDER BY x.ordinal, x.sample",
-        )?;
-        let key = params![
-            of.run.get(),
-            of.lane,
-            of.baseline_lane,
-            of.scorer.get(),
-            of.temperature,
-            int(of.prompts)
-        ];
-        let rows = statement
-            .query_map(key, |row| {
-                Ok(PairedScore::by_scores(count(row.get(0)?), row.get(1)?, row.get(2)?))
-            })?
-            .collect::<rusqlite::Result<_>>()?;
-        Ok(rows)
+        let question = paired(
+            "lx.score, ly.score",
+            "JOIN labels lx ON lx.response_id = x.id AND lx.scorer_id = ?4 AND lx.versus_id IS NULL
+             JOIN labels ly ON ly.response_id = y.id AND ly.scorer_id = ?4 AND ly.versus_id IS NULL",
+            "lx.score IS NOT NULL AND ly.score IS NOT NULL",
+        );
+        self.ask_paired(&question, of, |row| {
+            Ok(PairedScore::by_scores(count(row.get(0)?), row.get(1)?, row.get(2)?))
+        })
     }
 
     /// What a preference model says of two policies' answers, paired as above; a policy beside itself
     /// is even.
     pub fn paired_preferences(&self, of: &PairedAnswers<'_>) -> Result<Vec<PairedScore>> {
-        let mut statement = self.conn.prepare_cached(
-            "SELECT x.ordinal, iif(x.id = y.id, 0.5, l.preference)
-             FROM responses x
-             JOIN responses y ON y.purpose = 'evaluate' AND y.run_id = x.run_id AND y.lane = ?3
-              AND y.ordinal = x.ordinal AND y.sample = x.sample AND y.temperature = x.temperature
-             LEFT JOIN labels l ON l.response_id = x.id AND l.versus_id = y.id AND l.scorer_id = ?4
-             WHERE x.purpose = 'evaluate' AND x.run_id = ?1 AND x.lane = ?2 AND x.ordinal < ?6
-               AND x.temperature = ?5 AND (x.id = y.id OR l.preference IS NOT NULL)
-             ORDER BY x.ordinal, x.sample",
-        )?;
+        let question = paired(
+            "iif(x.id = y.id, 0.5, l.preference)",
+            "LEFT JOIN labels l ON l.response_id = x.id AND l.versus_id = y.id AND l.scorer_id = ?4",
+            "(x.id = y.id OR l.preference IS NOT NULL)",
+        );
+        self.ask_paired(&question, of, |row| {
+            Ok(PairedScore::by_preference(count(row.get(0)?), row.get(1)?))
+        })
+    }
+
+    fn ask_paired(
+        &self,
+        question: &str,
+        of: &PairedAnswers<'_>,
+        read: impl FnMut(&Row<'_>) -> rusqlite::Result<PairedScore>,
+    ) -> Result<Vec<PairedScore>> {
         let key = params![
             of.run.get(),
             of.lane,
@@ -172,9 +176,8 @@ impl Reader {
             of.temperature,
             int(of.prompts)
         ];
-        let rows = statement
-            .query_map(key, |row| Ok(PairedScore::by_preference(count(row.get(0)?), row.get(1)?)))?
-            .collect::<rusqlite::Result<_>>()?;
+        let mut statement = self.conn.prepare_cached(question)?;
+        let rows = statement.query_map(key, read)?.collect::<rusqlite::Result<_>>()?;
         Ok(rows)
     }
 

@@ -1,6 +1,6 @@
 //! Arms of several policies: who writes, in which order, and what a kill among them changes.
 
-use rlhfd_tests::dump::{self, Dump};
+use rlhfd_tests::dump;
 use rlhfd_tests::scene::{Scene, Settings, signal};
 use rlhfd_tests::wait;
 use rustix::process::Signal;
@@ -16,23 +16,13 @@ fn settings(arms: &str) -> Settings {
     Settings::default().with("[generate.arms]", arms)
 }
 
-fn run_of_two(settings: &Settings) -> (Scene, Dump) {
-    let scene = Scene::fake(settings);
-    let daemon = scene.start();
-    story::queue(&scene);
-    scene.wait_iterations(2);
-    let dump = dump::dump(&scene.database());
-    assert!(daemon.terminate().success());
-    (scene, dump)
-}
-
 fn text(scene: &Scene, sql: &str) -> String {
     dump::text(&scene.database(), sql).unwrap_or_default()
 }
 
 #[test]
 fn two_policies_answer_every_prompt_and_each_response_knows_its_own() {
-    let (scene, _) = run_of_two(&settings(ARMS));
+    let (scene, _) = story::whole(Scene::fake(&settings(ARMS)));
     story::check_laws(&scene);
     let wrote = "SELECT group_concat(line, '; ') FROM (SELECT x.iteration || ' ' || x.arm || ' '
             || c.name || ' ' || count(*) || ' ' || min(x.sample) || '-' || max(x.sample) AS line
@@ -57,7 +47,7 @@ fn two_policies_answer_every_prompt_and_each_response_knows_its_own() {
 
 #[test]
 fn all_of_one_policy_is_generated_before_the_other_is_loaded() {
-    let (scene, _) = run_of_two(&settings(ARMS));
+    let (scene, _) = story::whole(Scene::fake(&settings(ARMS)));
     let loads =
         "SELECT count(*) FROM (SELECT policy_id, lag(policy_id) OVER (ORDER BY a.id) AS before
         FROM attempts a JOIN units u ON u.id = a.unit_id
@@ -67,7 +57,7 @@ fn all_of_one_policy_is_generated_before_the_other_is_loaded() {
 
 #[test]
 fn kills_under_both_policies_end_with_the_same_rows() {
-    let (calm, undisturbed) = run_of_two(&settings(ARMS));
+    let (calm, undisturbed) = story::whole(Scene::fake(&settings(ARMS)));
     // A prompt of the second iteration, which is met again and again.
     let prompt = text(
         &calm,
@@ -106,7 +96,7 @@ fn kills_under_both_policies_end_with_the_same_rows() {
 #[test]
 fn a_sampler_pinned_to_the_initial_policy_makes_the_loop_offline() {
     let pinned = "name = \"pinned\"\npolicy = \"initial\"\nn = 3";
-    let (scene, _) = run_of_two(&settings(pinned));
+    let (scene, _) = story::whole(Scene::fake(&settings(pinned)));
     story::check_laws(&scene);
     let others = "SELECT count(*) FROM responses x JOIN checkpoints c ON c.id = x.policy_id
                   WHERE x.purpose = 'generate' AND c.kind <> 'initial'";

@@ -1,6 +1,6 @@
 //! A gate that keeps the old head, the best policy, and the end of a run's patience.
 
-use rlhfd_tests::dump::{self, Dump};
+use rlhfd_tests::dump;
 use rlhfd_tests::models;
 use rlhfd_tests::scene::{Scene, Settings};
 use rlhfd_tests::wait;
@@ -11,23 +11,13 @@ use crate::story;
 /// again, it is 0.6.
 const GATE: &str = "win_rate_min = 0.58";
 
-fn run_of_two(settings: &Settings) -> (Scene, Dump) {
-    let scene = Scene::fake(settings);
-    let daemon = scene.start();
-    story::queue(&scene);
-    scene.wait_iterations(2);
-    let dump = dump::dump(&scene.database());
-    assert!(daemon.terminate().success());
-    (scene, dump)
-}
-
 fn told(scene: &Scene, sql: &str) -> String {
     dump::text(&scene.database(), sql).unwrap()
 }
 
 #[test]
 fn a_rejected_checkpoint_is_no_head_and_the_loop_goes_on_from_the_old_one() {
-    let (scene, _) = run_of_two(&Settings::default().with("gate", GATE));
+    let (scene, _) = story::whole(Scene::fake(&Settings::default().with("gate", GATE)));
     story::check_laws(&scene);
     let history = "SELECT group_concat(policy_in || ' ' || policy_out || ' ' || gate, '; ')
                    FROM iteration_history";

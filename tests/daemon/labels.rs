@@ -1,6 +1,5 @@
 //! Two scorers, a canary, a fitted length penalty and all pairs of a prompt, through a whole run.
 
-use rlhfd_tests::dump::{self, Dump};
 use rlhfd_tests::models;
 use rlhfd_tests::scene::{Scene, Settings};
 
@@ -26,19 +25,9 @@ fn scene() -> Scene {
     scene
 }
 
-fn run_of_two() -> (Scene, Dump) {
-    let scene = scene();
-    let daemon = scene.start();
-    story::queue(&scene);
-    scene.wait_iterations(2);
-    let dump = dump::dump(&scene.database());
-    assert!(daemon.terminate().success());
-    (scene, dump)
-}
-
 #[test]
 fn every_scorer_labels_everything_and_the_canary_shapes_nothing() {
-    let (scene, _) = run_of_two();
+    let (scene, _) = story::whole(scene());
     story::check_laws(&scene);
     let unjudged = "SELECT count(*) FROM responses x CROSS JOIN scorers s WHERE NOT EXISTS
         (SELECT 1 FROM labels l WHERE l.response_id = x.id AND l.scorer_id = s.id)";
@@ -72,7 +61,7 @@ fn every_scorer_labels_everything_and_the_canary_shapes_nothing() {
 
 #[test]
 fn log_probs_and_training_take_every_pair_once_and_in_order() {
-    let (scene, _) = run_of_two();
+    let (scene, _) = story::whole(scene());
     // Of each response in any pair, the reference's log-probs once; of others in training, none.
     let wanted = "SELECT count(DISTINCT x.id) FROM responses x JOIN preferences p
                   ON x.id IN (p.chosen_id, p.rejected_id)";
@@ -93,7 +82,7 @@ fn log_probs_and_training_take_every_pair_once_and_in_order() {
 
 #[test]
 fn all_scorers_evaluate_and_the_first_with_a_weight_stands_for_the_iteration() {
-    let (scene, _) = run_of_two();
+    let (scene, _) = story::whole(scene());
     // Two policies and the initial one beside the initial one, and the second beside the first, by
     // three scorers at one temperature.
     assert_eq!(scene.number("SELECT count(*) FROM evaluations"), 12);
@@ -117,19 +106,8 @@ fn all_scorers_evaluate_and_the_first_with_a_weight_stands_for_the_iteration() {
 
 #[test]
 fn a_daemon_killed_while_it_labels_ends_with_the_same_rows() {
-    let (_, undisturbed) = run_of_two();
-    let scene = scene();
-    let point =
-        r#"{"faults": [{"name": "here", "work": "score", "after": 2, "act": {"kind": "hold"}}]}"#;
-    scene.plan(point);
-    let daemon = scene.start();
-    story::queue(&scene);
-    scene.held("here");
-    daemon.kill();
-    let _daemon = scene.start();
-    scene.wait_iterations(2);
-    story::check_laws(&scene);
-    dump::assert_same(&undisturbed, &dump::dump(&scene.database()), "a kill among three scorers");
+    let (_, undisturbed) = story::whole(scene());
+    story::survives_a_kill(&scene(), ("score", 2), &undisturbed, "a kill among three scorers");
 }
 
 #[test]

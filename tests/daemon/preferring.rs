@@ -1,7 +1,7 @@
 //! A preference model among the scorers: it compares the responses to each prompt, and the new policy's
 //! answers with its baselines'.
 
-use rlhfd_tests::dump::{self, Dump};
+use rlhfd_tests::dump;
 use rlhfd_tests::models;
 use rlhfd_tests::scene::{Scene, Settings, text};
 
@@ -23,16 +23,6 @@ fn scene(settings: &Settings) -> Scene {
     scene
 }
 
-fn run_of_two(settings: &Settings) -> (Scene, Dump) {
-    let scene = scene(settings);
-    let daemon = scene.start();
-    story::queue(&scene);
-    scene.wait_iterations(2);
-    let dump = dump::dump(&scene.database());
-    assert!(daemon.terminate().success());
-    (scene, dump)
-}
-
 /// Different texts among the responses to each prompt, and all pairs of them.
 const PAIRS: &str =
     "SELECT sum(texts * (texts - 1) / 2) FROM (SELECT count(DISTINCT text_key) AS texts
@@ -44,7 +34,7 @@ const COMPARED: &str = "SELECT count(*) FROM labels l JOIN scorers s ON s.id = l
 
 #[test]
 fn a_round_robin_compares_every_two_texts_once_and_scores_each_response() {
-    let (scene, _) = run_of_two(&settings());
+    let (scene, _) = story::whole(scene(&settings()));
     story::check_laws(&scene);
     let compared = format!(
         "{COMPARED} AND x.purpose = 'generate' AND x.ordinal = y.ordinal
@@ -74,7 +64,7 @@ fn a_round_robin_compares_every_two_texts_once_and_scores_each_response() {
 
 #[test]
 fn its_win_rates_are_mean_preferences_over_paired_answers() {
-    let (scene, _) = run_of_two(&settings());
+    let (scene, _) = story::whole(scene(&settings()));
     // Two policies and the initial one beside the initial one, and the second beside the first.
     let by_hand = "SELECT count(*) FROM evaluations e JOIN scorers s ON s.id = e.scorer_id
         WHERE s.kind = 'preference' AND e.score_mean = e.win_rate
@@ -98,7 +88,7 @@ fn a_linear_tournament_alone_makes_the_pairs_that_a_round_of_all_would_make() {
     let alone = |compare: &str| {
         let judge = format!("{JUDGE}\ncompare = \"{compare}\"");
         let settings = Settings::default().with("[label.scorers]", &judge);
-        run_of_two(&settings.with("gate", "win_rate_min = 0.0"))
+        story::whole(scene(&settings.with("gate", "win_rate_min = 0.0")))
     };
     let (linear, _) = alone("linear");
     story::check_laws(&linear);
@@ -121,23 +111,9 @@ fn a_linear_tournament_alone_makes_the_pairs_that_a_round_of_all_would_make() {
 
 #[test]
 fn a_daemon_killed_while_it_compares_ends_with_the_same_rows() {
-    let (_, undisturbed) = run_of_two(&settings());
+    let (_, undisturbed) = story::whole(scene(&settings()));
     let scene = scene(&settings());
-    let hold = |name: &str, after: u32| {
-        format!(
-            "{{\"name\": \"{name}\", \"work\": \"prefer\", \"after\": {after}, \
-             \"act\": {{\"kind\": \"hold\"}}}}"
-        )
-    };
-    scene.plan(&format!("{{\"faults\": [{}]}}", hold("here", 1)));
-    let daemon = scene.start();
-    story::queue(&scene);
-    scene.held("here");
-    daemon.kill();
-    let _daemon = scene.start();
-    scene.wait_iterations(2);
-    story::check_laws(&scene);
-    dump::assert_same(&undisturbed, &dump::dump(&scene.database()), "a kill among comparisons");
+    story::survives_a_kill(&scene, ("prefer", 1), &undisturbed, "a kill among comparisons");
 }
 
 #[test]

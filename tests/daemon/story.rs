@@ -16,15 +16,34 @@ pub fn queue(scene: &Scene) {
 /// The whole story with nothing in its way; told once for all tests that compare with it.
 pub fn undisturbed() -> &'static Dump {
     static DUMP: OnceLock<Dump> = OnceLock::new();
-    DUMP.get_or_init(|| {
-        let scene = Scene::fake(&Settings::default());
-        let daemon = scene.start();
-        queue(&scene);
-        scene.wait_iterations(2);
-        let dump = dump::dump(&scene.database());
-        daemon.terminate();
-        dump
-    })
+    DUMP.get_or_init(|| whole(Scene::fake(&Settings::default())).1)
+}
+
+/// The whole story in this scene, with nothing in its way.
+pub fn whole(scene: Scene) -> (Scene, Dump) {
+    let daemon = scene.start();
+    queue(&scene);
+    scene.wait_iterations(2);
+    let dump = dump::dump(&scene.database());
+    assert!(daemon.terminate().success());
+    (scene, dump)
+}
+
+/// The story in which the daemon dies while a unit of `work` is held after so many answers; it is held
+/// against `undisturbed`.
+pub fn survives_a_kill(scene: &Scene, (work, after): (&str, u32), undisturbed: &Dump, what: &str) {
+    scene.plan(&format!(
+        "{{\"faults\": [{{\"name\": \"here\", \"work\": \"{work}\", \"after\": {after}, \
+         \"act\": {{\"kind\": \"hold\"}}}}]}}"
+    ));
+    let daemon = scene.start();
+    queue(scene);
+    scene.held("here");
+    daemon.kill();
+    let _daemon = scene.start();
+    scene.wait_iterations(2);
+    check_laws(scene);
+    dump::assert_same(undisturbed, &dump::dump(&scene.database()), what);
 }
 
 /// Tells the rest of a disturbed story and holds it against the undisturbed one.
