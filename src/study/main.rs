@@ -78,6 +78,7 @@ fn main() -> ExitCode {
 fn run(args: Args) -> Result<()> {
     let mut settings = Settings::read(&args.config)?;
     if !args.seeds.is_empty() {
+        settings.weak.seeds.retain(|seed| args.seeds.contains(seed));
         settings.study.seeds = args.seeds;
     }
     if !args.arms.is_empty() {
@@ -91,7 +92,7 @@ fn run(args: Args) -> Result<()> {
     let scene =
         Scene { settings, state: args.state.canonicalize()?, programs, lexicon: Lexicon::new() };
     let begun = Instant::now();
-    let first = scene.settings.study.seeds.iter().map(|seed| Step::Prepare(*seed)).collect();
+    let first = scene.settings.seeds().into_iter().map(Step::Prepare).collect();
     lanes::run(scene.settings.study.lanes, first, |step| take(&scene, step, begun))?;
     let results = results::gather(&scene)?;
     results::write(&scene, &results, &args.out)?;

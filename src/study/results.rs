@@ -75,15 +75,15 @@ pub struct Results {
 /// Errors: something is missing, or offline and online did not begin alike.
 pub fn gather(scene: &Scene) -> Result<Results> {
     let mut results = Results { seeds: Vec::new(), rows: Vec::new(), weak: Vec::new() };
-    for seed in &scene.settings.study.seeds {
-        let prepared = prepare::prepare(scene, *seed)?;
+    for seed in scene.settings.seeds() {
+        let prepared = prepare::prepare(scene, seed)?;
         let mut arms = BTreeMap::new();
         if prepared.worth.per_gold >= scene.settings.study.score_per_gold_min {
-            for (name, arm) in scene.settings.arms_of(*seed) {
-                arms.insert(name.clone(), arms::run(scene, *seed, (name, arm), &prepared)?);
+            for (name, arm) in scene.settings.arms_of(seed) {
+                arms.insert(name.clone(), arms::run(scene, seed, (name, arm), &prepared)?);
             }
         }
-        let one = SeedResults { seed: *seed, prepared, arms };
+        let one = SeedResults { seed, prepared, arms };
         began_alike(&one)?;
         rows_of(scene, &one, &mut results);
         results.seeds.push(one);
@@ -106,12 +106,12 @@ fn began_alike(one: &SeedResults) -> Result<()> {
 
 fn rows_of(scene: &Scene, one: &SeedResults, results: &mut Results) {
     let offline = one.arms.get(OFFLINE);
-    let Some(any) = offline.or_else(|| one.arms.values().next()) else { return };
-    for policy in any.policies.iter().filter(|policy| policy.iteration == 0) {
-        results.rows.push(row(one.seed, SFT, policy, None));
-    }
-    if let Some(initial) = any.at(0, 1.0) {
-        results.rows.push(best_of_n(one, initial));
+    // A seed that only the weak condition has is no part of the study's own figures.
+    let own = one.arms.iter().find(|(name, _)| !scene.settings.arms[*name].weak);
+    if let Some((_, any)) = own {
+        let initial = any.policies.iter().filter(|policy| policy.iteration == 0);
+        results.rows.extend(initial.map(|policy| row(one.seed, SFT, policy, None)));
+        results.rows.extend(any.at(0, 1.0).map(|initial| best_of_n(one, initial)));
     }
     for (name, figures) in &one.arms {
         let weak = scene.settings.arms[name].weak;

@@ -119,10 +119,19 @@ impl Settings {
         }
     }
 
+    /// All seeds: the study's, then those that only the weak condition has.
+    pub fn seeds(&self) -> Vec<u64> {
+        let own = &self.study.seeds;
+        own.iter()
+            .chain(self.weak.seeds.iter().filter(|seed| !own.contains(seed)))
+            .copied()
+            .collect()
+    }
+
     /// The arms of one seed.
     pub fn arms_of(&self, seed: u64) -> impl Iterator<Item = (&String, &Arm)> {
-        let weak = self.weak.seeds.contains(&seed);
-        self.arms.iter().filter(move |(_, arm)| weak || !arm.weak)
+        let (own, weak) = (self.study.seeds.contains(&seed), self.weak.seeds.contains(&seed));
+        self.arms.iter().filter(move |(_, arm)| if arm.weak { weak } else { own })
     }
 }
 
@@ -161,7 +170,7 @@ mod tests {
         for name in ["study.toml", "small.toml"] {
             let settings = Settings::read(&folder.join(name)).unwrap();
             let sizes = settings.sizes();
-            for seed in settings.study.seeds {
+            for seed in settings.seeds() {
                 crate::prompts::Slices::cut(seed, &sizes).unwrap();
             }
         }
