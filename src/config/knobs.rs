@@ -57,6 +57,8 @@ pub enum Kind {
     Sets,
     /// `"auto"`, or a list of device names: `"cpu"`, an index, or a GPU's UUID.
     Devices,
+    /// A list of hours of the day in UTC, as `"22:00-06:00"`; it may be empty.
+    Hours,
 }
 
 /// One end of a range of numbers.

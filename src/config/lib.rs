@@ -16,6 +16,7 @@
 mod arm;
 mod checked;
 mod frozen;
+mod hours;
 pub mod knobs;
 mod problem;
 mod raw;
@@ -28,6 +29,7 @@ mod values;
 
 pub use arm::ArmPolicy;
 pub use checked::CheckedConfig;
+pub use hours::Hours;
 pub use problem::{ConfigError, Problem, Problems};
 pub use sample::commented_toml;
 pub use sections::{

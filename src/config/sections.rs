@@ -3,12 +3,14 @@
 //! In: entries whose every value lies in its range. Out: structs. What each key means, its default
 //! and the default's source stand in the rows of `knobs`; rules between keys stand in `checked`.
 
+mod devices;
 mod gate;
 mod jobs;
 mod label;
 
 use std::path::Path;
 
+pub use self::devices::{DevicesConfig, UseDevices};
 pub use self::gate::{GateAgainst, GateConfig, GateFailure};
 pub use self::jobs::{JobConfig, JobData};
 pub use self::label::{
@@ -82,24 +84,6 @@ section! {
         /// How often a bad disk is tried again.
         disk_probe_ms: u64,
     }
-}
-
-/// Which devices may be used.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum UseDevices {
-    /// Every GPU that NVML names, else the CPU.
-    Auto,
-    /// These: `cpu` (then alone), indices or UUIDs of GPUs.
-    Named(Vec<String>),
-}
-
-/// `[devices]`.
-#[derive(Debug, Clone, PartialEq)]
-pub struct DevicesConfig {
-    /// The key `use`.
-    pub use_devices: UseDevices,
-    /// MiB of each GPU left free.
-    pub reserve_mib: u64,
 }
 
 section! {
@@ -226,17 +210,6 @@ pub struct EvaluateConfig {
 /// One key of an entry, typed.
 fn get<T: Setting>(entry: &Entry, key: &str, base_dir: &Path) -> Option<T> {
     T::of(entry.value(key), base_dir)
-}
-
-impl DevicesConfig {
-    pub(crate) fn of(entry: &Entry, base_dir: &Path) -> Option<Self> {
-        let use_devices = match entry.value("use")? {
-            Value::Text(_) => UseDevices::Auto,
-            Value::Texts(names) => UseDevices::Named(names.clone()),
-            _ => return None,
-        };
-        Some(Self { use_devices, reserve_mib: get(entry, "reserve_mib", base_dir)? })
-    }
 }
 
 impl GenerateConfig {

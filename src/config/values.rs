@@ -4,6 +4,7 @@
 //! where the key is absent or wrong) and findings. May not enter: rules between knobs (`checked`).
 
 use crate::arm::ArmPolicy;
+use crate::hours::Hours;
 use crate::knobs::{Bound, Kind, Knob, SECTIONS, Section};
 use crate::problem::Findings;
 use crate::raw::{Given, RawTable, RawValue};
@@ -175,6 +176,7 @@ fn accept(kind: Kind, value: &RawValue) -> Option<Value> {
         (Kind::Sets, RawValue::List(items)) => sets(items),
         (Kind::Devices, RawValue::Text(text)) if text == "auto" => Some(Value::Text(text.clone())),
         (Kind::Devices, RawValue::List(items)) => devices(items),
+        (Kind::Hours, RawValue::List(items)) => hours(items),
         _ => None,
     }
 }
@@ -290,6 +292,15 @@ fn devices(items: &[Given]) -> Option<Value> {
     fits.then_some(Value::Texts(list))
 }
 
+fn hours(items: &[Given]) -> Option<Value> {
+    let text = |item: &Given| match &item.value {
+        RawValue::Text(text) => Hours::parse(text).map(|_| text.clone()),
+        _ => None,
+    };
+    let list = items.iter().map(text).collect::<Option<Vec<_>>>()?;
+    (list.len() <= LIST_MAX).then_some(Value::Texts(list))
+}
+
 /// Whether `text` may become a file's name.
 pub(crate) fn is_name(text: &str) -> bool {
     text.len() <= NAME_CHARS_MAX
@@ -337,6 +348,7 @@ pub(crate) fn wanted(kind: Kind) -> String {
         Kind::Devices => {
             "\"auto\", [\"cpu\"], or a list of different GPU indices or UUIDs".to_owned()
         }
+        Kind::Hours => "a list of hours of the day in UTC, as [\"22:00-06:00\"], or []".to_owned(),
     }
 }
 

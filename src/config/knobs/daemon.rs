@@ -71,6 +71,34 @@ pub(crate) static DEVICES: Section = Section {
                   smaller batches",
             )
             .source(OURS),
+        Knob::new("temperature_max_c", count(0, 150), "85")
+            .unit("degrees Celsius")
+            .doc(
+                "a GPU above it gets no new unit until it is 5 degrees cooler (what runs goes on); 0: \
+                  no limit; too low: a busy GPU stands idle between units",
+            )
+            .source("ours; data-centre GPUs slow themselves down at about 87"),
+        Knob::new("quiet_hours", Kind::Hours, "[]")
+            .doc(
+                "hours in which nothing is computed, in UTC: units that run are finished, a training \
+                  stops at a step and goes on afterwards",
+            )
+            .source(OURS),
+        Knob::new("yield_above_mib", count(0, 1 << 24), "0")
+            .unit("MiB of a GPU")
+            .doc(
+                "a GPU of which others use more than this is left to them, as in quiet hours; 0: \
+                  never. What workers hold themselves is known to about 500 MiB",
+            )
+            .source(OURS),
+        Knob::new("yield_for_s", count(0, 604_800), "300")
+            .unit("seconds")
+            .doc("a GPU that was left to others is taken again after it was free for so long")
+            .source(OURS),
+        Knob::new("look_ms", count(50, 600_000), "5000")
+            .unit("milliseconds")
+            .doc("how often the devices are looked at")
+            .source(OURS),
     ],
 };
 
