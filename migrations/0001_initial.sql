@@ -313,6 +313,19 @@ CREATE TABLE devices (
     seen_ms        INTEGER NOT NULL
 ) STRICT;
 
+-- What was seen of devices and what was decided: a row where something changed, never one a look.
+CREATE TABLE device_events (
+    id             INTEGER PRIMARY KEY,
+    at_ms          INTEGER NOT NULL,
+    device         TEXT    NOT NULL,           -- the UUID, 'cpu', or 'driver'
+    kind           TEXT    NOT NULL,           -- found, free, hot, silent, quiet, yielded, broken, lost, xid, lease, …
+    seen           TEXT    NOT NULL,
+    decision       TEXT    NOT NULL,
+    reason         TEXT    NOT NULL,
+    lease_id       INTEGER,                    -- that it touches
+    unit_id        INTEGER
+) STRICT;
+
 CREATE TABLE leases (
     id             INTEGER PRIMARY KEY,
     stage          TEXT    NOT NULL,

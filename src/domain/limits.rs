@@ -61,6 +61,9 @@ pub const SQL_TEXT_BYTES_MAX: i32 = 64 * 1024;
 /// Milliseconds that a statement of `sql` may take.
 pub const SQL_TIME_MS_MAX: u64 = 10_000;
 
+/// Rows of the devices' timeline that are kept; the oldest go.
+pub const DEVICE_EVENTS_MAX: u64 = 50_000;
+
 /// Characters of a reason or message kept in a row.
 pub const MESSAGE_CHARS_MAX: usize = 2_000;
 /// Events that one read returns.
