@@ -51,6 +51,12 @@ pub enum Verb {
         #[arg(long, value_name = "NAME", num_args = 0..=1, default_missing_value = "head")]
         lineage: Option<String>,
     },
+    /// GPUs and what holds them
+    Gpus {
+        /// The newest so many rows of their timeline: what was seen, what was decided, and why
+        #[arg(long, value_name = "N", num_args = 0..=1, default_missing_value = "50")]
+        history: Option<u32>,
+    },
     /// What happened
     Events {
         /// Stay and show what happens

@@ -23,7 +23,7 @@ use crate::actors::generation::GenerationActor;
 use crate::actors::iteration::{IterationActor, OrderContext};
 use crate::actors::labelling::LabellingActor;
 use crate::actors::pairing::PairingActor;
-use crate::actors::scheduler::{Meet, SchedulerActor, Stop};
+use crate::actors::scheduler::{Heard, Meet, SchedulerActor, Stop};
 use crate::actors::stage::{StageContext, Stages};
 use crate::actors::store::{Close, StoreActor};
 use crate::actors::supervisor::SupervisorActor;
@@ -32,6 +32,7 @@ use crate::actors::worker::WorkerContext;
 use crate::adopt::{AdoptError, adopt};
 use crate::exit;
 use crate::gpu::nvml::NvmlProbe;
+use crate::gpu::xids::{self, Listening};
 use crate::handles::{AppState, Command, IterationHandle, StoreHandle, now_ms, with_causes};
 use crate::health::Health;
 use crate::listener::{self, BindError};
@@ -179,6 +180,7 @@ struct Daemon {
     live: LiveBoard,
     supervisor: Addr<SupervisorActor>,
     _stages: Stages,
+    _listening: Listening,
 }
 
 impl Daemon {
@@ -201,7 +203,7 @@ impl Daemon {
             evaluation: EvaluationActor::start_with(stage.clone()),
         };
         let scheduler =
-            SchedulerActor::start_with(stage.clone(), live.clone(), Arc::new(NvmlProbe));
+            SchedulerActor::start_with(stage.clone(), live.clone(), Arc::new(NvmlProbe::default()));
         let supervisor = SupervisorActor::start_with(WorkerContext {
             stage: stage.clone(),
             stages: stages.clone(),
@@ -219,7 +221,11 @@ impl Daemon {
             &scheduler,
             Meet { supervisor: supervisor.clone(), iteration: iteration.clone() },
         );
-        Self { store, scheduler, iteration, live, supervisor, _stages: stages }
+        let errors = scheduler.clone();
+        // A full mailbox loses one: the device's own counters tell of it at the next look.
+        let listening = xids::listen(move |error| drop(errors.try_send(Heard(error))));
+        let (_stages, _listening) = (stages, listening);
+        Self { store, scheduler, iteration, live, supervisor, _stages, _listening }
     }
 
     /// Those without which nothing goes on.

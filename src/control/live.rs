@@ -19,12 +19,23 @@ pub struct Live {
     /// Places that are not well (disk full, failing, read-only), by stage.
     pub faults: BTreeMap<String, String>,
     /// Devices that the daemon may use.
-    pub devices: Vec<DeviceFact>,
+    pub devices: Vec<LiveDevice>,
     /// Worker processes, by their number within this daemon.
     pub workers: BTreeMap<u64, LiveWorker>,
     /// Set where the configuration file was read again and differs: it applies from the next
     /// iteration on. A sentence.
     pub config_pending: Option<String>,
+}
+
+/// A device that the daemon may use.
+#[derive(Debug, Clone, Default)]
+pub struct LiveDevice {
+    /// As it was last seen.
+    pub fact: DeviceFact,
+    /// What others use of its memory.
+    pub foreign_mib: Option<u64>,
+    /// Why it takes no units now; none: it takes them.
+    pub hold: Option<String>,
 }
 
 /// A worker process.

@@ -13,6 +13,7 @@
 //! | `GET /v1/checkpoints?lineage=` | – | [`Table`] |
 //! | `GET /v1/training-jobs` | – | [`Jobs`] |
 //! | `POST /v1/training-jobs/{kind}/{name}?skip_bad=&client_key=` | JSONL | [`JobAdded`] |
+//! | `GET /v1/devices?history=` | – | [`Devices`] |
 //! | `GET /v1/events?since=&last=&follow=` | – | [`Event`]s: SSE or NDJSON |
 //! | `POST /v1/start`, `/v1/pause`, `/v1/resume`, `/v1/cancel` | [`Command`] | [`Done`] |
 //! | `POST /v1/sql` | [`Sql`] | [`Table`] |
@@ -21,6 +22,7 @@
 //! passed over, so that an older client reads a newer daemon. May not enter: HTTP itself, I/O.
 
 mod commands;
+mod devices;
 mod errors;
 mod events;
 mod jobs;
@@ -34,6 +36,7 @@ mod status;
 mod tables;
 
 pub use commands::{Command, Done};
+pub use devices::{DeviceEvent, Devices, DevicesQuery};
 pub use errors::{BadLine, ErrorBody, ErrorDetail};
 pub use events::{Event, EventsQuery};
 pub use jobs::{Job, JobAdded, Jobs, UploadQuery};

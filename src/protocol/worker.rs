@@ -41,7 +41,15 @@ pub enum FromWorker {
     Loaded { seconds: f64 },
     /// From a side thread, every `heartbeat_ms`; `progress` counts what the compute thread did, so
     /// that a hung computation is told from a slow one.
-    Heartbeat { attempt: Option<u64>, progress: u64, resident_mib: u64, done: Option<Done> },
+    /// `device_mib` is what it holds of its GPU's memory, its context included; none on the CPU.
+    Heartbeat {
+        attempt: Option<u64>,
+        progress: u64,
+        resident_mib: u64,
+        #[serde(default)]
+        device_mib: Option<u64>,
+        done: Option<Done>,
+    },
     /// One answer to item `index` of `attempt`. Payload: as [`ItemResult`] says.
     Result { attempt: u64, index: u32, result: ItemResult },
     /// One optimiser step was made (train units only), for live status; the journal of steps is

@@ -12,6 +12,7 @@ mod disk;
 mod faults;
 mod folders;
 mod gate;
+mod gpus;
 mod jobs;
 mod labels;
 mod offline;

@@ -7,6 +7,7 @@
 pub mod binaries;
 pub mod dump;
 pub mod fake;
+pub mod gpus;
 pub mod http;
 pub mod link;
 pub mod models;

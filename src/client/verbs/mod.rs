@@ -5,6 +5,7 @@ mod backup;
 mod cancel;
 mod checkpoints;
 mod events;
+mod gpus;
 mod iterations;
 mod jobs;
 mod pause;
@@ -38,6 +39,7 @@ pub async fn run(args: Args) -> Result<(), ClientError> {
         Verb::Runs => runs::run(daemon, json).await,
         Verb::Iterations { wide } => iterations::run(daemon, wide, json).await,
         Verb::Checkpoints { lineage } => checkpoints::run(daemon, lineage, json).await,
+        Verb::Gpus { history } => gpus::run(daemon, history, json).await,
         Verb::Events { follow, since, last } => {
             events::run(daemon, events::Which { follow, since, last }, json).await
         }

@@ -93,8 +93,8 @@ fn head(status: &Status) -> String {
             (None, Some(all)) => format!(", {} MiB", count(all)),
             _ => String::new(),
         };
-        let gone = if device.present { "" } else { " (gone)" };
-        text.push_str(&format!("device {}: {}{memory}{gone}\n", device.uuid, device.name));
+        let hold = device.hold.as_ref().map(|why| format!(" ({why})")).unwrap_or_default();
+        text.push_str(&format!("device {}: {}{memory}{hold}\n", device.uuid, device.name));
     }
     text
 }

@@ -5,10 +5,10 @@
 
 mod devices;
 mod messages;
+mod timeline;
 
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
-use std::time::Duration;
 
 use actix::prelude::*;
 use rlhfd_domain::{UnitId, WorkKind};
@@ -17,23 +17,22 @@ use rlhfd_store::UnitRow;
 use super::iteration::{IterationActor, Nudge};
 use super::stage::StageContext;
 use super::supervisor::{OpenLease, SupervisorActor};
-use super::worker::{Drain, Hand, WorkerActor};
-use crate::gpu::{self, DeviceFact, GpuProbe};
+use super::worker::{Drain, Hand, LoseDevice, WorkerActor};
+use crate::gpu::{self, GpuProbe};
 use crate::handles::with_causes;
 use crate::live::LiveBoard;
 use crate::schedule::{self, DeviceState, LeaseState, Placement, Priority, ReadyUnit};
+use devices::Tracked;
 
-pub use devices::uses_cuda;
+pub use devices::{Heard, uses_cuda};
 pub use messages::{
-    Consider, LeaseEnded, LeaseOpened, LeaseOpening, Meet, Stop, UnitEnded, Withdraw,
+    Consider, Holds, LeaseEnded, LeaseOpened, LeaseOpening, Meet, Stop, UnitEnded, Withdraw,
 };
 
 /// Ready units looked at in one plan.
 const READY_MAX: u32 = 64;
 /// Messages that may wait.
 const MAILBOX: usize = 256;
-/// Between two looks at the devices.
-const LOOK: Duration = Duration::from_secs(5);
 
 /// The actor.
 pub struct SchedulerActor {
@@ -42,7 +41,11 @@ pub struct SchedulerActor {
     probe: Arc<dyn GpuProbe>,
     supervisor: Option<Addr<SupervisorActor>>,
     iteration: Option<Addr<IterationActor>>,
-    devices: Vec<DeviceFact>,
+    devices: Vec<Tracked>,
+    /// What the configuration named at the last look.
+    wanted: Option<Vec<String>>,
+    /// What the driver said of itself at the last look.
+    driver: Option<String>,
     leases: BTreeMap<u64, Lease>,
     passed: BTreeMap<UnitId, u32>,
     looking: bool,
@@ -57,6 +60,10 @@ struct Lease {
     /// Unit, and whether nothing may queue behind it.
     queue: VecDeque<(UnitId, bool)>,
     loaded: Vec<String>,
+    /// Whether it was killed because a device is lost.
+    killed: bool,
+    /// What its worker holds of its devices' memory, where it says so.
+    device_mib: Option<u64>,
 }
 
 impl SchedulerActor {
@@ -72,6 +79,8 @@ impl SchedulerActor {
                 supervisor: None,
                 iteration: None,
                 devices: Vec::new(),
+                wanted: None,
+                driver: None,
                 leases: BTreeMap::new(),
                 passed: BTreeMap::new(),
                 looking: false,
@@ -133,8 +142,9 @@ impl SchedulerActor {
                         self.hand(lease.cast_unsigned(), row, models);
                     }
                 }
-                Placement::Open { devices } => self.open(devices),
+                Placement::Open { devices } => self.open(devices, units.len()),
                 Placement::Drain { lease } => self.drain(lease.cast_unsigned()),
+                Placement::End { lease } => self.end(lease.cast_unsigned()),
             }
         }
         let held: Vec<UnitId> =
@@ -164,12 +174,13 @@ impl SchedulerActor {
     }
 
     fn device_states(&self) -> Vec<DeviceState> {
+        let reserve = self.ctx.config.borrow().devices.reserve_mib;
         self.devices
             .iter()
             .map(|device| DeviceState {
-                uuid: device.uuid.clone(),
-                memory_free_mib: None,
-                usable: device.fault.is_none(),
+                uuid: device.fact.uuid.clone(),
+                memory_free_mib: device.memory_for_us_mib(reserve),
+                duty: device.standing.duty(),
             })
             .collect()
     }
@@ -200,11 +211,25 @@ impl SchedulerActor {
         }
     }
 
-    fn open(&mut self, devices: Vec<String>) {
+    fn open(&mut self, devices: Vec<String>, waiting: usize) {
         let Some(supervisor) = &self.supervisor else { return };
+        for uuid in &devices {
+            self.tell_lease(uuid, format!("{waiting} units wait"), "open a lease", "it is free");
+        }
         let cuda = devices.iter().any(|uuid| uuid != gpu::CPU);
         // The supervisor answers by `LeaseOpening`; until then the devices are held.
         let _ = supervisor.try_send(OpenLease { devices, cuda });
+    }
+
+    /// Its device is lost: nothing that it says is worth waiting for.
+    fn end(&mut self, number: u64) {
+        let Some(lease) = self.leases.get_mut(&number) else { return };
+        lease.state = LeaseState::Draining;
+        // Killed once: a process that hangs in the driver takes its time.
+        if let (Some(worker), false) = (&lease.worker, std::mem::replace(&mut lease.killed, true)) {
+            let devices = lease.devices.join(", ");
+            super::tell(worker, LoseDevice(format!("its device {devices} is lost")));
+        }
     }
 
     fn drain(&mut self, number: u64) {
@@ -278,12 +303,7 @@ impl Actor for SchedulerActor {
     type Context = Context<Self>;
 
     fn started(&mut self, ctx: &mut Self::Context) {
-        self.look_at_devices(ctx);
-        ctx.run_interval(LOOK, |scheduler, own| {
-            scheduler.look_at_devices(own);
-            // A nudge that met a full mailbox is made up for here.
-            scheduler.consider(own);
-        });
+        self.keep_looking(ctx);
         let mut health = self.ctx.health.watch();
         let own = ctx.address();
         actix_rt::spawn(async move {

@@ -22,6 +22,8 @@ use crate::workers::watch::Limits;
 
 /// Messages that may wait.
 const MAILBOX: usize = 64;
+/// For tests only: leases on (fake) GPUs compute on the CPU.
+const TEST_ON_CPU: &str = "RLHFD_TEST_GPU_LEASES_ON_CPU";
 /// The longest back-off.
 const BACK_OFF_MAX: Duration = Duration::from_secs(60);
 
@@ -77,7 +79,7 @@ impl SupervisorActor {
         let born = Newborn {
             number,
             pid,
-            device: if devices.iter().any(|uuid| uuid != gpu::CPU) { "cuda" } else { "cpu" },
+            device: if computes_on_gpu(&devices) { "cuda" } else { "cpu" },
             limits: limits(&config),
             threads: usize::try_from(config.worker.threads).ok().filter(|threads| *threads > 0),
             devices,
@@ -123,6 +125,11 @@ fn back_off(deaths: u32) -> Duration {
     }
 }
 
+/// Whether a lease on these devices computes on a GPU.
+fn computes_on_gpu(devices: &[String]) -> bool {
+    devices.iter().any(|uuid| uuid != gpu::CPU) && std::env::var_os(TEST_ON_CPU).is_none()
+}
+
 fn launch(config: &CheckedConfig, devices: &[String]) -> Result<Launch, String> {
     let origin = libtorch::origin();
     let configured = config.worker.program.as_ref().map(|place| place.path.as_path());
@@ -138,7 +145,7 @@ fn launch(config: &CheckedConfig, devices: &[String]) -> Result<Launch, String> 
         Err(_) if configured.is_some() => None,
         Err(missing) => return Err(missing.to_string()),
     };
-    let gpus = devices.iter().filter(|uuid| *uuid != gpu::CPU).cloned().collect();
+    let gpus = if computes_on_gpu(devices) { devices.to_vec() } else { Vec::new() };
     let nice = i32::try_from(config.worker.nice).unwrap_or(0);
     Ok(Launch { program, libraries, gpus, nice })
 }

@@ -28,6 +28,8 @@ pub enum Tell {
     Name(String),
     /// The next unit.
     Unit(Arc<UnitRow>),
+    /// This attempt, which has not begun, is not wanted of this worker.
+    Cancel(AttemptId),
     /// Finish, then leave.
     Drain,
     /// The process is gone, for this reason.
@@ -69,6 +71,10 @@ impl Teller {
         while let Some(tell) = told.recv().await {
             match tell {
                 Tell::Name(worker) => lease.worker = worker,
+                Tell::Cancel(attempt) => {
+                    let attempt = attempt.get().cast_unsigned();
+                    deaf |= self.say(&ToWorker::Cancel { attempt }, &[]).await.is_err();
+                }
                 Tell::Drain => deaf |= self.say(&ToWorker::Drain, &[]).await.is_err(),
                 Tell::Unit(unit) if deaf => self.not_handed(&unit),
                 Tell::Unit(unit) => deaf |= self.unit(&mut lease, unit).await.is_err(),
@@ -89,7 +95,7 @@ impl Teller {
     async fn say(&self, message: &ToWorker, payload: &[u8]) -> Result<(), Deaf> {
         match frame::encode(message, payload) {
             Ok(bytes) => self.out.send(bytes).await.map_err(|_| Deaf),
-            // Hello, load, unload and drain are far below a frame's ceiling.
+            // Hello, load, unload, cancel and drain are far below a frame's ceiling.
             Err(error) => {
                 tracing::error!("a frame cannot be sent: {error}");
                 Err(Deaf)

@@ -28,7 +28,10 @@ use crate::workers::death::Death;
 use crate::workers::link::{Link, LinkEvent};
 use crate::workers::watch::{Limits, Verdict, Watch};
 
-pub use orders::{Abandon, CancelUnit, Drain, Hand, Handed};
+pub use orders::{Abandon, CancelUnit, Drain, Hand, Handed, LoseDevice};
+
+/// Words that may wait for the teller: two units, a cancel, a drain and the end.
+const TELLS: usize = 8;
 
 /// What belongs to every worker of this daemon.
 #[derive(Clone)]
@@ -67,6 +70,8 @@ pub struct WorkerActor {
     saved: Option<u64>,
     /// Whether someone looks for a training's newest saved state now.
     looking: bool,
+    /// What it holds of its GPU, as the scheduler knows it.
+    held_mib: Option<u64>,
 }
 
 /// A unit that was sent.
@@ -107,7 +112,7 @@ impl WorkerActor {
         Self::create(move |own| {
             let (span, spans) = watch::channel(Span::none());
             let link = drive(&spans, own.address().recipient());
-            let (tell, told) = mpsc::channel(4);
+            let (tell, told) = mpsc::channel(TELLS);
             let teller = Teller {
                 number: born.number,
                 pid: born.pid,
@@ -141,6 +146,7 @@ impl WorkerActor {
                 refused: false,
                 saved: None,
                 looking: false,
+                held_mib: None,
             }
         })
     }

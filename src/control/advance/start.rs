@@ -357,7 +357,7 @@ async fn fitting(
     let head = ctx.stage.store.read(move |r| r.checkpoint(head)).await?;
     let folder = ctx.stage.places.resolve(&head.path);
     let devices = ctx.live.now().devices;
-    let smallest = devices.iter().filter_map(|device| device.memory_mib).min();
+    let smallest = devices.iter().filter_map(|device| device.fact.memory_mib).min();
     let room = match smallest {
         Some(memory) => memory.saturating_sub(config.devices.reserve_mib),
         None => match memory_total_mib() {

@@ -48,7 +48,7 @@ fn examine(asked: &Asked) -> Report {
     // The configuration is looked at even where a place is wrong.
     let file = places.as_ref().map(|places| places.config.as_path()).or(asked.config.as_deref());
     let config = file.and_then(|file| configuration(file, &mut report));
-    let devices = system::devices(config.as_ref(), &NvmlProbe, &mut report);
+    let devices = system::devices(config.as_ref(), &NvmlProbe::default(), &mut report);
     if let Some(config) = &config {
         system::worker(config, &mut report);
         data::start(config, &mut report);

@@ -45,17 +45,17 @@ pub(super) fn devices(
         Some(UseDevices::Auto) | None => vec!["auto".to_owned()],
     };
     let reserve = config.map_or(0, |config| config.devices.reserve_mib);
-    let chosen = choose(&wanted, &inventory).unwrap_or_else(|missing| {
+    let (chosen, missing) = choose(&wanted, &inventory);
+    if !missing.is_empty() {
         report.bad(
             "devices",
             format!("[devices] use names {}, which is not there", missing.join(", ")),
         );
-        Vec::new()
-    });
+    }
     let mut rooms = Vec::new();
     for device in chosen {
         if let Some(fault) = &device.fault {
-            report.warn("devices", format!("{} cannot be used: {fault}", device.name));
+            report.warn("devices", format!("{} cannot be used: {}", device.name, fault.words()));
             continue;
         }
         let is_cuda = device.is_cuda();

@@ -5,8 +5,10 @@
 //! (`crate::gpu`), processes (`crate::workers`), time, actors, SQL.
 
 mod plan;
+pub mod standing;
 
 pub use plan::plan;
+pub use standing::Duty;
 
 /// How many units a lease holds at once: the one that runs and the one that comes next, so that the
 /// next is there before the present one ends.
@@ -20,10 +22,10 @@ pub const PASSES_MAX: u32 = 32;
 pub struct DeviceState {
     /// The GPU's UUID, or `cpu`.
     pub uuid: String,
-    /// What is free for our work, where it is known.
+    /// What is free for our work, where it is known: what our own worker holds counts as free.
     pub memory_free_mib: Option<u64>,
-    /// Whether it may be given work now; false when it is lost, yielded, too hot or in quiet hours.
-    pub usable: bool,
+    /// What is due on it.
+    pub duty: Duty,
 }
 
 /// A worker process on its devices.
@@ -97,8 +99,13 @@ pub enum Placement {
         /// UUIDs.
         devices: Vec<String>,
     },
-    /// Let this lease finish what it has, then end it: a device of its own may not be used.
+    /// Let this lease finish the unit that runs, then end it: a device of its own is to be left.
     Drain {
+        /// The lease's row.
+        lease: i64,
+    },
+    /// End this lease at once: a device of its own is lost.
+    End {
         /// The lease's row.
         lease: i64,
     },

@@ -8,6 +8,7 @@ mod backup;
 mod cancel;
 mod checkpoints;
 mod events;
+mod gpus;
 mod iterations;
 mod jobs;
 mod pause;
@@ -105,6 +106,7 @@ pub fn routes(config: &mut web::ServiceConfig) {
         at("/v1/checkpoints", "GET").route(web::get().to(checkpoints::get)),
         at("/v1/training-jobs", "GET").route(web::get().to(jobs::get)),
         at("/v1/training-jobs/{kind}/{name}", "POST").route(web::post().to(train::post)),
+        at("/v1/devices", "GET").route(web::get().to(gpus::get)),
         at("/v1/events", "GET").route(web::get().to(events::get)),
         at("/v1/start", "POST").route(web::post().to(start::post)),
         at("/v1/pause", "POST").route(web::post().to(pause::post)),
@@ -149,6 +151,7 @@ async fn list() -> Answer {
         "GET /v1/checkpoints?run=&lineage=": "checkpoints; with lineage=NAME or head, the line back to the initial policy",
         "GET /v1/training-jobs": "training jobs",
         "POST /v1/training-jobs/{kind}/{name}?skip_bad=&client_key=": "JSONL; kind sft: one conversation a line, kinds reward and preference: one preference",
+        "GET /v1/devices?history=": "GPUs (or the CPU), what holds them, and so many rows of their timeline",
         "GET /v1/events?since=&last=&follow=": "events as NDJSON, or as SSE by Accept: text/event-stream",
         "POST /v1/start": {},
         "POST /v1/pause": { "reason": "why (optional)" },

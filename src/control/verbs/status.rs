@@ -3,8 +3,7 @@
 use actix_web::{HttpRequest, web};
 use rlhfd_domain::CheckpointId;
 use rlhfd_protocol::control::{
-    DeviceStatus, IterationStatus, JobStatus, LeaseStatus, PromptsStatus, RunStatus, StageStatus,
-    Status,
+    IterationStatus, JobStatus, LeaseStatus, PromptsStatus, RunStatus, StageStatus, Status,
 };
 use rlhfd_store::{Progress, Reader, Result, Run, StageProgress, status};
 
@@ -95,7 +94,7 @@ fn whole(app: &AppState, stored: Stored, live: Live) -> Status {
             .map(|progress| iteration(&progress)),
         run,
         prompts,
-        devices: live.devices.iter().map(device).collect(),
+        devices: live.devices.iter().map(super::gpus::device).collect(),
         leases: live.workers.values().map(lease).collect(),
         waits_for: live.faults.into_values().chain(live.waits_for).collect(),
         config_pending: live.config_pending,
@@ -140,19 +139,6 @@ fn seconds_left(stages: &[StageProgress]) -> Option<f64> {
         }
     };
     stages.iter().map(left).sum()
-}
-
-fn device(device: &crate::gpu::DeviceFact) -> DeviceStatus {
-    DeviceStatus {
-        uuid: device.uuid.clone(),
-        name: match &device.fault {
-            None => device.name.clone(),
-            Some(fault) => format!("{}: {fault}", device.name),
-        },
-        present: device.fault.is_none(),
-        memory_mib: device.memory_mib,
-        memory_free_mib: device.memory_free_mib,
-    }
 }
 
 fn lease(worker: &LiveWorker) -> LeaseStatus {

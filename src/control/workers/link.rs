@@ -21,6 +21,9 @@ use super::logs;
 
 /// How long a process may take to end after its socket closed.
 const LEAVE: Duration = Duration::from_secs(5);
+/// How long a killed process is waited for: one that stands in a call of a driver whose device is gone may
+/// never end, and its lease must.
+const REAP: Duration = Duration::from_secs(30);
 
 /// What happens on a link.
 #[derive(Debug, Message)]
@@ -138,7 +141,7 @@ impl Process {
             Some(status) => status.ok(),
             None => {
                 self.kill();
-                self.process.wait().await.ok()
+                actix_rt::time::timeout(REAP, self.process.wait()).await.ok()?.ok()
             }
         }
     }

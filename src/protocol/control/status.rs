@@ -135,6 +135,30 @@ pub struct DeviceStatus {
     /// Free memory, where that is known.
     #[serde(default)]
     pub memory_free_mib: Option<u64>,
+    /// What others than our workers use of it.
+    #[serde(default)]
+    pub foreign_mib: Option<u64>,
+    /// How busy it is, in per cent.
+    #[serde(default)]
+    pub utilisation_percent: Option<u32>,
+    /// Degrees Celsius.
+    #[serde(default)]
+    pub temperature_c: Option<u32>,
+    /// Watts.
+    #[serde(default)]
+    pub power_w: Option<u32>,
+    /// Memory errors that could not be corrected, since the driver was loaded.
+    #[serde(default)]
+    pub ecc_uncorrected: Option<u64>,
+    /// The driver's version.
+    #[serde(default)]
+    pub driver: Option<String>,
+    /// Of a MIG slice: the UUID of its GPU.
+    #[serde(default)]
+    pub slice_of: Option<String>,
+    /// Why it takes no units now; null: it takes them.
+    #[serde(default)]
+    pub hold: Option<String>,
 }
 
 /// A worker process on its devices.

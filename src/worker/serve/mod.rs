@@ -184,6 +184,7 @@ fn heartbeat(wire: &Wire, shared: &Shared, every: Duration) {
             attempt,
             progress: shared.watch.progress(),
             resident_mib: device::resident_mib(),
+            device_mib: None,
             done,
         };
         wire.send_or_end(&beat, &[]);

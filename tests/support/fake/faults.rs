@@ -19,6 +19,9 @@ pub struct Plan {
     /// Milliseconds that each item takes.
     #[serde(default)]
     pub ms_per_item: u64,
+    /// What it says to hold of its GPU.
+    #[serde(default)]
+    pub device_mib: Option<u64>,
     /// Milliseconds that each training step takes.
     #[serde(default)]
     pub ms_per_step: u64,

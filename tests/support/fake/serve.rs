@@ -146,7 +146,8 @@ impl Worker {
         let out = Arc::clone(&self.out);
         let shared = Arc::clone(&self.shared);
         let every = Duration::from_millis(heartbeat_ms.clamp(10, 60_000));
-        std::thread::spawn(move || beat(&out, &shared, every));
+        let device_mib = self.faults.plan().device_mib;
+        std::thread::spawn(move || beat(&out, &shared, every, device_mib));
         Ok(())
     }
 
@@ -397,7 +398,7 @@ pub(super) enum Handling {
     Refuse,
 }
 
-fn beat(out: &Mutex<UnixStream>, shared: &Shared, every: Duration) {
+fn beat(out: &Mutex<UnixStream>, shared: &Shared, every: Duration, device_mib: Option<u64>) {
     use std::io::Write;
     loop {
         std::thread::sleep(every);
@@ -410,6 +411,7 @@ fn beat(out: &Mutex<UnixStream>, shared: &Shared, every: Duration) {
             attempt: (attempt != 0).then_some(attempt),
             progress: shared.progress.load(Ordering::SeqCst),
             resident_mib: 10,
+            device_mib,
             done: (attempt != 0).then_some(Done { items, tokens: 0 }),
         };
         let Ok(bytes) = frame::encode(&message, &[]) else { return };

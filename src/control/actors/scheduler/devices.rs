@@ -1,20 +1,66 @@
 //! The scheduler's devices: looked at again and again, chosen by the configuration, recorded.
 //!
-//! In: inventories of a probe. Out: devices on the board and in the table. May not enter: placements.
+//! In: inventories of a probe, errors of the driver, what workers hold. Out: devices on the board, in
+//! the table and in the timeline. May not enter: placements, the rules of a device's standing
+//! (`schedule::standing`).
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use actix::prelude::*;
-use rlhfd_config::{CheckedConfig, UseDevices};
+use rlhfd_config::{CheckedConfig, DevicesConfig, UseDevices};
 use rlhfd_domain::device::{DeviceKind, DeviceSeen, Mib};
 
 use super::SchedulerActor;
-use crate::gpu::{self, DeviceFact};
+use crate::gpu::xids::DriverError;
+use crate::gpu::{self, DeviceFact, Fault, Inventory};
 use crate::handles::now_ms;
-use crate::live::LiveBoard;
+use crate::live::{LiveBoard, LiveDevice};
+use crate::schedule::standing::{Hold, Rules, Seen, Standing, stand};
+
+/// A device that the configuration names, for as long as it does.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Tracked {
+    pub(super) fact: DeviceFact,
+    pub(super) standing: Standing,
+    /// What others use of it.
+    pub(super) foreign_mib: Option<u64>,
+    /// The same when no lease of ours stood on it.
+    foreign_before_mib: u64,
+    /// An error of its hardware, since the last look.
+    broke: Option<String>,
+}
+
+impl Tracked {
+    /// What of its memory may be planned with: our own worker's part counts as free.
+    pub(super) fn memory_for_us_mib(&self, reserve_mib: u64) -> Option<u64> {
+        let others = reserve_mib.saturating_add(self.foreign_mib.unwrap_or(0));
+        Some(self.fact.memory_mib?.saturating_sub(others))
+    }
+}
+
+/// The rules of the configuration.
+pub(super) fn rules(devices: &DevicesConfig) -> Rules {
+    Rules {
+        temperature_max_c: devices.temperature_max_c,
+        yield_above_mib: devices.yield_above_mib,
+        yield_for_ms: i64::try_from(devices.yield_for_s).unwrap_or(i64::MAX).saturating_mul(1000),
+    }
+}
 
 impl SchedulerActor {
-    pub(super) fn look_at_devices(&mut self, own: &mut Context<Self>) {
+    /// Looks, and again after `[devices] look_ms`.
+    pub(super) fn keep_looking(&self, own: &mut Context<Self>) {
+        self.look_at_devices(own);
+        let pause = Duration::from_millis(self.ctx.config.borrow().devices.look_ms);
+        own.run_later(pause, |scheduler, own| {
+            // A nudge that met a full mailbox is made up for here.
+            scheduler.consider(own);
+            scheduler.keep_looking(own);
+        });
+    }
+
+    fn look_at_devices(&self, own: &mut Context<Self>) {
         let probe = Arc::clone(&self.probe);
         let looked = actix_rt::task::spawn_blocking(move || probe.look());
         own.spawn(looked.into_actor(self).map(|looked, scheduler, own| {
@@ -24,45 +70,152 @@ impl SchedulerActor {
         }));
     }
 
-    fn take_inventory(&mut self, inventory: &gpu::Inventory, own: &mut Context<Self>) {
-        let wanted = match &self.ctx.config.borrow().devices.use_devices {
-            UseDevices::Auto => Vec::new(),
-            UseDevices::Named(names) => names.clone(),
-        };
-        let devices = match chosen(&wanted, inventory) {
-            Ok(devices) => devices,
+    fn take_inventory(&mut self, inventory: &Inventory, own: &mut Context<Self>) {
+        let config = self.ctx.config.borrow().devices.clone();
+        let before = self.standings();
+        self.tell_driver(inventory);
+        let missing = match self.meet(&config.use_devices, inventory) {
+            Ok(missing) => missing,
             Err(sentence) => {
                 self.live.change(|live| {
                     live.faults.insert("devices".into(), sentence);
                     live.devices.clear();
                 });
-                // Leases on what is not there end by themselves, or by their deadlines.
-                self.devices.clear();
                 return;
             }
         };
-        let changed = uuids(&devices) != uuids(&self.devices);
-        self.devices = devices;
-        let shown = self.devices.clone();
-        self.live.change(|live| {
-            live.faults.remove("devices");
-            live.devices = shown;
-        });
-        if changed {
+        self.look_at_each(&config);
+        self.show(&missing);
+        if before != self.standings() {
             self.record();
+            // Leases on what is gone end, also where nothing can be begun or asked for now.
+            self.carry_out(Vec::new());
             self.consider(own);
         }
     }
 
+    /// UUIDs, and why each takes no units.
+    fn standings(&self) -> Vec<(String, Option<Hold>)> {
+        let of = |device: &Tracked| (device.fact.uuid.clone(), device.standing.hold.clone());
+        self.devices.iter().map(of).collect()
+    }
+
+    /// Brings the devices that are tracked in line with what was found. Gives what the configuration
+    /// names in vain.
+    ///
+    /// Errors: why there is no device at all. A driver that does not answer is a fault: the CPU never
+    /// takes over for GPUs in silence.
+    fn meet(&mut self, wanted: &UseDevices, inventory: &Inventory) -> Result<Vec<String>, String> {
+        let names = match wanted {
+            UseDevices::Auto => Vec::new(),
+            UseDevices::Named(names) => names.clone(),
+        };
+        let same_wish = self.wanted.replace(names.clone()).is_none_or(|before| before == names);
+        let computes_on_gpus = self.devices.iter().any(|device| device.fact.is_cuda());
+        let fault = match inventory {
+            Inventory::DriverFault(fault) => Some(fault.clone()),
+            Inventory::NoDriver if computes_on_gpus => Some("its library is gone".to_owned()),
+            Inventory::NoDriver | Inventory::Gpus(_) => None,
+        };
+        if let Some(fault) = fault.filter(|_| names != [gpu::CPU]) {
+            for device in &mut self.devices {
+                device.fact.fault = Some(Fault::Driver(fault.clone()));
+            }
+            return if self.devices.is_empty() { Err(no_driver(&fault)) } else { Ok(Vec::new()) };
+        }
+        let (mut found, missing) = gpu::choose(&names, inventory);
+        if names.is_empty() && computes_on_gpus {
+            found.retain(DeviceFact::is_cuda);
+        }
+        let known = std::mem::take(&mut self.devices);
+        let lost = known.iter().filter(|device| {
+            let here = found.iter().any(|fact| fact.uuid == device.fact.uuid);
+            let named = device.fact.is_cuda() && !device.fact.uuid.starts_with("index-");
+            same_wish && named && !here
+        });
+        let mut tracked: Vec<Tracked> = lost.cloned().map(gone).collect();
+        for fact in found {
+            let old = known.iter().find(|device| device.fact.uuid == fact.uuid).cloned();
+            if old.is_none() {
+                self.tell_found(&fact);
+            }
+            // One that is lost keeps the name by which it was known.
+            let name =
+                old.as_ref().filter(|_| fact.fault.is_some()).map(|old| old.fact.name.clone());
+            let fact = DeviceFact { name: name.unwrap_or_else(|| fact.name.clone()), ..fact };
+            tracked.push(Tracked { fact, ..old.unwrap_or_default() });
+        }
+        tracked.sort_by_key(|device| place_of(&known, device));
+        self.devices = tracked;
+        match missing.as_slice() {
+            [_, ..] if self.devices.is_empty() => Err(not_there(&missing)),
+            _ => Ok(missing),
+        }
+    }
+
+    fn look_at_each(&mut self, config: &DevicesConfig) {
+        let now = now_ms();
+        let (rules, quiet) =
+            (rules(config), config.quiet_hours.iter().any(|hours| hours.hold(now)));
+        let mut devices = std::mem::take(&mut self.devices);
+        for device in &mut devices {
+            let held = self.held_by_us_mib(&device.fact.uuid);
+            foreign_use(device, held);
+            let seen = Seen {
+                fault: device.fact.fault.clone(),
+                broke: device.broke.take(),
+                ecc_uncorrected: device.fact.ecc_uncorrected,
+                temperature_c: device.fact.temperature_c,
+                foreign_mib: device.foreign_mib,
+                quiet,
+            };
+            let standing = stand(&device.standing, &seen, &rules, now);
+            let before = std::mem::replace(&mut device.standing, standing);
+            if before.hold != device.standing.hold {
+                self.tell_standing(device, before.hold.as_ref(), &rules);
+            }
+        }
+        self.devices = devices;
+    }
+
+    /// What our workers hold of a device: nothing where no lease stands on it, none where one does that
+    /// does not say.
+    fn held_by_us_mib(&self, uuid: &str) -> Option<u64> {
+        let on_it = self.leases.values().filter(|lease| lease.devices.iter().any(|on| on == uuid));
+        on_it.map(|lease| lease.device_mib).sum()
+    }
+
+    /// The board, and a sentence where not all is well.
+    fn show(&self, missing: &[String]) {
+        let shown: Vec<LiveDevice> = self.devices.iter().map(live).collect();
+        let mut sentences: Vec<String> = Vec::new();
+        if !missing.is_empty() {
+            sentences.push(not_there(missing));
+        }
+        if self.devices.iter().all(|device| device.standing.hold.is_some()) {
+            let held = shown.iter().map(|device| {
+                format!("{}: {}", device.fact.name, device.hold.as_deref().unwrap_or_default())
+            });
+            let held: Vec<String> = held.collect();
+            sentences.push(format!("no device takes units now ({})", held.join("; ")));
+        }
+        self.live.change(|live| {
+            live.devices = shown;
+            match sentences.is_empty() {
+                true => drop(live.faults.remove("devices")),
+                false => drop(live.faults.insert("devices".into(), sentences.join("; "))),
+            }
+        });
+    }
+
     fn record(&self) {
-        let seen: Vec<DeviceSeen> = self
-            .devices
-            .iter()
+        let here = self.devices.iter().filter(|device| device.fact.fault.is_none());
+        let seen: Vec<DeviceSeen> = here
             .map(|device| DeviceSeen {
-                uuid: device.uuid.clone(),
-                kind: if device.is_cuda() { DeviceKind::Cuda } else { DeviceKind::Cpu },
-                name: device.name.clone(),
-                memory: device.memory_mib.map(Mib),
+                uuid: device.fact.uuid.clone(),
+                kind: if device.fact.is_cuda() { DeviceKind::Cuda } else { DeviceKind::Cpu },
+                name: device.fact.name.clone(),
+                memory: device.fact.memory_mib.map(Mib),
             })
             .collect();
         let ctx = self.ctx.clone();
@@ -75,26 +228,76 @@ impl SchedulerActor {
     }
 }
 
-/// The devices of the configuration; else why there are none. A driver that does not answer is a
-/// fault: the CPU never takes over for GPUs in silence.
-fn chosen(wanted: &[String], inventory: &gpu::Inventory) -> Result<Vec<DeviceFact>, String> {
-    let wants_cpu_alone = wanted == [gpu::CPU];
-    if let (gpu::Inventory::DriverFault(fault), false) = (inventory, wants_cpu_alone) {
-        return Err(format!(
-            "the GPU driver does not answer ({fault}); mend it (see `nvidia-smi`), or set [devices] \
-             use = [\"cpu\"]"
-        ));
+/// The driver reported an error of a GPU.
+#[derive(Message)]
+#[rtype(result = "()")]
+pub struct Heard(pub DriverError);
+
+impl Handler<Heard> for SchedulerActor {
+    type Result = ();
+
+    fn handle(&mut self, Heard(error): Heard, own: &mut Self::Context) {
+        self.tell_error(&error);
+        if !error.is_of_hardware() {
+            return;
+        }
+        for device in &mut self.devices {
+            let fact = &device.fact;
+            if fact.uuid == error.uuid || fact.slice_of.as_ref() == Some(&error.uuid) {
+                device.broke = Some(format!("Xid {}", error.xid));
+            }
+        }
+        self.look_at_devices(own);
     }
-    gpu::choose(wanted, inventory).map_err(|missing| {
-        format!(
-            "[devices] use names {}, which is not there; put it back, or change the configuration",
-            missing.join(", ")
-        )
-    })
 }
 
-fn uuids(devices: &[DeviceFact]) -> Vec<(&str, bool)> {
-    devices.iter().map(|device| (device.uuid.as_str(), device.fault.is_none())).collect()
+/// What others use: what is used less what our own workers hold. Where one of ours does not say, it is
+/// what others used before that one came.
+fn foreign_use(device: &mut Tracked, held_by_us_mib: Option<u64>) {
+    let Some(used) = device.fact.memory_used_mib else {
+        device.foreign_mib = None;
+        return;
+    };
+    let foreign = match held_by_us_mib {
+        Some(held) => used.saturating_sub(held),
+        None => device.foreign_before_mib.min(used),
+    };
+    if held_by_us_mib == Some(0) {
+        device.foreign_before_mib = foreign;
+    }
+    device.foreign_mib = Some(foreign);
+}
+
+fn gone(device: Tracked) -> Tracked {
+    let fault = Some(Fault::Lost("it is not there any more".to_owned()));
+    Tracked { fact: DeviceFact { fault, ..device.fact }, ..device }
+}
+
+/// The order in which devices were met.
+fn place_of(known: &[Tracked], device: &Tracked) -> usize {
+    known.iter().position(|old| old.fact.uuid == device.fact.uuid).unwrap_or(usize::MAX)
+}
+
+fn live(device: &Tracked) -> LiveDevice {
+    LiveDevice {
+        fact: device.fact.clone(),
+        foreign_mib: device.foreign_mib,
+        hold: device.standing.hold.as_ref().map(super::timeline::in_words),
+    }
+}
+
+fn no_driver(fault: &str) -> String {
+    format!(
+        "the GPU driver does not answer ({fault}); mend it (see `nvidia-smi`), or set [devices] use = \
+         [\"cpu\"]"
+    )
+}
+
+fn not_there(missing: &[String]) -> String {
+    format!(
+        "[devices] use names {}, which is not there; put it back, or change the configuration",
+        missing.join(", ")
+    )
 }
 
 /// The kind of devices in use, for the sizes of units.
@@ -102,7 +305,7 @@ fn uuids(devices: &[DeviceFact]) -> Vec<(&str, bool)> {
 pub fn uses_cuda(live: &LiveBoard, config: &CheckedConfig) -> bool {
     match &config.devices.use_devices {
         UseDevices::Named(names) => names.iter().any(|name| name != gpu::CPU),
-        UseDevices::Auto => live.now().devices.iter().any(DeviceFact::is_cuda),
+        UseDevices::Auto => live.now().devices.iter().any(|device| device.fact.is_cuda()),
     }
 }
 
@@ -110,13 +313,27 @@ pub fn uses_cuda(live: &LiveBoard, config: &CheckedConfig) -> bool {
 mod tests {
     use super::*;
 
+    fn used(mib: u64, before: u64) -> Tracked {
+        let fact = DeviceFact {
+            memory_mib: Some(10_000),
+            memory_used_mib: Some(mib),
+            ..DeviceFact::default()
+        };
+        Tracked { fact, foreign_before_mib: before, ..Tracked::default() }
+    }
+
+    fn foreign(mut device: Tracked, held: Option<u64>) -> (Option<u64>, Option<u64>) {
+        foreign_use(&mut device, held);
+        (device.foreign_mib, device.memory_for_us_mib(1000))
+    }
+
     #[test]
-    fn the_cpu_takes_over_only_where_there_is_no_driver_or_it_is_asked_for() {
-        let fault = gpu::Inventory::DriverFault("driver mismatch".into());
-        let said = chosen(&[], &fault).unwrap_err();
-        assert!(said.contains("driver mismatch") && said.contains("cpu"), "{said}");
-        assert_eq!(chosen(&["cpu".into()], &fault).unwrap(), [DeviceFact::cpu()]);
-        assert_eq!(chosen(&[], &gpu::Inventory::NoDriver).unwrap(), [DeviceFact::cpu()]);
-        assert!(chosen(&["3".into()], &gpu::Inventory::NoDriver).unwrap_err().contains('3'));
+    fn what_others_use_is_what_is_used_less_what_our_workers_hold() {
+        assert_eq!(foreign(used(3000, 0), Some(0)), (Some(3000), Some(6000)));
+        assert_eq!(foreign(used(3000, 0), Some(2500)), (Some(500), Some(8500)));
+        assert_eq!(foreign(used(3000, 0), Some(3500)), (Some(0), Some(9000)));
+        // A worker that does not say: what was there before it came.
+        assert_eq!(foreign(used(3000, 200), None), (Some(200), Some(8800)));
+        assert_eq!(foreign(Tracked::default(), Some(0)), (None, None));
     }
 }

@@ -68,6 +68,8 @@ impl Handler<LeaseOpening> for SchedulerActor {
             state: LeaseState::Opening,
             queue: VecDeque::new(),
             loaded: Vec::new(),
+            killed: false,
+            device_mib: None,
         };
         self.leases.insert(opening.number, lease);
     }
@@ -92,12 +94,34 @@ impl Handler<LeaseOpened> for SchedulerActor {
                 supervisor.try_send(crate::actors::supervisor::Greeted { number: opened.number });
         }
         if let Some(lease) = self.leases.get_mut(&opened.number) {
-            lease.worker = Some(opened.worker);
-            if lease.state == LeaseState::Opening {
-                lease.state = LeaseState::Open;
+            match lease.state {
+                LeaseState::Opening | LeaseState::Open => lease.state = LeaseState::Open,
+                // Its device was to be left before it said a word.
+                LeaseState::Draining => crate::actors::tell(&opened.worker, Drain),
             }
+            lease.worker = Some(opened.worker);
         }
         self.consider(ctx);
+    }
+}
+
+/// What a worker holds of its devices' memory; said where it changes.
+#[derive(Message)]
+#[rtype(result = "()")]
+pub struct Holds {
+    /// The worker's number.
+    pub number: u64,
+    /// How much.
+    pub device_mib: u64,
+}
+
+impl Handler<Holds> for SchedulerActor {
+    type Result = ();
+
+    fn handle(&mut self, holds: Holds, _: &mut Self::Context) {
+        if let Some(lease) = self.leases.get_mut(&holds.number) {
+            lease.device_mib = Some(holds.device_mib);
+        }
     }
 }
 
@@ -137,7 +161,12 @@ impl Handler<LeaseEnded> for SchedulerActor {
     type Result = ();
 
     fn handle(&mut self, ended: LeaseEnded, ctx: &mut Self::Context) {
-        self.leases.remove(&ended.number);
+        if let Some(lease) = self.leases.remove(&ended.number) {
+            for uuid in &lease.devices {
+                let seen = format!("the worker ended by {}", ended.death);
+                self.tell_lease(uuid, seen, "close the lease", "its process is gone");
+            }
+        }
         if let Some(supervisor) = &self.supervisor {
             crate::actors::tell(
                 supervisor,

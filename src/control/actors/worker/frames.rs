@@ -14,7 +14,7 @@ use rlhfd_protocol::worker::{FailureKind, FromWorker, ItemResult};
 
 use super::{InHand, WorkerActor};
 use crate::actors::attempts::Ending;
-use crate::actors::scheduler::LeaseOpened;
+use crate::actors::scheduler::{Holds, LeaseOpened};
 use crate::actors::stage::Answer;
 use crate::actors::teller::Tell;
 use crate::live::WorkerState;
@@ -38,8 +38,9 @@ impl WorkerActor {
                 self.show(if in_hand { WorkerState::Running } else { WorkerState::Idle });
                 Ok(())
             }
-            FromWorker::Heartbeat { attempt, progress, resident_mib, done } => {
+            FromWorker::Heartbeat { attempt, progress, resident_mib, device_mib, done } => {
                 self.watch.progressed(progress, now);
+                self.tell_held(device_mib);
                 self.ctx.live.worker(self.number, |worker| {
                     worker.resident_mib = resident_mib;
                     if let (Some(unit), Some(done), Some(_)) = (&mut worker.unit, done, attempt) {
@@ -80,6 +81,16 @@ impl WorkerActor {
             }
             FromWorker::Hello { .. } => Err("a second hello".into()),
             FromWorker::UnitDone { .. } | FromWorker::UnitFailed { .. } => Ok(()),
+        }
+    }
+
+    /// Tells what the worker holds of its GPU, where that changed.
+    fn tell_held(&mut self, device_mib: Option<u64>) {
+        let Some(device_mib) = device_mib.filter(|_| device_mib != self.held_mib) else { return };
+        let holds = Holds { number: self.number, device_mib };
+        // A full mailbox is tried again with the next heartbeat.
+        if self.ctx.scheduler.try_send(holds).is_ok() {
+            self.held_mib = Some(device_mib);
         }
     }
 

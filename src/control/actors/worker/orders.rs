@@ -74,7 +74,8 @@ impl Handler<Handed> for WorkerActor {
     }
 }
 
-/// Finish what is in hand, then leave. A training saves its state and gives its unit back.
+/// Finish the unit that runs, then leave: what waits behind it is given back, and a training saves its
+/// state and gives its unit back too.
 #[derive(Message)]
 #[rtype(result = "()")]
 pub struct Drain;
@@ -86,6 +87,10 @@ impl Handler<Drain> for WorkerActor {
         self.leaving = true;
         self.show(WorkerState::Ending);
         let deadline = self.ctx.stage.config.borrow().scheduler.stop_timeout_s;
+        for waiting in self.hands.iter().skip(1) {
+            // Where this is not heard, the unit is finished as well.
+            let _ = self.tell.try_send(Tell::Cancel(waiting.attempt));
+        }
         if self.tell.try_send(Tell::Drain).is_err() {
             self.kill(Cause::Restart, "it does not listen".into());
         }
@@ -108,6 +113,19 @@ impl Handler<Abandon> for WorkerActor {
 
     fn handle(&mut self, _: Abandon, _: &mut Self::Context) {
         self.kill(Cause::Restart, "the daemon stops".into());
+    }
+}
+
+/// The device is lost: whatever runs there is to be done elsewhere.
+#[derive(Message)]
+#[rtype(result = "()")]
+pub struct LoseDevice(pub String);
+
+impl Handler<LoseDevice> for WorkerActor {
+    type Result = ();
+
+    fn handle(&mut self, LoseDevice(why): LoseDevice, _: &mut Self::Context) {
+        self.kill(Cause::DeviceLost, why);
     }
 }
 
