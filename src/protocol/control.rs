@@ -45,8 +45,8 @@ pub use preferences::{PreferenceSet, PreferenceSets, PreferencesAdded};
 pub use prompts::{PromptSet, PromptSetOrder, PromptSets, PromptsAdded, PromptsQuery};
 pub use runs::{Run, Runs};
 pub use status::{
-    DeviceStatus, IterationStatus, JobStatus, LeaseStatus, PromptsStatus, RunStatus, StageStatus,
-    Status,
+    DeviceStatus, IterationStatus, JobStatus, LeaseStatus, PromptsStatus, RunStatus, ScorerStatus,
+    StageStatus, Status,
 };
 pub use tables::{Sql, Table};
 

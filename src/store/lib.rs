@@ -79,7 +79,7 @@ pub use preferences::PairTotals;
 pub use prompts::PromptSet;
 pub use runs::{ModelIdentity, Paused, PausedBy, Run, RunIdentity};
 pub use sql::{SqlAnswer, SqlError, SqlLimits, SqlReader, SqlValue};
-pub use status::{Progress, RunStatus, RunningUnit, StageProgress};
+pub use status::{Progress, RunStatus, RunningUnit, ScorerProgress, StageProgress};
 pub use summaries::NewSummary;
 pub use units::{Attempt, AttemptRow, Finish, NewUnit, Outcome, Recovered, UnitRow};
 pub use uploads::{

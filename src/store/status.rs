@@ -35,6 +35,19 @@ pub struct Progress {
     pub iteration: Iteration,
     /// All seven stages, in order.
     pub stages: Vec<StageProgress>,
+    /// The labels of each scorer: every one of them covers all prompts.
+    pub scorers: Vec<ScorerProgress>,
+}
+
+/// How far one scorer's labels are, counted from its units.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ScorerProgress {
+    /// Its name.
+    pub scorer: String,
+    /// Its units, split ones counted by their halves.
+    pub units: u64,
+    /// Units that are done or set aside.
+    pub closed: u64,
 }
 
 /// How far a stage is, counted from its units.
@@ -92,7 +105,8 @@ impl Reader {
         let iteration = match iterations::current(conn, run)? {
             Some(iteration) => {
                 let stages = stages(conn, run, iteration.iteration)?;
-                Some(Progress { iteration, stages })
+                let scorers = scorers(conn, run, iteration.iteration)?;
+                Some(Progress { iteration, stages, scorers })
             }
             None => None,
         };
@@ -142,6 +156,24 @@ fn stages(conn: &Connection, run: RunId, iteration: u32) -> Result<Vec<StageProg
         }
     }
     Ok(all)
+}
+
+fn scorers(conn: &Connection, run: RunId, iteration: u32) -> Result<Vec<ScorerProgress>> {
+    let mut statement = conn.prepare_cached(
+        "SELECT s.name, l.units, l.closed FROM (
+             SELECT scorer_id, sum(state IN ('open', 'running', 'done', 'set_aside')) AS units,
+                    sum(state IN ('done', 'set_aside')) AS closed
+             FROM units WHERE run_id = ?1 AND iteration = ?2 AND stage = 'label'
+             GROUP BY scorer_id) l JOIN scorers s ON s.id = l.scorer_id ORDER BY s.name",
+    )?;
+    let rows = statement.query_map(params![run.get(), iteration], |row| {
+        Ok(ScorerProgress {
+            scorer: row.get(0)?,
+            units: count(row.get(1)?),
+            closed: count(row.get(2)?),
+        })
+    })?;
+    Ok(rows.collect::<rusqlite::Result<_>>()?)
 }
 
 fn empty(stage: Stage) -> StageProgress {

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use rlhfd_protocol::control::{IterationStatus, LeaseStatus, StageStatus, Status};
+use rlhfd_protocol::control::{IterationStatus, LeaseStatus, ScorerStatus, StageStatus, Status};
 
 use crate::connect::Daemon;
 use crate::errors::ClientError;
@@ -100,28 +100,29 @@ fn head(status: &Status) -> String {
 }
 
 fn stages(iteration: &IterationStatus) -> String {
-    let rows: Vec<Vec<String>> = iteration
-        .stages
-        .iter()
-        .map(|stage| {
-            vec![
-                format!("  {}", stage.stage),
-                bar(stage),
-                format!("{}/{}", stage.done + stage.set_aside, units(stage)),
-                if stage.running > 0 {
-                    format!("{} running", stage.running)
-                } else {
-                    String::new()
-                },
-                if stage.set_aside > 0 {
-                    format!("{} set aside", stage.set_aside)
-                } else {
-                    String::new()
-                },
-                if stage.seconds > 0.0 { duration(stage.seconds) } else { String::new() },
-            ]
-        })
-        .collect();
+    let mut rows = Vec::new();
+    for stage in &iteration.stages {
+        let told = |number: u64, what: &str| match number {
+            0 => String::new(),
+            number => format!("{number} {what}"),
+        };
+        let closed = stage.done + stage.set_aside;
+        rows.push(vec![
+            format!("  {}", stage.stage),
+            bar(closed, units(stage)),
+            format!("{closed}/{}", units(stage)),
+            told(stage.running, "running"),
+            told(stage.set_aside, "set aside"),
+            if stage.seconds > 0.0 { duration(stage.seconds) } else { String::new() },
+        ]);
+        // Each scorer labels all prompts: what they have in common is the sum.
+        for ScorerStatus { scorer, units, closed } in &stage.scorers {
+            let share = format!("{closed}/{units}");
+            let mut row = vec![format!("    {scorer}"), bar(*closed, *units), share];
+            row.resize(rows[0].len(), String::new());
+            rows.push(row);
+        }
+    }
     let headers = ["  stage", "", "units", "", "", "work"];
     table(&headers, &rows)
 }
@@ -130,13 +131,12 @@ fn units(stage: &StageStatus) -> u64 {
     stage.open + stage.running + stage.done + stage.set_aside
 }
 
-fn bar(stage: &StageStatus) -> String {
+fn bar(closed: u64, all: u64) -> String {
     const WIDTH: u64 = 20;
-    let all = units(stage);
     if all == 0 {
         return " ".repeat(WIDTH as usize);
     }
-    let full = (stage.done + stage.set_aside) * WIDTH / all;
+    let full = closed * WIDTH / all;
     let (full, rest) = (full as usize, (WIDTH - full) as usize);
     format!("{}{}", "█".repeat(full), "░".repeat(rest))
 }
@@ -222,15 +222,26 @@ mod tests {
     }
 
     #[test]
-    fn a_stage_shows_its_share() {
+    fn a_stage_shows_its_share_and_each_scorers() {
+        let of =
+            |scorer: &str, closed| ScorerStatus { scorer: scorer.to_owned(), units: 2, closed };
         let stage = StageStatus {
-            stage: "generate".to_owned(),
+            stage: "label".to_owned(),
             open: 1,
-            running: 1,
-            done: 2,
+            done: 3,
+            scorers: vec![of("help", 2), of("watch", 1)],
             ..StageStatus::default()
         };
-        assert_eq!(bar(&stage).chars().filter(|c| *c == '█').count(), 10);
-        assert_eq!(bar(&StageStatus::default()).trim(), "");
+        let page = stages(&IterationStatus { stages: vec![stage], ..IterationStatus::default() });
+        let shares: Vec<(&str, usize, bool)> = page
+            .lines()
+            .skip(1)
+            .map(|line| {
+                let bar = line.chars().filter(|c| *c == '█').count();
+                (line.split_whitespace().next().unwrap_or_default(), bar, line.contains("3/4"))
+            })
+            .collect();
+        assert_eq!(shares, [("label", 15, true), ("help", 20, false), ("watch", 10, false)]);
+        assert_eq!(bar(0, 0).trim(), "");
     }
 }

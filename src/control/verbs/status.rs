@@ -1,11 +1,12 @@
 //! `status`: what the daemon does now, from the live board and a few indexed rows.
 
 use actix_web::{HttpRequest, web};
-use rlhfd_domain::CheckpointId;
+use rlhfd_domain::{CheckpointId, Stage};
 use rlhfd_protocol::control::{
-    IterationStatus, JobStatus, LeaseStatus, PromptsStatus, RunStatus, StageStatus, Status,
+    IterationStatus, JobStatus, LeaseStatus, PromptsStatus, RunStatus, ScorerStatus, StageStatus,
+    Status,
 };
-use rlhfd_store::{Progress, Reader, Result, Run, StageProgress, status};
+use rlhfd_store::{Progress, Reader, Result, Run, ScorerProgress, StageProgress, status};
 
 use super::{Shared, asked};
 use crate::handles::AppState;
@@ -111,12 +112,19 @@ fn iteration(progress: &Progress) -> IterationStatus {
     IterationStatus {
         iteration: u64::from(progress.iteration.iteration),
         started_ms: progress.iteration.started_ms,
-        stages: progress.stages.iter().map(stage).collect(),
+        stages: progress.stages.iter().map(|of| stage(of, &progress.scorers)).collect(),
         seconds_left: seconds_left(&progress.stages),
     }
 }
 
-fn stage(stage: &StageProgress) -> StageStatus {
+/// `scorers` stand beside the labels where there are several.
+fn stage(stage: &StageProgress, scorers: &[ScorerProgress]) -> StageStatus {
+    let several = stage.stage == Stage::Label && scorers.len() > 1;
+    let own = scorers.iter().filter(|_| several).map(|of| ScorerStatus {
+        scorer: of.scorer.clone(),
+        units: of.units,
+        closed: of.closed,
+    });
     StageStatus {
         stage: stage.stage.label().to_owned(),
         open: stage.open,
@@ -124,6 +132,7 @@ fn stage(stage: &StageProgress) -> StageStatus {
         done: stage.done,
         set_aside: stage.set_aside,
         seconds: stage.seconds,
+        scorers: own.collect(),
     }
 }
 
@@ -166,8 +175,6 @@ fn lease(worker: &LiveWorker) -> LeaseStatus {
 
 #[cfg(test)]
 mod tests {
-    use rlhfd_domain::Stage;
-
     use super::*;
 
     fn progress(stage: Stage, items: u64, items_done: u64, seconds: f64) -> StageProgress {
@@ -193,6 +200,18 @@ mod tests {
         let train = progress(Stage::Train, 1, 0, 0.0);
         assert_eq!(seconds_left(&[generate, label, train]), None);
         assert_eq!(seconds_left(&[]), Some(0.0));
+    }
+
+    #[test]
+    fn several_scorers_each_have_their_share_of_the_labels() {
+        let of = |scorer: &str, closed| ScorerProgress { scorer: scorer.into(), units: 4, closed };
+        let label = progress(Stage::Label, 64, 32, 4.0);
+        assert!(stage(&label, &[of("help", 1)]).scorers.is_empty());
+        let both = [of("help", 4), of("watch", 1)];
+        let shares: Vec<u64> =
+            stage(&label, &both).scorers.iter().map(|share| share.closed).collect();
+        assert_eq!(shares, [4, 1]);
+        assert!(stage(&progress(Stage::Train, 1, 0, 0.0), &both).scorers.is_empty());
     }
 
     #[test]

@@ -98,6 +98,21 @@ pub struct StageStatus {
     /// Seconds of work in the units that are done.
     #[serde(default)]
     pub seconds: f64,
+    /// Of `label` with several scorers: each one's share. Every scorer labels all prompts, so that the
+    /// stage's units are those of all of them.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub scorers: Vec<ScorerStatus>,
+}
+
+/// One scorer's share of the labels.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ScorerStatus {
+    /// Its name.
+    pub scorer: String,
+    /// Its units.
+    pub units: u64,
+    /// Those that are done or set aside.
+    pub closed: u64,
 }
 
 /// An open training job.
