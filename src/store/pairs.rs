@@ -48,9 +48,9 @@ pub struct TrainingPair {
 pub struct StoredPair {
     /// The pair.
     pub pair: TrainingPair,
-    /// The numbers of the chosen and the rejected sample.
-    pub samples: [u32; 2],
-    /// What the policy gave when it wrote them; none where another one wrote it.
+    /// The numbers of the chosen and the rejected sample; an offline pair has none.
+    pub samples: Option<[u32; 2]>,
+    /// What the policy gave when it wrote them; none where it did not.
     pub policy: [Option<Vec<f32>>; 2],
     /// What the reference gave.
     pub reference: [Vec<f32>; 2],
@@ -114,38 +114,25 @@ impl Reader {
         Ok(pairs)
     }
 
-    /// A few of the pairs that an update's own iteration collected: first those whose both sides its
-    /// policy wrote, in training order.
+    /// A few of the pairs of an update: first those whose both sides its policy wrote, then those of its
+    /// own iteration, then earlier ones, then offline ones; in training order.
     pub fn stored_pairs(&self, unit: UnitId, pairs_max: u32) -> Result<Vec<StoredPair>> {
         let row = get(&self.conn, unit)?;
         let iteration = found(row.iteration, "iteration of unit", unit)?;
         let reference = reference_of(&self.conn, &row)?;
         let policy = iterations::get(&self.conn, row.run, iteration)?.policy_in;
-        let mut statement = self.conn.prepare_cached(
-            "SELECT m.position, m.weight, f.iteration, f.ordinal, f.rank, i.ids, ct.ids, rt.ids,
-                    kc.logprob, kr.logprob, f.chosen_score, f.rejected_score, c.sample, r.sample,
-                    iif(c.policy_id = ?4, ct.logprobs, NULL),
-                    iif(r.policy_id = ?4, rt.logprobs, NULL), kc.logprobs, kr.logprobs
-             FROM training_set_members m
-             JOIN preferences f ON f.id = m.preference_id AND f.iteration = ?3
-             JOIN prompt_ids i ON i.prompt_id = f.prompt_id AND i.run_id = f.run_id
-             JOIN responses c ON c.id = f.chosen_id JOIN responses r ON r.id = f.rejected_id
-             JOIN response_texts ct ON ct.response_id = c.id
-             JOIN response_texts rt ON rt.response_id = r.id
-             JOIN reference_logprobs kc ON kc.response_id = c.id AND kc.reference_id = ?2
-             JOIN reference_logprobs kr ON kr.response_id = r.id AND kr.reference_id = ?2
-             WHERE m.unit_id = ?1
-             ORDER BY (c.policy_id = ?4) + (r.policy_id = ?4) DESC, m.position LIMIT ?5",
-        )?;
-        let key = params![unit.get(), reference.get(), iteration, policy.get(), pairs_max];
+        let mut statement = self.conn.prepare_cached(FEW)?;
+        let key =
+            params![unit.get(), reference.get(), iteration, policy.get(), pairs_max, row.run.get()];
         let rows = statement.query_map(key, |row| {
             let floats = |column| -> rusqlite::Result<Option<Vec<f32>>> {
                 let value = row.get_ref(column)?;
                 Ok(value.as_blob_or_null()?.map(to_floats))
             };
+            let samples: [Option<u32>; 2] = [row.get(12)?, row.get(13)?];
             Ok(StoredPair {
                 pair: read(row)?,
-                samples: [row.get(12)?, row.get(13)?],
+                samples: samples[0].zip(samples[1]).map(|(chosen, rejected)| [chosen, rejected]),
                 policy: [floats(14)?, floats(15)?],
                 reference: [floats(16)?.unwrap_or_default(), floats(17)?.unwrap_or_default()],
             })
@@ -153,3 +140,38 @@ impl Reader {
         Ok(rows.collect::<rusqlite::Result<_>>()?)
     }
 }
+
+/// The few are found first, so that nothing large is sorted.
+const FEW: &str = "
+WITH few AS MATERIALIZED (
+    SELECT m.position, m.weight, m.preference_id, m.offline_id,
+           row_number() OVER (ORDER BY
+               coalesce((c.policy_id = ?4) + (r.policy_id = ?4), 0) DESC,
+               coalesce(f.iteration = ?3, 0) DESC, m.offline_id IS NOT NULL, m.position) AS place
+    FROM training_set_members m
+    LEFT JOIN preferences f ON f.id = m.preference_id
+    LEFT JOIN responses c ON c.id = f.chosen_id
+    LEFT JOIN responses r ON r.id = f.rejected_id
+    WHERE m.unit_id = ?1 ORDER BY place LIMIT ?5)
+SELECT m.position, m.weight, f.iteration, f.ordinal, f.rank, i.ids, ct.ids, rt.ids,
+       kc.logprob, kr.logprob, f.chosen_score, f.rejected_score, c.sample, r.sample,
+       iif(c.policy_id = ?4, ct.logprobs, NULL), iif(r.policy_id = ?4, rt.logprobs, NULL),
+       kc.logprobs, kr.logprobs, m.place
+FROM few m
+JOIN preferences f ON f.id = m.preference_id
+JOIN prompt_ids i ON i.prompt_id = f.prompt_id AND i.run_id = f.run_id
+JOIN responses c ON c.id = f.chosen_id JOIN responses r ON r.id = f.rejected_id
+JOIN response_texts ct ON ct.response_id = c.id
+JOIN response_texts rt ON rt.response_id = r.id
+JOIN reference_logprobs kc ON kc.response_id = c.id AND kc.reference_id = ?2
+JOIN reference_logprobs kr ON kr.response_id = r.id AND kr.reference_id = ?2
+UNION ALL
+SELECT m.position, m.weight, 0, o.ordinal, 0, d.prompt_ids, d.chosen_ids, d.rejected_ids,
+       k.chosen, k.rejected, NULL, NULL, NULL, NULL, NULL, NULL,
+       k.chosen_logprobs, k.rejected_logprobs, m.place
+FROM few m
+JOIN offline_pairs o ON o.offline_id = m.offline_id AND o.run_id = ?6
+JOIN offline_ids d ON d.run_id = o.run_id AND d.ordinal = o.ordinal
+JOIN offline_logprobs k
+  ON k.run_id = o.run_id AND k.ordinal = o.ordinal AND k.reference_id = ?2
+ORDER BY 19";

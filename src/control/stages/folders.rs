@@ -35,9 +35,10 @@ struct PairLine<'a> {
 struct StoredLine<'a> {
     #[serde(flatten)]
     pair: PairLine<'a>,
-    sample_chosen: u32,
-    sample_rejected: u32,
-    /// Null where another policy wrote the response.
+    /// Null of an offline pair.
+    sample_chosen: Option<u32>,
+    sample_rejected: Option<u32>,
+    /// Null where the policy did not write the response.
     policy_logprobs_chosen: Option<&'a [f32]>,
     policy_logprobs_rejected: Option<&'a [f32]>,
     reference_logprobs_chosen: &'a [f32],
@@ -149,8 +150,8 @@ pub fn write_pair(out: &mut impl Write, pair: &TrainingPair) -> io::Result<()> {
 pub fn write_stored(out: &mut impl Write, stored: &StoredPair) -> io::Result<()> {
     let line = StoredLine {
         pair: line_of(&stored.pair),
-        sample_chosen: stored.samples[0],
-        sample_rejected: stored.samples[1],
+        sample_chosen: stored.samples.map(|samples| samples[0]),
+        sample_rejected: stored.samples.map(|samples| samples[1]),
         policy_logprobs_chosen: stored.policy[0].as_deref(),
         policy_logprobs_rejected: stored.policy[1].as_deref(),
         reference_logprobs_chosen: &stored.reference[0],

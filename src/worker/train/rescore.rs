@@ -1,6 +1,7 @@
 //! The check before the first step: a few stored responses get their log-probs once more.
 //!
-//! In: rescore.jsonl of an iteration folder, the loaded policy, the reference. Out: nothing, or the response
+//! In: rescore.jsonl of an iteration folder (an offline pair's sides among them, which no policy of the run
+//! wrote), the loaded policy, the reference. Out: nothing, or the response
 //! and the token where what is stored is not what the models give. It is done by every attempt, before a
 //! saved state moves the policy away from what it was loaded as. Where policy and reference are one model
 //! no pair may have a margin yet: a reference that was swapped or mixed up shows there. May not enter:
@@ -50,14 +51,15 @@ struct Line {
     reference_logprobs_rejected: Vec<f32>,
     iteration: u32,
     ordinal: u64,
-    sample_chosen: u32,
-    sample_rejected: u32,
+    sample_chosen: Option<u32>,
+    sample_rejected: Option<u32>,
 }
 
 /// One side of a pair.
 struct Response {
     name: String,
-    sample: u32,
+    /// As the other side's name refers to it.
+    brief: String,
     sequence: Sequence,
     policy: Option<Vec<f32>>,
     reference: Vec<f32>,
@@ -181,25 +183,32 @@ fn read(path: &Path) -> Result<Vec<Response>, TrainError> {
 impl Line {
     fn sides(self) -> [Response; 2] {
         let (iteration, ordinal) = (self.iteration, self.ordinal);
-        let name = |sample| {
-            format!("the response to prompt {ordinal} of iteration {iteration}, sample {sample}")
+        let brief = |sample: Option<u32>, side: &str| match sample {
+            Some(sample) => format!("sample {sample}"),
+            None => format!("its {side} side"),
         };
+        let name = |brief: &str| match iteration {
+            0 => format!("offline pair {ordinal}, {brief}"),
+            _ => format!("the response to prompt {ordinal} of iteration {iteration}, {brief}"),
+        };
+        let chosen = brief(self.sample_chosen, "chosen");
+        let rejected = brief(self.sample_rejected, "rejected");
         let sequence = |response: &[u32]| Sequence {
             ids: [self.prompt_ids.as_slice(), response].concat(),
             prompt_tokens: self.prompt_ids.len(),
         };
         [
             Response {
-                name: name(self.sample_chosen),
-                sample: self.sample_chosen,
+                name: name(&chosen),
+                brief: chosen,
                 sequence: sequence(&self.chosen_ids),
                 policy: self.policy_logprobs_chosen,
                 reference: self.reference_logprobs_chosen,
                 reference_sum: self.reference_logprob_chosen,
             },
             Response {
-                name: name(self.sample_rejected),
-                sample: self.sample_rejected,
+                name: name(&rejected),
+                brief: rejected,
                 sequence: sequence(&self.rejected_ids),
                 policy: self.policy_logprobs_rejected,
                 reference: self.reference_logprobs_rejected,
@@ -298,7 +307,7 @@ fn compare_margins(responses: &[Response], now: &[Vec<f32>], near: Near) -> Resu
     match margins.into_iter().find(|(_, margin, own)| !fits(*margin, *own)) {
         None => Ok(()),
         Some((pair, margin, _)) => Err(TrainError::Rescored {
-            response: format!("{} against sample {}", pair[0].name, pair[1].sample),
+            response: format!("{} against {}", pair[0].name, pair[1].brief),
             under: "reference, which is the policy,",
             what: "the margin is 0".to_owned(),
             now: margin,

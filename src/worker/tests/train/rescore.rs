@@ -187,3 +187,39 @@ fn a_resumed_attempt_is_held_to_what_is_stored_too() {
     let said = bench.refused();
     assert!(said.contains("token 0 is -0.5"), "{said}");
 }
+
+#[test]
+fn an_offline_pair_is_held_to_the_reference_and_where_that_is_the_policy_has_no_margin() {
+    let (one, dir) = (model("tiny-tied"), tempfile::tempdir().unwrap());
+    let offline = |reference: &Path| {
+        let bench = Bench::new(&one, reference);
+        for line in 0..2 {
+            bench.plant(line, "iteration", |stored| *stored = json!(0));
+            for side in ["chosen", "rejected"] {
+                bench.plant(line, &format!("sample_{side}"), |stored| *stored = Value::Null);
+                let policy = format!("policy_logprobs_{side}");
+                bench.plant(line, &policy, |stored| *stored = Value::Null);
+            }
+        }
+        bench
+    };
+    offline(&one).begins();
+    let other = trained(dir.path());
+    offline(&other).begins();
+    // The reference is not the model that gave what is stored.
+    let said = Bench { reference: one.clone(), ..offline(&other) }.refused();
+    assert!(said.contains("offline pair") && said.contains("under the reference"), "{said}");
+    // The policy is the reference by its sum, and another model by its weights.
+    let swapped = offline(&one);
+    let sums = logprobs(&other);
+    for (line, side, n) in
+        [(0, "chosen", 0), (0, "rejected", 1), (1, "chosen", 2), (1, "rejected", 3)]
+    {
+        swapped
+            .plant(line, &format!("reference_logprobs_{side}"), |stored| *stored = json!(sums[n]));
+        swapped.plant(line, &format!("reference_logprob_{side}"), |stored| {
+            *stored = json!(sum(&sums[n]));
+        });
+    }
+    assert!(swapped.refused().contains("offline pair"));
+}
