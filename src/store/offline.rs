@@ -9,6 +9,7 @@ use rusqlite::{Connection, OptionalExtension, Row, params};
 
 use crate::error::Result;
 use crate::open::{Reader, Store};
+use crate::overlap;
 use crate::rows::{count, found};
 use crate::uploads::{Appended, check_batch, count_appended, get_open, note_twins, twins_of};
 
@@ -23,6 +24,8 @@ pub struct NewOffline {
     pub rejected: String,
     /// The sum of all three.
     pub sha256: [u8; 32],
+    /// The prompt's sum without case and spacing.
+    pub folded: [u8; 32],
 }
 
 /// A row of `preference_sets`.
@@ -71,16 +74,22 @@ pub(crate) fn published(conn: &Connection, name: &str) -> Result<Option<Preferen
 
 impl Store {
     /// Takes in the next rows of an open upload of offline preferences, at most
-    /// `limits::UPLOAD_BATCH_ROWS`.
+    /// `limits::UPLOAD_BATCH_ROWS`; those whose prompt is kept for evaluation are left out, and counted.
     pub fn append_offline(&mut self, upload: UploadId, rows: &[NewOffline]) -> Result<Appended> {
         check_batch(upload, rows.len())?;
         self.transact(|conn| {
             let open = get_open(conn, upload)?;
             let set = found(open.preference_set, "preference set of upload", upload)?;
             let mut appended = Appended::default();
+            let mut left_out = 0;
             for row in rows {
-                add(conn, upload, row, set, &mut appended)?;
+                if overlap::stays(conn, upload, &[row.folded])? {
+                    add(conn, upload, row, set, &mut appended)?;
+                } else {
+                    left_out += 1;
+                }
             }
+            overlap::count_left_out(conn, upload, left_out)?;
             count_appended(conn, upload, rows.len(), &appended)?;
             Ok(appended)
         })

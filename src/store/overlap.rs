@@ -1,6 +1,6 @@
 //! Prompts that are trained on and prompts that policies are compared on: none is both.
 //!
-//! In: the prompts of each example of a training job's upload, as folded sums. Out: which examples may
+//! In: the prompts of each example of a training job's upload, or of offline preferences, as folded sums. Out: which examples may
 //! stay, because no published prompt that is kept for evaluation is the same; the prompts of those that
 //! stay are noted, so that a reserve which is published later leaves them out of `evaluation_prompts`.
 //! Both are asked within one writer's transactions, so that whichever comes second gives way.
@@ -33,18 +33,28 @@ impl Store {
             for prompts in examples {
                 stay.push(stays(conn, upload, prompts)?);
             }
-            let left_out = stay.iter().filter(|stays| !**stays).count();
+            let left_out = stay.iter().filter(|stays| !**stays).count() as u64;
+            count_left_out(conn, upload, left_out)?;
             conn.execute(
-                "UPDATE uploads SET evaluation_prompts = evaluation_prompts + ?2,
-                        lines = lines + ?2 WHERE id = ?1",
-                params![upload.get(), int(left_out as u64)],
+                "UPDATE uploads SET lines = lines + ?2 WHERE id = ?1",
+                params![upload.get(), int(left_out)],
             )?;
             Ok(stay)
         })
     }
 }
 
-fn stays(conn: &Connection, upload: UploadId, prompts: &[[u8; 32]]) -> Result<bool> {
+/// Counts examples that did not stay.
+pub(crate) fn count_left_out(conn: &Connection, upload: UploadId, left_out: u64) -> Result<()> {
+    conn.execute(
+        "UPDATE uploads SET evaluation_prompts = evaluation_prompts + ?2 WHERE id = ?1",
+        params![upload.get(), int(left_out)],
+    )?;
+    Ok(())
+}
+
+/// Whether an example's prompts are all free to be trained on; then they are noted.
+pub(crate) fn stays(conn: &Connection, upload: UploadId, prompts: &[[u8; 32]]) -> Result<bool> {
     for prompt in prompts {
         let met: bool = conn
             .prepare_cached(
@@ -65,7 +75,7 @@ fn stays(conn: &Connection, upload: UploadId, prompts: &[[u8; 32]]) -> Result<bo
     Ok(true)
 }
 
-/// Whether data that a job of this run stands on, or may yet, holds the prompt.
+/// Whether offline preferences, or data that a job of this run stands on, or may yet, hold the prompt.
 pub(crate) fn is_trained_on(conn: &Connection, run: RunId, prompt: i64) -> Result<bool> {
     let met = conn
         .prepare_cached(
@@ -91,8 +101,8 @@ pub(crate) fn tell_left_out(
         return Ok(());
     }
     let text = format!(
-        "{left_out} of the prompts kept for evaluation stand in data of training jobs: no policy is \
-         compared on them"
+        "{left_out} of the prompts kept for evaluation stand in data of training jobs or in offline \
+         preferences: no policy is compared on them"
     );
     let event = NewEvent {
         iteration: Some(iteration),

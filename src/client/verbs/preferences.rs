@@ -52,6 +52,10 @@ fn sentence(added: &PreferencesAdded) -> String {
     if added.bad > 0 {
         text.push_str(&format!("; {} left out", counted(added.bad, "bad line")));
     }
+    if added.evaluation_prompts > 0 {
+        let left_out = counted(added.evaluation_prompts, "preference");
+        text.push_str(&format!("; {left_out} left out: their prompt is kept for evaluation"));
+    }
     if added.repeated {
         text.push_str(" (by an earlier upload with this client key; nothing was added now)");
     }
@@ -90,16 +94,18 @@ mod tests {
     fn the_sentence_says_what_was_kept_and_what_was_not() {
         let added = PreferencesAdded {
             set: "own".to_owned(),
-            lines: 12,
+            lines: 15,
             added: 9,
             duplicates: 1,
             bad: 2,
             bad_lines: Vec::new(),
+            evaluation_prompts: 3,
             repeated: false,
         };
         assert_eq!(
             sentence(&added),
-            "9 preferences added to own; 1 duplicate not added again; 2 bad lines left out"
+            "9 preferences added to own; 1 duplicate not added again; 2 bad lines left out; \
+             3 preferences left out: their prompt is kept for evaluation"
         );
     }
 }

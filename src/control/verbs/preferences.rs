@@ -100,6 +100,7 @@ fn added(upload: &Upload, report: Report, repeated: bool) -> PreferencesAdded {
         added: upload.kept,
         duplicates: upload.duplicates,
         bad: upload.bad,
+        evaluation_prompts: upload.evaluation_prompts,
         bad_lines: report.bad_lines,
         repeated,
     }
@@ -139,6 +140,7 @@ impl Sink for Batches {
             chosen: pair.chosen().to_owned(),
             rejected: pair.rejected().to_owned(),
             sha256: pair.sha256(),
+            folded: pair.prompt().folded(),
         });
         if self.rows.len() >= UPLOAD_BATCH_ROWS || self.bytes >= BATCH_BYTES {
             self.flush().await?;

@@ -37,6 +37,9 @@ pub struct PreferencesAdded {
     pub duplicates: u64,
     /// Bad lines that were left out.
     pub bad: u64,
+    /// Preferences left out, for their prompt is kept for evaluation.
+    #[serde(default)]
+    pub evaluation_prompts: u64,
     /// The first of the bad lines.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub bad_lines: Vec<BadLine>,

@@ -20,15 +20,16 @@ fn offline_upload(set: &str) -> NewUpload {
     }
 }
 
-fn pair(n: u32) -> NewOffline {
+pub(super) fn pair(n: u32) -> NewOffline {
     let messages = serde_json::json!([{"role": "user", "content": format!("q {n}")}]).to_string();
     let mut sha256 = [0; 32];
     sha256[..4].copy_from_slice(&n.to_le_bytes());
-    NewOffline { messages, chosen: format!("good {n}"), rejected: "bad".into(), sha256 }
+    let folded = a_prompt(&format!("q {n}")).folded;
+    NewOffline { messages, chosen: format!("good {n}"), rejected: "bad".into(), sha256, folded }
 }
 
 impl Bench {
-    fn open_offline(&mut self, set: &str) -> UploadId {
+    pub(super) fn open_offline(&mut self, set: &str) -> UploadId {
         match self.store.open_upload(&offline_upload(set), NOW).unwrap() {
             UploadOpened::Fresh(upload) => upload.id,
             UploadOpened::Done(upload) => panic!("{upload:?} is done already"),
@@ -183,6 +184,8 @@ fn offline_pairs_come_first_each_with_its_weight_and_those_set_aside_are_told() 
     assert!(pairs[..5].iter().all(|pair| pair.weight == 2.0 && pair.chosen_score.is_none()));
     assert_eq!((pairs[3].reference_chosen, pairs[3].reference_rejected), (-4.0, -9.0));
     assert_eq!((&pairs[3].prompt_ids[..], &pairs[3].chosen_ids[..]), (&[1, 2][..], &[3, 3][..]));
+    let train = flow.bench.unit(flow.run, "0001/train");
+    rescored_in_order(&flow, &train);
     let told = "SELECT message FROM events WHERE kind = 'offline_set_aside'";
     let told: String = flow.bench.store.conn.query_row(told, [], |row| row.get(0)).unwrap();
     assert_eq!(
@@ -190,7 +193,6 @@ fn offline_pairs_come_first_each_with_its_weight_and_those_set_aside_are_told() 
         "of 8 offline preferences, 5 are trained on; set aside: non_finite 1, over_long 1, template 1"
     );
     assert_eq!(flow.bench.number("SELECT offline FROM iteration_history"), 5);
-    let train = flow.bench.unit(flow.run, "0001/train");
     flow.one(&train);
     finish(&mut flow);
     // More is brought while nothing runs: the next iteration takes it up, and computes only that.
@@ -204,6 +206,18 @@ fn offline_pairs_come_first_each_with_its_weight_and_those_set_aside_are_told() 
     let weights: Vec<f64> = pairs[7..].iter().map(|pair| pair.weight).collect();
     assert_eq!(weights, [[0.5; 8], [1.0; 8]].concat());
     assert!(order(&pairs).is_sorted());
+}
+
+/// What is scored again before the first step: own pairs, then offline ones, which no policy wrote.
+fn rescored_in_order(flow: &Flow, train: &UnitRow) {
+    let stored = flow.bench.store.stored_pairs(train.id, 10).unwrap();
+    let places: Vec<_> =
+        stored.iter().map(|stored| (stored.pair.iteration, stored.pair.ordinal)).collect();
+    assert_eq!((places.len(), places[7].0, &places[8..]), (10, 1, &[(0, 0), (0, 1)][..]));
+    assert!(stored[..8].iter().all(|own| own.samples.is_some() && own.policy[0].is_some()));
+    let offline = &stored[8];
+    assert_eq!((offline.samples, &offline.policy), (None, &[None, None]));
+    assert_eq!(offline.reference, [vec![-1.0; 2], vec![-1.0]]);
 }
 
 /// The rest of an iteration behind its update.

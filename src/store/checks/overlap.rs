@@ -2,8 +2,9 @@
 
 use rlhfd_domain::{JobId, JobKind, UploadId};
 
+use super::offline::pair;
 use super::*;
-use crate::{ExamplePrompts, Iteration, JobStatus, NewIteration, NewJob};
+use crate::{ExamplePrompts, Iteration, JobStatus, NewIteration, NewJob, NewOffline};
 
 fn folded(text: &str) -> [u8; 32] {
     a_prompt(text).folded
@@ -104,6 +105,33 @@ fn a_reserve_that_comes_later_leaves_out_what_was_trained_on() {
     bench.add("s", 0.5, &texts(100, 200));
     let all = reserved.len() + later.len() - 2;
     assert_eq!(iterate(&mut bench, run).evaluate, all as u64);
+    assert_eq!(bench.number(told), 1);
+}
+
+#[test]
+fn offline_preferences_and_evaluation_prompts_are_never_the_same() {
+    let mut bench = Bench::new();
+    let run = bench.run().id;
+    bench.add("s", 0.5, &texts(0, 100));
+    let (kept, later) = (half(true, 0), half(true, 100));
+    let upload = bench.open_offline("off");
+    let about = |n: u32, text: &str| NewOffline { folded: folded(text), ..pair(n) };
+    let rows = [
+        about(0, &kept[0].to_uppercase()),
+        about(1, "new"),
+        about(2, &later[0]),
+        about(3, &kept[1]),
+    ];
+    let appended = bench.store.append_offline(upload, &rows).unwrap();
+    assert_eq!((appended.kept, appended.duplicates), (2, 0));
+    let done = bench.publish(upload);
+    assert_eq!((done.lines, done.kept, done.evaluation_prompts), (4, 2, 2));
+    assert_eq!(bench.store.preference_set("off").unwrap().unwrap().preferences, 2);
+    // A reserve that comes later gives way to what may be trained on by then.
+    bench.add("s", 0.5, &texts(100, 200));
+    assert_eq!(iterate(&mut bench, run).evaluate, (kept.len() + later.len()) as u64 - 1);
+    let told = "SELECT count(*) FROM events WHERE kind = 'evaluation_prompts_left_out'
+                AND message LIKE '1 of the prompts kept for evaluation%offline%'";
     assert_eq!(bench.number(told), 1);
 }
 
