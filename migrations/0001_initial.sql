@@ -128,7 +128,7 @@ CREATE TABLE iterations (
     iteration      INTEGER NOT NULL CHECK (iteration >= 1),
     policy_in      INTEGER NOT NULL REFERENCES checkpoints(id),
     policy_out     INTEGER REFERENCES checkpoints(id),
-    reference_id   INTEGER NOT NULL REFERENCES checkpoints(id),
+    reference_id   INTEGER NOT NULL REFERENCES checkpoints(id), -- what its update is held to, by [train] reference
     config_sha256  TEXT    NOT NULL,
     prompts        INTEGER NOT NULL,           -- drawn
     evaluate       INTEGER NOT NULL,           -- evaluation_prompts 0..evaluate are used
@@ -279,7 +279,8 @@ CREATE TABLE units (
     batch_items    INTEGER,
     policy_id      INTEGER REFERENCES checkpoints(id), -- null in evaluate: what this iteration trained
     scorer_id      INTEGER REFERENCES scorers(id),
-    detail         TEXT,                       -- JSON of control's own; of an evaluation's prefer the baseline's lane
+    detail         TEXT,                       -- JSON of control's own; of an evaluation's prefer the baseline's
+                                               -- lane, of log-probs the earlier iteration whose draw is meant
     state          TEXT    NOT NULL CHECK (state IN
                      ('open', 'running', 'done', 'set_aside', 'split', 'cancelled')),
     deaths         INTEGER NOT NULL DEFAULT 0, -- those that the worker caused, since the last progress
@@ -300,7 +301,7 @@ CREATE INDEX units_generating ON units(run_id, iteration, policy_id, from_item, 
     WHERE work = 'generate' AND stage = 'generate' AND state IN ('open', 'running');
 CREATE INDEX units_of_lanes ON units(run_id, lane) WHERE lane <> '';
 -- Covers what `status` counts, so that it reads no row.
-CREATE INDEX units_by_stage ON units(run_id, iteration, stage, state, from_item, to_item, tokens, seconds);
+CREATE INDEX units_by_stage ON units(run_id, iteration, stage, state, from_item, to_item, tokens, seconds, scorer_id);
 CREATE INDEX units_by_job ON units(job_id) WHERE job_id IS NOT NULL;
 
 CREATE TABLE devices (
@@ -562,11 +563,11 @@ CREATE TABLE training_reports (
 CREATE TABLE checkpoints (
     id             INTEGER PRIMARY KEY,
     run_id         INTEGER NOT NULL REFERENCES runs(id),
-    name           TEXT    NOT NULL,           -- base, initial, reference, iteration-0001, sft-NAME, reward-NAME, …
+    name           TEXT    NOT NULL,           -- base, initial, reference, iteration-0001, reference-0001, sft-NAME, reward-NAME, …
     kind           TEXT    NOT NULL CHECK (kind IN ('base', 'initial', 'reference', 'policy', 'reward', 'preference')),
     iteration      INTEGER,
     parent_id      INTEGER REFERENCES checkpoints(id),
-    reference_id   INTEGER REFERENCES checkpoints(id),
+    reference_id   INTEGER REFERENCES checkpoints(id), -- of a moving average the one before; parent: its policy
     path           TEXT    NOT NULL,           -- relative to the state folder where it lies in there
     sha256         TEXT    NOT NULL,           -- of its manifest
     bytes          INTEGER NOT NULL DEFAULT 0,
@@ -603,7 +604,7 @@ CREATE TABLE evaluations (
     win_rate_high  REAL    NOT NULL,
     response_tokens_mean REAL NOT NULL,
     truncated_share REAL   NOT NULL,
-    kl_k3          REAL,                       -- nats a response; at temperature 1 only
+    kl_k3          REAL,                       -- to the iteration's reference, nats a response; at temperature 1 only
     unit_id        INTEGER NOT NULL REFERENCES units(id),
     repeated_share REAL    NOT NULL,           -- 1 − different texts / responses, over all prompts
     entropy        REAL,                       -- nats a token: −mean log-prob; at temperature 1 only

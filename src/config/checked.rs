@@ -10,6 +10,7 @@ use crate::arm::ArmPolicy;
 use crate::knobs::{self, SECTIONS, Section};
 use crate::problem::{ConfigError, Findings, Problems};
 use crate::raw::{self, Given, RawTable, RawValue};
+use crate::reference;
 use crate::sections::{
     ArmConfig, ControlConfig, DevicesConfig, EvaluateConfig, GateConfig, GenerateConfig, JobConfig,
     LabelConfig, PairConfig, PromptsConfig, RunConfig, RunStart, SchedulerConfig, StoreConfig,
@@ -171,6 +172,13 @@ fn build(table: &RawTable, base_dir: &Path, findings: &mut Findings) -> Option<C
     let preference = job(Training::Preference, &preference)?;
     let run_config = RunConfig::of(&run, &run, base_dir)?;
     start(&run_config, &sft, findings);
+    let train_config = TrainConfig::of(&train, dpo, base_dir)?;
+    reference::moving(
+        &train,
+        train_config.reference,
+        (&run_config, &train_config.settings),
+        findings,
+    );
     let generate = GenerateConfig::of(&generate, arms, base_dir)?;
     let scheduler_line = scheduler.line_of("silence_timeout_s");
     let scheduler = SchedulerConfig::of(&scheduler, &scheduler, base_dir)?;
@@ -192,7 +200,7 @@ fn build(table: &RawTable, base_dir: &Path, findings: &mut Findings) -> Option<C
         prompts: PromptsConfig::of(&prompts, &prompts, base_dir)?,
         label: LabelConfig::of(&label, scorers, base_dir)?,
         pair: PairConfig::of(&pair, &pair, base_dir)?,
-        train: TrainConfig::of(&train, dpo, base_dir)?,
+        train: train_config,
         evaluate: EvaluateConfig::of(&evaluate, &generate, base_dir)?,
         gate: GateConfig::of(&gate, &gate, base_dir)?,
         generate,

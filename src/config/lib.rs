@@ -20,6 +20,7 @@ mod hours;
 pub mod knobs;
 mod problem;
 mod raw;
+mod reference;
 mod sample;
 mod sections;
 mod setting;
@@ -31,6 +32,7 @@ pub use arm::ArmPolicy;
 pub use checked::CheckedConfig;
 pub use hours::Hours;
 pub use problem::{ConfigError, Problem, Problems};
+pub use reference::{Reference, ReferenceConfig};
 pub use sample::commented_toml;
 pub use sections::{
     ArmConfig, Compare, ControlConfig, DataFile, DevicesConfig, EvaluateConfig, GateAgainst,

@@ -18,6 +18,7 @@ pub use self::label::{
     ScorerConfig, ScorerKind, ScorerModel, ScorerRole, Unfinished,
 };
 use crate::arm::ArmPolicy;
+use crate::reference::ReferenceConfig;
 pub use crate::setting::{DataFile, Place, RunStart};
 use crate::setting::{Setting, section, words};
 use crate::train::{History, TrainSettings, Training};
@@ -186,6 +187,8 @@ pub struct TrainConfig {
     pub offline: Vec<String>,
     /// The weight of their preferences; above 0.
     pub offline_weight: f64,
+    /// Which checkpoint it is held to.
+    pub reference: ReferenceConfig,
     /// Stored responses that are scored again before the first step; 0: none.
     pub rescore_responses: u32,
     /// When it saves.
@@ -208,7 +211,7 @@ pub struct EvaluateConfig {
 }
 
 /// One key of an entry, typed.
-fn get<T: Setting>(entry: &Entry, key: &str, base_dir: &Path) -> Option<T> {
+pub(crate) fn get<T: Setting>(entry: &Entry, key: &str, base_dir: &Path) -> Option<T> {
     T::of(entry.value(key), base_dir)
 }
 
@@ -276,6 +279,7 @@ impl TrainConfig {
             history_weight: get(entry, "history_weight", base_dir)?,
             offline: get(entry, "offline", base_dir)?,
             offline_weight: get(entry, "offline_weight", base_dir)?,
+            reference: ReferenceConfig::of(entry, base_dir)?,
             rescore_responses: get(entry, "rescore_responses", base_dir)?,
             save: SavePolicy::of(entry, base_dir)?,
         })
@@ -287,6 +291,7 @@ impl TrainConfig {
         rows.push(("history_weight", self.history_weight.value()));
         rows.push(("offline", self.offline.value()));
         rows.push(("offline_weight", self.offline_weight.value()));
+        rows.extend(self.reference.values());
         rows.push(("rescore_responses", self.rescore_responses.value()));
         rows.extend(self.save.values());
         rows

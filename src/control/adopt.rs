@@ -10,7 +10,7 @@ use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 
-use rlhfd_domain::{RunId, UploadId};
+use rlhfd_domain::{RunId, UploadId, WorkKind};
 use rlhfd_store::{Checkpoint, Finish, Level, NewEvent, Run, Store, StoreError, UnitRow};
 
 use crate::handles::now_ms;
@@ -124,15 +124,17 @@ fn check_rows(
     run: &Run,
     checkpoints: &[Checkpoint],
 ) -> Result<(), AdoptError> {
-    // The head is computed with, and so is what waits for its verdict.
-    let waiting = store.current_iteration(run.id)?.and_then(|iteration| iteration.policy_out);
+    // The head is computed with, and so are what waits for its verdict and what it is held to.
+    let current = store.current_iteration(run.id)?;
+    let waiting = current.as_ref().and_then(|iteration| iteration.policy_out);
+    let reference = current.as_ref().map(|iteration| iteration.reference);
     for row in checkpoints {
         if Path::new(&row.path).is_absolute() {
             // The user's own model: its sum is compared when the run is opened.
             continue;
         }
         let folder = places.resolve(&row.path);
-        let used = row.id == run.head || Some(row.id) == waiting;
+        let used = row.id == run.head || [waiting, reference].contains(&Some(row.id));
         let found = if used { sums::verify(&folder) } else { sized(&folder) };
         let problem = match found {
             Ok(published) if published.sha256 == row.sha256 => None,
@@ -196,7 +198,7 @@ fn check_folders(
 }
 
 enum Belongs {
-    /// Its train unit is done: the checkpoint unit admits it.
+    /// Its train unit is done: the checkpoint unit admits it; or its own unit is still to do that.
     Awaited,
     /// It was published, and its unit does not know it yet.
     To(Box<UnitRow>, Published),
@@ -211,6 +213,8 @@ fn belongs(store: &Store, run: RunId, folder: &Path) -> Result<Belongs, AdoptErr
     };
     let key = &published.manifest.unit;
     Ok(match store.unit_by_key(run, key)? {
+        // Its unit runs again and takes the folder as it stands.
+        Some(unit) if unit.work == WorkKind::Average && unit.state == "open" => Belongs::Awaited,
         Some(unit) if !unit.work.trains() => Belongs::Nowhere(format!("{key} trains nothing")),
         Some(unit) if unit.state == "open" => Belongs::To(Box::new(unit), published),
         Some(unit) if unit.state == "done" && is_awaited(store, &unit)? => Belongs::Awaited,

@@ -7,6 +7,7 @@
 pub(crate) mod arms;
 mod jobs;
 mod lacks;
+mod reference;
 mod start;
 mod words;
 

@@ -75,6 +75,12 @@ pub fn iteration_name(iteration: u32) -> String {
     format!("iteration-{iteration:04}")
 }
 
+/// The name of the moving average of policies up to an iteration's: `reference-0001`.
+#[must_use]
+pub fn reference_name(iteration: u32) -> String {
+    format!("reference-{iteration:04}")
+}
+
 /// The name of what a training job makes: `reward-NAME`. `slug` is [`crate::job::job_slug`]'s.
 #[must_use]
 pub fn job_checkpoint_name(kind: JobKind, slug: &str) -> String {

@@ -45,6 +45,24 @@ pub struct Replay {
     pub history_weight: f64,
 }
 
+/// Which checkpoint an iteration's update is held to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ReferenceRule {
+    /// The run's own, for ever.
+    Fixed,
+    /// The head as it was at the last iteration that is a multiple of this number; 1: the policy that
+    /// the iteration begins with.
+    Every(u32),
+    /// A moving average of the policies that were heads.
+    Average,
+}
+
+/// The last multiple of `every` before an iteration; 0: the policy that the run began with.
+#[must_use]
+pub fn last_multiple(iteration: u32, every: u32) -> u32 {
+    iteration.saturating_sub(1) / every.max(1) * every.max(1)
+}
+
 /// One optimiser step, as steps.jsonl has it. Implicit rewards are β·(policy − reference log-prob) in
 /// nats; `margin` is chosen − rejected. What a kind of training does not have is absent.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -135,6 +153,14 @@ mod tests {
             implicit_reward_rejected: None,
             token_accuracy: None,
         }
+    }
+
+    #[test]
+    fn a_reference_stays_for_as_many_iterations_as_were_asked() {
+        let of = |every| (1..=7).map(|t| last_multiple(t, every)).collect::<Vec<_>>();
+        assert_eq!(of(1), [0, 1, 2, 3, 4, 5, 6]);
+        assert_eq!(of(2), [0, 0, 2, 2, 4, 4, 6]);
+        assert_eq!(of(3), [0, 0, 0, 3, 3, 3, 6]);
     }
 
     #[test]

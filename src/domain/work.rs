@@ -22,6 +22,8 @@ pub enum WorkKind {
     Prefer,
     /// Best against worst; done by control.
     Pair,
+    /// The next reference, where that is a moving average of policies.
+    Average,
     /// Offline preferences to token ids.
     RenderPairs,
     /// Log-probs of the reference.
@@ -44,13 +46,14 @@ pub enum WorkKind {
 
 impl WorkKind {
     /// All kinds, in flow order.
-    pub const ALL: [Self; 15] = [
+    pub const ALL: [Self; 16] = [
         Self::Probe,
         Self::Render,
         Self::Generate,
         Self::Score,
         Self::Prefer,
         Self::Pair,
+        Self::Average,
         Self::RenderPairs,
         Self::Logprobs,
         Self::LogprobsPairs,
@@ -72,6 +75,7 @@ impl WorkKind {
             Self::Score => "score",
             Self::Prefer => "prefer",
             Self::Pair => "pair",
+            Self::Average => "average",
             Self::RenderPairs => "render_pairs",
             Self::Logprobs => "logprobs",
             Self::LogprobsPairs => "logprobs_pairs",
@@ -89,7 +93,7 @@ impl WorkKind {
         Self::ALL.into_iter().find(|k| k.label() == word).ok_or_else(|| UnknownWord {
             what: "work",
             found: word.to_owned(),
-            known: "probe, render, generate, score, prefer, pair, render_pairs, logprobs, \
+            known: "probe, render, generate, score, prefer, pair, average, render_pairs, logprobs, \
                     logprobs_pairs, train_dpo, train_sft, train_reward, train_preference, checkpoint, summarise",
         })
     }

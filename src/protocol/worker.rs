@@ -174,6 +174,17 @@ pub enum Work {
     Prefer { model: ModelRef, compare: Compare, batch_items: u32, together: u32 },
     /// Log-probs of given responses at temperature 1, untruncated.
     Logprobs { model: ModelRef, batch_items: u32 },
+    /// A moving average of policies, weight by weight: decay × before + (1 − decay) × policy, in the
+    /// policy's types and files. No items.
+    Average {
+        policy: ModelRef,
+        before: ModelRef,
+        decay: f64,
+        /// The folder to publish, as in [`TrainTarget`].
+        out: PathBuf,
+        /// The unit's natural key, for the manifest.
+        unit: String,
+    },
     /// A DPO update from an iteration folder (pairs.jsonl and settings.toml, no items). Adapters are
     /// made on `initial`, the policy that the run began with, and go on over it.
     TrainDpo {
@@ -294,7 +305,7 @@ pub struct Summary {
     /// Of a probe: what was found wrong, one sentence each; empty is well.
     #[serde(default)]
     pub findings: Vec<String>,
-    /// Of a train unit: the published folder.
+    /// Of a train unit or an average: the published folder.
     #[serde(default)]
     pub checkpoint: Option<Published>,
 }

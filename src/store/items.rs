@@ -3,7 +3,7 @@
 //! In: a unit. Out: plain items. What an earlier unit gave or set aside already is left out, so that a
 //! unit that is done again gets the same items. May not enter: frames.
 
-use rlhfd_domain::{CheckpointId, PromptId, ResponseId, Stage, UnitId};
+use rlhfd_domain::{CheckpointId, PromptId, ResponseId, Stage, UnitId, WorkKind};
 use rusqlite::{Connection, params};
 
 use crate::bytes::to_ids;
@@ -103,8 +103,15 @@ pub(crate) fn range_of(unit: &UnitRow) -> Result<Range> {
     let misfit =
         || StoreError::Misfit { unit: unit.id, why: "it has no items of an iteration".to_owned() };
     let plan = unit.plan.ok_or_else(misfit)?;
-    let iteration = unit.iteration.ok_or_else(misfit)?;
+    let iteration = drawn_by(unit).ok_or_else(misfit)?;
     Ok(Range { iteration, from: int(plan.from), to: int(plan.to) })
+}
+
+/// The iteration in whose draw a unit's ordinals count: its own, but for log-probs of the pairs that an
+/// earlier one collected, which the unit's detail names.
+fn drawn_by(unit: &UnitRow) -> Option<u32> {
+    let earlier = unit.detail.as_deref().filter(|_| unit.work == WorkKind::Logprobs);
+    earlier.map_or(unit.iteration, |earlier| earlier.parse().ok())
 }
 
 /// Responses of a score unit that its scorer has not labelled yet.

@@ -4,6 +4,7 @@
 //! `iteration_totals`, all in one transaction. States are counted from units, never stored.
 //! May not enter: when to start one.
 
+use rlhfd_domain::train::{History, ReferenceRule};
 use rlhfd_domain::{CheckpointId, RunId, UnitId, limits};
 use rusqlite::{Connection, OptionalExtension, Row, params};
 
@@ -13,6 +14,7 @@ use crate::events::{Level, NewEvent, append};
 use crate::journal::cancel;
 use crate::offline_pairs::{OfflineDrawn, OfflineUse, take_up};
 use crate::open::{Reader, Store};
+use crate::references::{self, NextReference, Replayed};
 use crate::rows::{count, found, int};
 use crate::units::{NewUnit, insert};
 use crate::{arms, draws, overlap, prompts, runs};
@@ -36,6 +38,10 @@ pub struct NewIteration {
     pub arms: Vec<NewArm>,
     /// Offline preferences to train on.
     pub offline: OfflineUse,
+    /// What the update is held to.
+    pub reference: ReferenceRule,
+    /// Which earlier iterations' preferences it trains on.
+    pub history: History,
 }
 
 /// What the new iteration has, for the plan of its units.
@@ -55,6 +61,8 @@ pub struct Drawn {
     pub arms: Vec<Arm>,
     /// Offline pairs.
     pub offline: OfflineDrawn,
+    /// Earlier iterations' pairs without log-probs under the reference.
+    pub replayed: Vec<Replayed>,
 }
 
 /// A row of `iterations`.
@@ -69,7 +77,7 @@ pub struct Iteration {
     pub policy_in: CheckpointId,
     /// What it trained.
     pub policy_out: Option<CheckpointId>,
-    /// The reference.
+    /// The reference, whatever the run's is.
     pub reference: CheckpointId,
     /// The frozen configuration.
     pub config: String,
@@ -172,6 +180,12 @@ impl Store {
                 [new.run.get()],
                 |row| row.get(0),
             )?;
+            let reference = match references::of(conn, &run, new.reference, number)? {
+                NextReference::Stands(reference) => reference,
+                NextReference::Missing(_) => {
+                    return Err(refused("has no moving average up to its head yet: wait for it"));
+                }
+            };
             conn.execute(
                 "INSERT INTO iterations (run_id, iteration, policy_in, reference_id, config,
                                          config_sha256, prompts, evaluate, started_ms)
@@ -180,15 +194,18 @@ impl Store {
                     new.run.get(),
                     number,
                     run.head.get(),
-                    run.reference.get(),
+                    reference.get(),
                     new.config,
                     new.config_sha256,
                     now_ms
                 ],
             )?;
-            let offline = take_up(conn, (new.run, number, run.reference), &new.offline)?;
+            let held = (new.run, number, reference);
+            let offline = take_up(conn, held, &new.offline)?;
+            let replayed = references::replayed(conn, held, new.history)?;
             let arms = arms::freeze(conn, (new.run, number), &new.arms)?;
-            let drawn = Drawn { arms, offline, ..draw(conn, new, (number, run.head), now_ms)? };
+            let drawn = draw(conn, new, (number, run.head), now_ms)?;
+            let drawn = Drawn { arms, offline, replayed, ..drawn };
             if drawn.prompts == 0 {
                 return Err(refused("has no fresh prompt: add some with `rlhfctl prompts add`"));
             }
@@ -293,8 +310,16 @@ fn draw(
         |row| row.get(0),
     )?;
     let evaluate_rendered = count(rendered);
-    let (arms, offline) = (Vec::new(), OfflineDrawn::default());
-    Ok(Drawn { iteration, prompts, evaluate, evaluate_rendered, policy_in, arms, offline })
+    Ok(Drawn {
+        iteration,
+        prompts,
+        evaluate,
+        evaluate_rendered,
+        policy_in,
+        arms: Vec::new(),
+        offline: OfflineDrawn::default(),
+        replayed: Vec::new(),
+    })
 }
 
 fn begin(conn: &Connection, run: RunId, drawn: &Drawn, units: usize, now_ms: i64) -> Result<()> {

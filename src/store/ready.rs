@@ -33,6 +33,7 @@ AND (u.work <> 'prefer' OR u.detail IS NULL
 AND CASE iif(u.work = 'prefer', 'score', u.work)
     WHEN 'render' THEN 1
     WHEN 'probe' THEN 1
+    WHEN 'average' THEN 1
     WHEN 'render_pairs' THEN 1
     WHEN 'train_sft' THEN 1
     WHEN 'train_reward' THEN 1
@@ -97,7 +98,7 @@ ORDER BY
     u.iteration IS NOT NULL,
     CASE WHEN u.stage = 'evaluate' THEN 1 ELSE 0 END,
     CASE WHEN u.lane LIKE 'initial%' THEN 1 ELSE 0 END,
-    CASE u.work WHEN 'probe' THEN 0 WHEN 'render' THEN 1 WHEN 'render_pairs' THEN 1
+    CASE u.work WHEN 'probe' THEN 0 WHEN 'average' THEN 0 WHEN 'render' THEN 1 WHEN 'render_pairs' THEN 1
         WHEN 'score' THEN 2 WHEN 'prefer' THEN 2 WHEN 'generate' THEN 3 WHEN 'logprobs' THEN 4
         WHEN 'logprobs_pairs' THEN 4 ELSE 5 END,
     CASE WHEN u.work = 'generate' THEN u.policy_id END, u.from_item, u.id

@@ -43,6 +43,7 @@ pub(crate) fn items_of(conn: &Connection, unit: &UnitRow, reason: &str) -> Resul
         WorkKind::Logprobs
         | WorkKind::Probe
         | WorkKind::Pair
+        | WorkKind::Average
         | WorkKind::TrainDpo
         | WorkKind::TrainSft
         | WorkKind::TrainReward

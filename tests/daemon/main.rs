@@ -18,6 +18,7 @@ mod labels;
 mod offline;
 mod preferring;
 mod readers;
+mod references;
 mod service;
 mod story;
 mod whole_run;

@@ -7,6 +7,7 @@
 mod arms;
 mod chain;
 mod judge;
+mod references;
 mod rescore;
 
 use std::fs;

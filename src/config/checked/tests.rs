@@ -3,6 +3,7 @@
 use std::path::Path;
 
 use super::*;
+use crate::reference::Reference;
 use crate::sections::{
     Compare, GateFailure, ScorerKind, ScorerModel, ScorerRole, UseDevices, WhenShort,
 };
@@ -122,6 +123,33 @@ fn sets_are_a_list_of_different_names() {
     }
     assert!(complaint("[train]\noffline_weight = 0\n").contains("above 0"));
     assert!(complaint("[train]\nhistory_weight = -1\n").contains("above 0"));
+}
+
+#[test]
+fn a_reference_that_moves_is_a_policy_of_the_run() {
+    let read_train = |train: &str| read(&format!("[run]\npolicy = 'p'\n[train]\n{train}\n"));
+    for (train, which) in [
+        ("", Reference::Fixed),
+        ("reference = 'fixed'\nlora_rank = 8", Reference::Fixed),
+        ("reference = 'previous'", Reference::Previous),
+        ("reference = 'every'\nreference_every = 3", Reference::Every),
+        ("reference = 'average'\nreference_decay = 0.9", Reference::Average),
+    ] {
+        let config = read_train(train).unwrap();
+        assert_eq!(config.train.reference.which, which, "{train}");
+        assert_eq!(config.with_frozen(&config.to_frozen_toml()).unwrap(), config);
+    }
+    for wrong in ["reference = 'pi0'", "reference_every = 0", "reference_decay = 0.0"] {
+        assert!(read_train(wrong).is_err(), "{wrong}");
+    }
+    assert!(read_train("reference_decay = 1.0").is_err());
+    for word in ["previous", "every", "average"] {
+        let said = complaint(&format!("[train]\nreference = '{word}'\nlora_rank = 8\n"));
+        assert!(said.contains("train.reference") && said.contains("write reference = \"fixed\""));
+        let text = format!("[run]\npolicy = 'p'\nreference = 'r'\n[train]\nreference = '{word}'\n");
+        let said = read(&text).unwrap_err().to_string();
+        assert!(said.contains("line 5: train.reference") && said.contains("[run] reference"));
+    }
 }
 
 #[test]

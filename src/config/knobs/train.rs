@@ -171,11 +171,38 @@ pub(crate) static TRAIN: Section = Section {
         Knob::new("offline_weight", ABOVE_ZERO, "1.0")
             .doc("weight of their preferences in the loss, against 1 of the iteration's own")
             .source(OURS),
+        Knob::new(
+            "reference",
+            Kind::Word(&["fixed", "previous", "every", "average"]),
+            "\"fixed\"",
+        )
+        .doc(
+            "which checkpoint an iteration's update is held to: \"fixed\" is [run] reference, else the \
+              policy that the run begins with; \"previous\" the policy that the iteration begins with; \
+              \"every\" the head as it was at the last iteration that is a multiple of \
+              reference_every; \"average\" a moving average of the heads' weights. One that moves lets \
+              the policy drift further, and KL is measured against it. What the gate rejected is none",
+        )
+        .source("paper, section 3.3: fixed (previous in its scripts)"),
+        Knob::new("reference_every", count(1, 1 << 20), "2")
+            .unit("iterations")
+            .doc("with reference = \"every\": how long a reference stays; 1 is \"previous\"")
+            .source(OURS),
+        Knob::new(
+            "reference_decay",
+            Kind::Number { low: Bound::Past(0.0), high: Bound::Past(1.0) },
+            "0.4",
+        )
+        .doc(
+            "with reference = \"average\": share of the old average in the new one, the newest head has \
+              the rest; larger: the reference follows more slowly",
+        )
+        .source("TR-DPO (arXiv 2404.09656): 0.6 of the policy"),
         Knob::new("rescore_responses", count(0, 64), "8")
             .unit("responses")
             .doc(
-                "stored responses of the iteration's own pairs whose log-probs policy and reference \
-                 must give again before the first step, else nothing is trained and the run pauses; \
+                "stored responses of the update's pairs, the iteration's own first, whose log-probs \
+                 policy and reference must give again before the first step, else nothing is trained and the run pauses; \
                  0: no such check",
             )
             .source(OURS),

@@ -278,9 +278,7 @@ async fn models(
             Ok(vec![ctx.model(policy).await?.sha256])
         }
         WorkKind::Logprobs | WorkKind::LogprobsPairs => {
-            let run = unit.run;
-            let run = ctx.store.read(move |r| r.run(run)).await?;
-            Ok(vec![ctx.model(run.reference).await?.sha256])
+            Ok(vec![ctx.reference_of(unit).await?.sha256])
         }
         WorkKind::Score | WorkKind::Prefer => match unit.scorer {
             Some(scorer) => Ok(vec![crate::stages::score::scorer(ctx, scorer).await?.sha256]),
@@ -288,6 +286,7 @@ async fn models(
         },
         WorkKind::Probe
         | WorkKind::Render
+        | WorkKind::Average
         | WorkKind::RenderPairs
         | WorkKind::TrainDpo
         | WorkKind::TrainSft

@@ -188,6 +188,7 @@ impl Stages {
             | WorkKind::Generate
             | WorkKind::Score
             | WorkKind::Prefer
+            | WorkKind::Average
             | WorkKind::RenderPairs
             | WorkKind::Logprobs
             | WorkKind::LogprobsPairs
@@ -244,6 +245,13 @@ impl StageContext {
     pub async fn model(&self, checkpoint: CheckpointId) -> Result<ModelRef, StageError> {
         let row = self.store.read(move |r| r.checkpoint(checkpoint)).await?;
         Ok(ModelRef { path: self.places.resolve(&row.path), sha256: row.sha256 })
+    }
+
+    /// The reference that a unit's log-probs are taken under: its iteration's.
+    pub async fn reference_of(&self, unit: &UnitRow) -> Result<ModelRef, StageError> {
+        let unit = unit.clone();
+        let reference = self.store.read(move |r| r.reference_of(&unit)).await?;
+        self.model(reference).await
     }
 
     /// The model that a generate unit answers with: the one of its row, else what its iteration made.

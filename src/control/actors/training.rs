@@ -1,4 +1,4 @@
-//! The training actor: offline pairs, reference log-probs, updates, and the checkpoints that they
+//! The training actor: moving references, offline pairs, reference log-probs, updates, and the checkpoints that they
 //! publish; of iterations and of training jobs.
 //!
 //! In: units of the stages train and checkpoint. Out: their works, folders and rows. May not enter:
@@ -9,7 +9,7 @@ use rlhfd_domain::WorkKind;
 use super::stage::{
     Conclude, Perform, Prepare, Prepared, StageContext, StageError, misplaced, stage_actor,
 };
-use crate::stages::{checkpoint, logprobs, offline, train};
+use crate::stages::{average, checkpoint, logprobs, offline, train};
 
 stage_actor! {
     /// The actor.
@@ -18,6 +18,7 @@ stage_actor! {
 
 async fn prepare(ctx: &StageContext, message: Prepare) -> Result<Prepared, StageError> {
     match message.unit.work {
+        WorkKind::Average => average::prepare(ctx, &message.unit).await,
         WorkKind::RenderPairs => offline::prepare_render(ctx, &message.unit).await,
         WorkKind::Logprobs => logprobs::prepare(ctx, &message.unit).await,
         WorkKind::LogprobsPairs => offline::prepare_logprobs(ctx, &message.unit).await,
@@ -31,6 +32,7 @@ async fn prepare(ctx: &StageContext, message: Prepare) -> Result<Prepared, Stage
 
 async fn conclude(ctx: &StageContext, done: Conclude) -> Result<(), StageError> {
     match done.unit.work {
+        WorkKind::Average => average::conclude(ctx, done).await,
         WorkKind::RenderPairs => offline::conclude_render(ctx, done).await,
         WorkKind::Logprobs => logprobs::conclude(ctx, done).await,
         WorkKind::LogprobsPairs => offline::conclude_logprobs(ctx, done).await,

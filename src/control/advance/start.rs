@@ -11,14 +11,14 @@ use rlhfd_domain::{JobKind, ScorerId, Stage, UnitId, WorkKind};
 use rlhfd_store::{ModelIdentity, NewIteration, NewUnit, OfflineUse, Run, Store, StoreError};
 
 use super::lacks::{missing_sets, none_kept, short_of, vain_target};
-use super::{Advanced, NOTHING_KEPT, arms, identity, jobs};
+use super::{Advanced, NOTHING_KEPT, arms, identity, jobs, reference};
 use crate::actors::iteration::OrderContext;
 use crate::actors::scheduler::uses_cuda;
 use crate::examples;
 use crate::handles::{AskError, now_ms};
 use crate::stages::plan::{self, Given, Scores, Sizes};
 use crate::stages::probe::Detail;
-use crate::stages::{summarise, sums};
+use crate::stages::{average, summarise, sums, train};
 
 /// No iteration is under way: whether one may start, and what is missing.
 pub(super) async fn between_iterations(
@@ -68,6 +68,9 @@ async fn with_jobs(
             let sentence = "the models are being probed before their first use";
             return Ok(Advanced::waits(sentence));
         }
+    }
+    if let Some(advanced) = reference::awaited(ctx, config, run).await? {
+        return Ok(advanced);
     }
     if let Some(sentence) = missing_sets(ctx, config).await? {
         return Ok(Advanced::waits(sentence));
@@ -295,6 +298,8 @@ async fn start(
             tokens_max: config.train.settings.max_length,
             prompt_tokens_max: config.train.settings.max_prompt_length,
         },
+        reference: average::rule(config),
+        history: train::history(config),
     };
     let cuda = uses_cuda(&ctx.live, config);
     let mut sizes = Sizes::of(config, cuda);

@@ -59,7 +59,7 @@ async fn row(
             sha256,
             bytes,
             parent: Some(iteration.policy_in),
-            reference: Some(run.reference),
+            reference: Some(iteration.reference),
         });
     }
     let job = train::job_of(ctx, unit).await?;

@@ -1,4 +1,5 @@
-//! Log-probs: the reference's, of responses that have none yet; kept, never computed twice.
+//! Log-probs: those of the iteration's reference, of responses that have none under it yet; kept, never
+//! computed twice. Where the reference moved, these are earlier iterations' responses too.
 //!
 //! In: responses of a unit. Out: one log-prob a token. May not enter: training.
 
@@ -15,11 +16,10 @@ use crate::handles::now_ms;
 
 /// The responses of the unit without log-probs of the reference.
 pub async fn prepare(ctx: &StageContext, unit: &UnitRow) -> Result<Prepared, StageError> {
-    let (id, run) = (unit.id, unit.run);
-    let run = ctx.store.read(move |r| r.run(run)).await?;
+    let id = unit.id;
     let rows = ctx.store.read(move |r| r.logprob_items(id)).await?;
     let config = ctx.config_of(unit).await?;
-    let model = ctx.model(run.reference).await?;
+    let model = ctx.reference_of(unit).await?;
     let per_prompt: u32 = match unit.stage {
         Stage::Evaluate => super::generate::responses_per_prompt(&config, unit.stage),
         _ => config.pair.responses_max(config.generate.responses_per_prompt()),

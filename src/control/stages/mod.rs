@@ -4,6 +4,7 @@
 //! In: unit rows, workers' answers. Out: frames' contents, one transaction a unit. The main flow and
 //! evaluation's lanes share them. May not enter: processes, placements, SQL.
 
+pub mod average;
 pub mod checkpoint;
 pub mod folders;
 pub mod gate;

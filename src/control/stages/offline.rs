@@ -94,10 +94,9 @@ fn rendered(answer: Answer) -> Result<Outcome<PairIds>, StageError> {
 
 /// Both sides of the unit's pairs without log-probs of the reference.
 pub async fn prepare_logprobs(ctx: &StageContext, unit: &UnitRow) -> Result<Prepared, StageError> {
-    let (row, run) = (unit.clone(), unit.run);
-    let run = ctx.store.read(move |r| r.run(run)).await?;
+    let row = unit.clone();
     let rows = ctx.store.read(move |r| r.offline_logprob_items(&row)).await?;
-    let model = ctx.model(run.reference).await?;
+    let model = ctx.reference_of(unit).await?;
     let mut items = Vec::with_capacity(SIDES * rows.len());
     let mut keys = Vec::with_capacity(rows.len());
     for row in rows {

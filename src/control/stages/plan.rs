@@ -4,6 +4,7 @@
 //! the store, time.
 
 mod offline;
+mod replayed;
 
 use rlhfd_config::{CheckedConfig, ScorerKind};
 use rlhfd_domain::plan::{BatchPlan, PlanError, cut, unit_items};
@@ -155,8 +156,9 @@ struct Ranged<'a> {
     prefix: String,
     policy: Option<CheckpointId>,
     scorer: Option<ScorerId>,
-    /// The lane that answers are compared with.
-    baseline: Option<&'a str>,
+    /// What the rows keep beside: the lane that answers are compared with, or the earlier iteration whose
+    /// draw is meant.
+    detail: Option<&'a str>,
     batch: u64,
     tokens_per_item: u64,
 }
@@ -176,7 +178,7 @@ impl Planner<'_> {
             prefix: format!("{t}/generate"),
             policy: None,
             scorer: None,
-            baseline: None,
+            detail: None,
             batch: self.prompts_together(n),
             tokens_per_item: n * new_tokens,
         };
@@ -215,6 +217,7 @@ impl Planner<'_> {
             ..generate
         };
         self.ranged(&logprobs, 0, drawn.prompts)?;
+        self.replayed(&logprobs, &drawn.replayed)?;
         self.offline(&drawn.offline)?;
         self.whole(Stage::Train, WorkKind::TrainDpo, format!("{t}/train"));
         self.whole(Stage::Checkpoint, WorkKind::Checkpoint, format!("{t}/checkpoint"));
@@ -240,7 +243,7 @@ impl Planner<'_> {
             prefix: format!("{prefix}/logprobs"),
             policy: None,
             scorer: None,
-            baseline: None,
+            detail: None,
             batch: self.given.sizes.logprobs_batch,
             tokens_per_item: self.evaluation_tokens(),
         };
@@ -266,7 +269,7 @@ impl Planner<'_> {
             prefix: format!("{prefix}/generate"),
             policy,
             scorer: None,
-            baseline: None,
+            detail: None,
             batch: self.given.sizes.prompts_together(self.evaluation_responses()),
             tokens_per_item: self.evaluation_tokens(),
         };
@@ -307,7 +310,7 @@ impl Planner<'_> {
                 work: WorkKind::Prefer,
                 prefix: format!("{prefix}/prefer-{against}/{}", scorer.name),
                 scorer: Some(scorer.id),
-                baseline: Some(&lane),
+                detail: Some(&lane),
                 batch: self.given.sizes.score_batch,
                 ..*generate
             };
@@ -351,7 +354,7 @@ impl Planner<'_> {
             prefix,
             policy: None,
             scorer: None,
-            baseline: None,
+            detail: None,
             batch: 1,
             tokens_per_item: 0,
         };
@@ -399,7 +402,7 @@ impl Planner<'_> {
                 plan: Some(plan),
                 policy: ranged.policy,
                 scorer: ranged.scorer,
-                detail: ranged.baseline.map(str::to_owned),
+                detail: ranged.detail.map(str::to_owned),
             });
         }
     }

@@ -3,7 +3,7 @@
 //! In: the run's models. Out: the run's `probed_key`, or a pause with what was found. May not enter:
 //! which conversations (the worker has them).
 
-use rlhfd_config::ScorerKind;
+use rlhfd_config::{Reference, ScorerKind};
 use rlhfd_domain::ScorerId;
 use rlhfd_protocol::worker::Work;
 use rlhfd_store::UnitRow;
@@ -19,11 +19,12 @@ const NEW_TOKENS: u32 = 8;
 pub async fn prepare(ctx: &StageContext, unit: &UnitRow) -> Result<Prepared, StageError> {
     let id = unit.run;
     let run = ctx.store.read(move |r| r.run(id)).await?;
+    let config = ctx.config_of(unit).await?;
     let mut policies = vec![ctx.model(run.head).await?];
-    if run.reference != run.head {
+    // One that moves is a policy of the run, or made of some: the head stands for it.
+    if config.train.reference.which == Reference::Fixed && run.reference != run.head {
         policies.push(ctx.model(run.reference).await?);
     }
-    let config = ctx.config_of(unit).await?;
     let (mut scorers, mut preference_models) = (Vec::new(), Vec::new());
     for scorer in detail(unit).scorers {
         let id = ScorerId(scorer);

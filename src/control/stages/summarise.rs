@@ -170,7 +170,7 @@ impl Evaluated<'_> {
         if policy.iteration == 0 || !measured {
             return Ok(None);
         }
-        let (reference, prompts) = (self.run.reference, self.iteration.evaluate);
+        let (reference, prompts) = (self.iteration.reference, self.iteration.evaluate);
         self.reader.kl_k3(self.run.id, &policy.lane, reference, prompts)
     }
 

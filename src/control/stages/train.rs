@@ -79,6 +79,15 @@ async fn dpo(ctx: &StageContext, unit: &Arc<UnitRow>) -> Result<Work, StageError
     Ok(Work::TrainDpo { policy, reference, initial, folder, target })
 }
 
+/// Which iterations' preferences an update trains on.
+#[must_use]
+pub fn history(config: &CheckedConfig) -> History {
+    match config.train.history {
+        rlhfd_config::History::All => History::All,
+        rlhfd_config::History::Newest => History::Newest,
+    }
+}
+
 /// The name of what an iteration trains.
 #[must_use]
 pub fn checkpoint_name(iteration: &Iteration) -> String {
@@ -92,11 +101,7 @@ async fn iteration_folder(
     folder: &Path,
     policy: &ModelRef,
 ) -> Result<(), StageError> {
-    let history = match config.train.history {
-        rlhfd_config::History::All => History::All,
-        rlhfd_config::History::Newest => History::Newest,
-    };
-    let replay = Replay { history, history_weight: config.train.history_weight };
+    let replay = Replay { history: history(config), history_weight: config.train.history_weight };
     let id = unit.id;
     let pairs = ctx.write_patiently(move |s| s.fix_training_set(id, replay, now_ms())).await?;
     if pairs.is_some_and(|(kept, _)| kept == 0) {

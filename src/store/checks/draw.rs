@@ -4,6 +4,8 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use rlhfd_domain::train::{History, ReferenceRule};
+
 use super::*;
 use crate::{Iteration, NewIteration, StoreError};
 
@@ -26,6 +28,8 @@ fn start_with(
         arms: Vec::new(),
         evaluate_prompts_max: evaluate,
         offline: crate::OfflineUse::default(),
+        reference: ReferenceRule::Fixed,
+        history: History::All,
     };
     bench.store.start_iteration(&new, NOW, |drawn| {
         assert!(drawn.prompts <= prompts);

@@ -7,7 +7,7 @@ use rlhfd_domain::label::combine::Normalise;
 use rlhfd_domain::label::penalty::{Fit, LengthUnit};
 use rlhfd_domain::preference::{Arms, Choice, PairRule, Unfinished};
 use rlhfd_domain::response::Finish as ResponseFinish;
-use rlhfd_domain::train::TrainStep;
+use rlhfd_domain::train::{History, ReferenceRule, TrainStep};
 use rlhfd_domain::{CheckpointId, ScorerId};
 
 use super::*;
@@ -35,6 +35,8 @@ pub(crate) struct Flow {
     /// The ways to sample, of which one policy may have several.
     pub(crate) arms: Vec<NewArm>,
     pub(crate) offline: crate::OfflineUse,
+    /// What updates are held to.
+    pub(crate) reference: ReferenceRule,
     /// What a gate says of the next iterations.
     pub(crate) verdict: Option<Verdict>,
 }
@@ -48,7 +50,8 @@ impl Flow {
         let scorer = bench.store.scorer("help", "reward", "models/help", &sum).unwrap();
         let offline = crate::OfflineUse::default();
         let arms = vec![an_arm("plain", PolicyChoice::Current, 2)];
-        Self { bench, run, scorer, others: Vec::new(), arms, offline, verdict: None }
+        let (others, reference) = (Vec::new(), ReferenceRule::Fixed);
+        Self { bench, run, scorer, others, arms, offline, reference, verdict: None }
     }
 
     pub(crate) fn start(&mut self, prompts: u64, evaluate: u64) -> u32 {
@@ -69,6 +72,8 @@ impl Flow {
             evaluate_prompts_max: evaluate,
             arms: self.arms.clone(),
             offline: self.offline.clone(),
+            reference: self.reference,
+            history: History::All,
         };
         let (scorer, others) = (self.scorer, self.others.clone());
         let done =
@@ -157,8 +162,8 @@ impl Flow {
             }
             WorkKind::Checkpoint => {
                 let iteration = unit.iteration.unwrap();
-                let run = store.run(unit.run)?;
-                let new = checkpoint(iteration, run.head, run.reference);
+                let row = store.iteration(unit.run, iteration)?;
+                let new = checkpoint(iteration, row.policy_in, row.reference);
                 store.finish_checkpoint(end, &new, NOW).map(|_| ())
             }
             other => panic!("{other} is not done here"),
@@ -190,7 +195,7 @@ impl Flow {
             temperature: 1.0,
             comparison: compare(&scores, 200, 1).unwrap(),
             shape,
-            kl_k3: store.kl_k3(self.run, &lane, run.reference, row.evaluate).unwrap(),
+            kl_k3: store.kl_k3(self.run, &lane, row.reference, row.evaluate).unwrap(),
         };
         let summary = NewSummary {
             evaluations: vec![evaluation],
@@ -256,6 +261,11 @@ fn plan_units(drawn: &crate::Drawn, scorer: ScorerId, initial_done: u64) -> Vec<
     all.push(of(Stage::Pair, WorkKind::Pair, "pair"));
     let logprobs = of(Stage::Train, WorkKind::Logprobs, "train/logprobs");
     all.extend(units(&logprobs, drawn.prompts, 2, 8));
+    for of in &drawn.replayed {
+        let key = format!("{}/of-{}", logprobs.key, of.iteration);
+        let unit = NewUnit { detail: Some(of.iteration.to_string()), key, ..logprobs.clone() };
+        all.extend(units_from(&unit, (of.from / 2 * 2, of.to), 2, 8));
+    }
     for (work, from) in [
         (WorkKind::RenderPairs, drawn.offline.rendered),
         (WorkKind::LogprobsPairs, drawn.offline.known),

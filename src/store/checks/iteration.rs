@@ -2,7 +2,7 @@
 //! views tell it.
 
 use rlhfd_domain::checkpoint::CheckpointKind;
-use rlhfd_domain::train::{HeldOut, History, Replay};
+use rlhfd_domain::train::{HeldOut, History, ReferenceRule, Replay};
 
 use super::flow::{Flow, INITIAL, checkpoint, response, step, to_the_end};
 use super::*;
@@ -201,6 +201,8 @@ fn equal_prompts_of_a_draw_are_told_apart() {
         arms: Vec::new(),
         evaluate_prompts_max: 0,
         offline: crate::OfflineUse::default(),
+        reference: ReferenceRule::Fixed,
+        history: History::All,
     };
     let render = a_unit(Stage::Prompts, WorkKind::Render, "0001/prompts/render");
     let generate = NewUnit {

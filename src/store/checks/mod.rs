@@ -13,6 +13,7 @@ mod labels;
 mod offline;
 mod opening;
 mod overlap;
+mod references;
 mod sql_verb;
 mod storms;
 mod upload;

@@ -1,7 +1,7 @@
 //! Offline preferences: uploads of them, what an iteration freezes of a set, and that nothing of it is
 //! lost on the way to the update.
 
-use rlhfd_domain::train::{History, Replay};
+use rlhfd_domain::train::{History, ReferenceRule, Replay};
 
 use super::flow::{Flow, to_the_end};
 use super::*;
@@ -256,6 +256,8 @@ fn start_refused(flow: &mut Flow) -> String {
         evaluate_prompts_max: 0,
         arms: Vec::new(),
         offline: flow.offline.clone(),
+        reference: ReferenceRule::Fixed,
+        history: History::All,
     };
     let error = flow.bench.store.start_iteration(&new, NOW, |_| Vec::new()).unwrap_err();
     assert!(matches!(error, StoreError::Conflict { .. }), "{error:?}");

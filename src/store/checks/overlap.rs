@@ -1,5 +1,6 @@
 //! Training data against evaluation prompts: whichever comes second gives way.
 
+use rlhfd_domain::train::{History, ReferenceRule};
 use rlhfd_domain::{JobId, JobKind, UploadId};
 
 use super::offline::pair;
@@ -46,6 +47,8 @@ fn iterate(bench: &mut Bench, run: RunId) -> Iteration {
         evaluate_prompts_max: 1_000,
         arms: Vec::new(),
         offline: crate::OfflineUse::default(),
+        reference: ReferenceRule::Fixed,
+        history: History::All,
     };
     let iteration = bench.store.start_iteration(&new, NOW, |_| Vec::new()).unwrap();
     bench.store.end_without_update(run, iteration.iteration, "a check", NOW).unwrap();

@@ -26,6 +26,7 @@ use crate::logprob::{Sequence, response_logprobs};
 use crate::model::{LoadOptions, ModelFolder, Trainable, Transformer};
 use crate::probe;
 use crate::score::score_batch;
+use crate::train::average::{self, Average};
 use crate::train::steps::StepRow;
 use crate::train::trainer::Observer;
 use crate::train::unit;
@@ -218,6 +219,10 @@ impl Engine<'_> {
                     (policies.as_slice(), scorers.as_slice(), preference_models.as_slice());
                 own.findings = probe::run(models, *max_new_tokens, how)?;
             }
+            Work::Average { policy, before, decay, out, unit } => {
+                let average = Average { policy, before, decay: *decay, out, unit };
+                own.checkpoint = Some(average::run(&average, &shared.watch)?);
+            }
             Work::TrainDpo { policy, reference, initial, folder, target } => {
                 self.models.clear();
                 let models = (policy, reference, initial);
@@ -294,6 +299,7 @@ impl Engine<'_> {
             | Work::RenderPairs { .. }
             | Work::Prefer { .. }
             | Work::Probe { .. }
+            | Work::Average { .. }
             | Work::TrainDpo { .. }
             | Work::TrainSft { .. }
             | Work::TrainReward { .. }

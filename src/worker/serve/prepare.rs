@@ -84,6 +84,7 @@ impl Preparer<'_> {
                 (Some((model, ModelKind::Policy)), *batch_items as usize)
             }
             Work::Probe { .. }
+            | Work::Average { .. }
             | Work::TrainDpo { .. }
             | Work::TrainSft { .. }
             | Work::TrainReward { .. }

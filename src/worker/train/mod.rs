@@ -7,12 +7,13 @@
 //! `blocks` and `batches` say what is trained on and in which order, `pack`, `trunk`, `head` and `loss` compute a
 //! micro-batch, `schedule`, `adamw` and `learners` make a step of it, `trainer` is the loop,
 //! `rescore` holds the models to what is stored, `state` saves and resumes it, `lora` and `adapter_files` are adapters' part, `report` holds a
-//! reward model to what it never saw, `weights` and `publish` write the folder, `start` and `job`
+//! reward model to what it never saw, `weights` and `publish` write the folder, `average` makes one of two, `start` and `job`
 //! put it together for the file mode and (`unit`) for the daemon. May not enter: the protocol's
 //! frames.
 
 pub mod adamw;
 mod adapter_files;
+pub mod average;
 pub mod batches;
 pub mod blocks;
 pub mod conversations;

@@ -24,7 +24,7 @@ use crate::checkpoint::{CheckpointError, Draft};
 use crate::model::Adapters;
 use crate::model::adapter_folder::ADAPTER;
 use crate::model::labels::{Labels, PREFERENCE};
-use crate::model::safetensors::WeightFile;
+use crate::model::safetensors::{Entry, WeightFile};
 use crate::model::{Head, ModelFolder};
 
 /// Where the f32 masters lie in a folder.
@@ -77,6 +77,12 @@ impl Masters {
     #[must_use]
     pub fn are_none(&self) -> bool {
         self.file.is_none()
+    }
+
+    /// All of them, in the order of the file.
+    #[must_use]
+    pub fn entries(&self) -> &[Entry] {
+        self.file.as_ref().map_or(&[], |file| &file.entries)
     }
 
     /// The master of that name.
@@ -212,11 +218,7 @@ impl Publication<'_> {
         Ok(placed)
     }
 
-    fn piece<'a>(
-        &'a self,
-        file: &'a WeightFile,
-        entry: &'a crate::model::safetensors::Entry,
-    ) -> Piece<'a> {
+    fn piece<'a>(&'a self, file: &'a WeightFile, entry: &'a Entry) -> Piece<'a> {
         // A second copy of a tied head follows the embedding.
         let name = if entry.name == "lm_head.weight" && self.base.config.tied {
             "model.embed_tokens.weight"

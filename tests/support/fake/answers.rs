@@ -15,6 +15,7 @@ pub(super) fn work_name(work: &Work) -> &'static str {
         Work::Score { .. } => "score",
         Work::Prefer { .. } => "prefer",
         Work::Logprobs { .. } => "logprobs",
+        Work::Average { .. } => "average",
         Work::TrainDpo { .. } => "train_dpo",
         Work::TrainSft { .. } => "train_sft",
         Work::TrainReward { .. } => "train_reward",

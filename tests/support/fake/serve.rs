@@ -193,6 +193,7 @@ impl Worker {
             | Work::TrainSft { .. }
             | Work::TrainReward { .. }
             | Work::TrainPreference { .. } => train::run(self, unit.attempt, &unit.work),
+            Work::Average { .. } => train::average(self, unit.attempt, &unit.work),
             _ => self.run_items(unit),
         };
         self.shared.attempt.store(0, Ordering::SeqCst);

@@ -96,6 +96,46 @@ pub(super) fn run(worker: &mut Worker, attempt: u64, work: &Work) -> Result<Summ
     Ok(Summary { seconds: 0.5, tokens, checkpoint: Some(published), ..Summary::default() })
 }
 
+/// An average without weights: a sum of the two that it is made of, and of their shares.
+pub(super) fn average(worker: &mut Worker, attempt: u64, work: &Work) -> Result<Summary, Stop> {
+    let Work::Average { policy, before, decay, out, unit } = work else {
+        return Err(anyhow::anyhow!("{} is no average", work_name(work)).into());
+    };
+    worker.check_cancel(attempt)?;
+    if let Some((fault, act)) = worker.due("average", 0, "", None) {
+        worker.act_out(&fault, act)?;
+    }
+    let target = TrainTarget {
+        out: out.clone(),
+        unit: unit.clone(),
+        state: out.clone(),
+        resume: false,
+        seed: 0,
+        save_every_steps: 1,
+        save_every_s: 1,
+        parent_sha256: policy.sha256.clone(),
+    };
+    let job = Job {
+        target: &target,
+        base: &policy.path,
+        kind: FolderKind::Policy,
+        pairs: Vec::new(),
+        batch_pairs: 1,
+        epochs: 0,
+        file: String::new(),
+    };
+    let parts = [policy.sha256.as_bytes(), before.sha256.as_bytes(), &decay.to_le_bytes()];
+    let state = State { step: 0, sum: sum_of(&parts), rows: Vec::new() };
+    let checkpoint = match published(&job)? {
+        Some(published) => published,
+        None => job.publish(&state)?,
+    };
+    if let Some((fault, act)) = worker.due("averaged", 0, "", None) {
+        worker.act_out(&fault, act)?;
+    }
+    Ok(Summary { seconds: 0.5, checkpoint: Some(checkpoint), ..Summary::default() })
+}
+
 impl<'a> Job<'a> {
     fn read(
         base: &'a Path,

@@ -20,7 +20,7 @@ impl Planner<'_> {
             prefix: format!("{t}/train/render_pairs"),
             policy: None,
             scorer: None,
-            baseline: None,
+            detail: None,
             batch: 1,
             tokens_per_item: 0,
         };

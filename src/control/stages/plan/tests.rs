@@ -20,6 +20,7 @@ pub(super) fn drawn(prompts: u64, evaluate: u64) -> Drawn {
         policy_in: CheckpointId(1),
         arms: vec![arm("t1.0", 1, 0), arm("t0.7", 1, 4)],
         offline: rlhfd_store::OfflineDrawn::default(),
+        replayed: Vec::new(),
     }
 }
 

@@ -5,6 +5,7 @@
 
 #![expect(clippy::unwrap_used, reason = "a test's helpers may fail the test")]
 
+mod average;
 mod bad_input;
 mod groups;
 mod lora;

@@ -138,3 +138,21 @@ pub fn files(dir: &Path) -> Vec<(String, Vec<u8>)> {
     let paths = standing.manifest.files.iter().map(|file| file.path.clone());
     paths.map(|path| (path.clone(), std::fs::read(dir.join(path)).unwrap())).collect()
 }
+
+/// The tiny model with its weights rounded to bf16.
+pub fn in_bf16(dir: &Path, base: &str) -> PathBuf {
+    let to = dir.join("bf16");
+    std::fs::create_dir(&to).unwrap();
+    for entry in std::fs::read_dir(model(base)).unwrap() {
+        let path = entry.unwrap().path();
+        std::fs::copy(&path, to.join(path.file_name().unwrap())).unwrap();
+    }
+    let tensors: Vec<(String, Tensor)> = tensors(&model(base).join("model.safetensors"))
+        .into_iter()
+        .map(|(name, tensor)| (name, tensor.to_kind(Kind::BFloat16)))
+        .collect();
+    let path = to.join("model.safetensors");
+    std::fs::remove_file(&path).unwrap();
+    Tensor::write_safetensors(&tensors, &path).unwrap();
+    to
+}

@@ -1,6 +1,6 @@
 //! What the published tensors are: frozen ones to the bit, masters beside bf16, a new score head.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use rlhfd_config::{TrainSettings, Training};
 use rlhfd_worker::device::Compute;
@@ -10,7 +10,7 @@ use rlhfd_worker::train::trainer::Observer;
 use rlhfd_worker::watch::Watch;
 use tch::{Device, Kind, Tensor};
 
-use crate::support::{model, run_quietly, small, squared_distance, tensors};
+use crate::support::{in_bf16, model, run_quietly, small, squared_distance, tensors};
 
 #[test]
 fn frozen_tensors_are_the_same_to_the_bit_and_all_others_moved() {
@@ -81,24 +81,6 @@ fn a_sharded_untied_policy_learns_in_every_shard() {
     let kinds: Vec<_> = outcome.standing.manifest.files.iter().map(|f| f.path.as_str()).collect();
     assert!(kinds.contains(&"steps.jsonl") && kinds.contains(&"model.safetensors.index.json"));
     assert!(!kinds.iter().any(|path| path.starts_with("master/")), "f32 is its own master");
-}
-
-/// The tiny model with its weights rounded to bf16.
-fn in_bf16(dir: &Path, base: &str) -> PathBuf {
-    let to = dir.join("bf16");
-    std::fs::create_dir(&to).unwrap();
-    for entry in std::fs::read_dir(model(base)).unwrap() {
-        let path = entry.unwrap().path();
-        std::fs::copy(&path, to.join(path.file_name().unwrap())).unwrap();
-    }
-    let tensors: Vec<(String, Tensor)> = tensors(&model(base).join("model.safetensors"))
-        .into_iter()
-        .map(|(name, tensor)| (name, tensor.to_kind(Kind::BFloat16)))
-        .collect();
-    let path = to.join("model.safetensors");
-    std::fs::remove_file(&path).unwrap();
-    Tensor::write_safetensors(&tensors, &path).unwrap();
-    to
 }
 
 #[test]
