@@ -7,7 +7,7 @@ PYTHON ?= python3
 # The part of the workspace that links no libtorch.
 LIGHT := --workspace --exclude rlhfd-worker-torch
 
-.PHONY: help setup build install uninstall demo study test check planes parity tiny bless golden doc clean
+.PHONY: help setup build install uninstall demo study bench test check planes parity tiny bless golden doc clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -30,6 +30,11 @@ demo: build ## two online iterations on SmolLM2-135M-Instruct, from nothing to t
 
 study: build ## does online beat offline? study/study.toml, five seeds, under 45 minutes on two cores
 	@target/release/rlhfd-study
+
+bench: build ## how fast, against the machine's limit and (PEER=1) transformers + TRL, into target/bench.json
+	@$(PYTHON) scripts/demo-model
+	@$(if $(PEER),$(PYTHON) scripts/parity-env)
+	@target/release/rlhfd-worker bench $(if $(PEER),--peer .parity/bin/python) $(BENCH)
 
 test: setup ## all tests
 	$(PYTHON) -m unittest discover -s tests/scripts

@@ -12,6 +12,7 @@ use libloading::os::unix::{Library, RTLD_GLOBAL, RTLD_NOW};
 use tch::{Cuda, Device, Kind, Tensor};
 
 use crate::errors::{DeviceError, first_line};
+use crate::libtorch_switches::without_cudnn_attention;
 use crate::model::Precision;
 
 /// Whether libtorch_cuda was loaded, or why not.
@@ -101,7 +102,7 @@ fn has_nvidia_driver() -> bool {
 fn open_cuda(index: usize, name: &str) -> Result<Device, DeviceError> {
     let wrong = |problem: String, mend| DeviceError::Cuda { name: name.to_owned(), problem, mend };
     match load_cuda_library() {
-        CudaLibrary::Loaded => {}
+        CudaLibrary::Loaded => without_cudnn_attention(),
         CudaLibrary::Absent => {
             return Err(wrong(
                 "this libtorch is the one for CPU".to_owned(),

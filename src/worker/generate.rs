@@ -15,11 +15,12 @@ use rlhfd_protocol::worker::{Arm, Finish, Purpose};
 use tch::{Kind, Tensor};
 
 use crate::device::check_host_memory;
+use crate::draw::{Draw, draw_ids};
 use crate::errors::WorkerError;
 use crate::model::kv_cache::Place;
 use crate::model::{KvCache, Transformer};
 use crate::philox::{Stream, StreamKey};
-use crate::sample::{Sampling, greedy};
+use crate::sample::Sampling;
 use crate::watch::Watch;
 
 /// One prompt of a batch.
@@ -115,8 +116,13 @@ pub fn generate_batch(
     let mut broken = vec![false; prompts.len()];
     let mut logits = batch.first_logits();
     for position in 0..generation.max_new_tokens {
-        let row_of = |index: usize, row: &Row| if position == 0 { row.prompt } else { index };
-        let choices = choose(&logits, &rows, row_of, position);
+        let draw = |(index, row): (usize, &Row)| Draw {
+            logits_row: if position == 0 { row.prompt } else { index },
+            sampling: row.sampling,
+            uniform: if row.sampling.is_greedy() { 0.0 } else { row.stream.uniform(position) },
+        };
+        let draws: Vec<Draw> = rows.iter().enumerate().map(draw).collect();
+        let choices = draw_ids(&logits, &draws);
         // From the last row down, so that a row which takes another's place was looked at already.
         for index in (0..rows.len()).rev() {
             let row = &mut rows[index];
@@ -317,70 +323,6 @@ fn chunks(prompts: &[PromptTask]) -> impl Iterator<Item = &[PromptTask]> {
 fn ids_tensor(ids: &[u32], model: &Transformer) -> Tensor {
     let ids: Vec<i64> = ids.iter().map(|id| i64::from(*id)).collect();
     Tensor::from_slice(&ids).to_device(model.device())
-}
-
-/// For each row its token and the token's log-prob at temperature 1; `None` where the logits are no
-/// distribution.
-fn choose(
-    logits: &Tensor,
-    rows: &[Row],
-    row_of: impl Fn(usize, &Row) -> usize,
-    position: u32,
-) -> Vec<Option<(u32, f32)>> {
-    let logprobs = HostRows::new(&logits.log_softmax(-1, Kind::Float));
-    let mut tempered: Vec<(f64, HostRows)> = Vec::new();
-    for row in rows.iter().filter(|row| !row.sampling.is_greedy()) {
-        let temperature = row.sampling.temperature;
-        if tempered.iter().all(|(known, _)| *known != temperature) {
-            let probabilities = if temperature == 1.0 {
-                logprobs.tensor.exp()
-            } else {
-                (logits / temperature).softmax(-1, Kind::Float)
-            };
-            tempered.push((temperature, HostRows::new(&probabilities)));
-        }
-    }
-    rows.iter()
-        .enumerate()
-        .map(|(index, row)| {
-            let from = row_of(index, row);
-            let own = logprobs.row(from);
-            let id = if row.sampling.is_greedy() {
-                greedy(own)?
-            } else {
-                let (_, probabilities) =
-                    tempered.iter().find(|(known, _)| *known == row.sampling.temperature)?;
-                row.sampling.choose(probabilities.row(from), row.stream.uniform(position))?
-            };
-            let logprob = own[id];
-            logprob.is_finite().then_some((id as u32, logprob))
-        })
-        .collect()
-}
-
-/// A `[rows, columns]` f32 tensor, readable row by row on the host.
-struct HostRows {
-    tensor: Tensor,
-    rows: usize,
-    columns: usize,
-}
-
-impl HostRows {
-    fn new(tensor: &Tensor) -> Self {
-        let tensor = tensor.to_device(tch::Device::Cpu).to_kind(Kind::Float).contiguous();
-        let size = tensor.size();
-        Self { rows: size[0] as usize, columns: size[1] as usize, tensor }
-    }
-
-    fn row(&self, index: usize) -> &[f32] {
-        let index = index.min(self.rows - 1);
-        // SAFETY: the tensor is contiguous f32 on the CPU with `rows × columns` elements, lives as
-        // long as `self`, and nothing writes to it after `new`.
-        unsafe {
-            let first = self.tensor.data_ptr().cast::<f32>().add(index * self.columns);
-            std::slice::from_raw_parts(first, self.columns)
-        }
-    }
 }
 
 #[cfg(test)]

@@ -5,15 +5,18 @@
 //! the network, any decision about what comes next.
 
 pub mod assistant;
+pub mod bench;
 pub mod checkpoint;
 pub mod data;
 pub mod device;
+pub mod draw;
 pub mod errors;
 pub mod file_mode;
 pub mod generate;
 pub mod gpu_check;
 pub mod guard;
 pub mod initial;
+pub mod libtorch_switches;
 pub mod logprob;
 pub mod model;
 pub mod philox;
@@ -22,10 +25,12 @@ pub mod prefix;
 pub mod probe;
 pub mod process;
 pub mod question;
+pub mod rehearsal;
 pub mod render;
 pub mod sample;
 pub mod score;
 pub mod serve;
+pub mod synthetic;
 pub mod template;
 pub mod tokenizer;
 pub mod train;

@@ -8,6 +8,7 @@ use std::io::{IsTerminal, Write};
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
+use rlhfd_worker::bench::{self, BenchArgs};
 use rlhfd_worker::errors::with_causes;
 use rlhfd_worker::file_mode::{
     self, GenerateArgs, InitArgs, LogprobsArgs, MergeArgs, PreferArgs, ScoreArgs, TrainVerb,
@@ -43,6 +44,8 @@ enum Verb {
     Merge(MergeArgs),
     /// Hold a GPU's results against the CPU's; exits 1 if they differ, 2 without a GPU
     GpuCheck(GpuCheckArgs),
+    /// Measure generation, scoring and training, against the machine's limit and transformers + TRL
+    Bench(BenchArgs),
     /// Work for the daemon, which starts this itself
     #[command(hide = true)]
     Serve,
@@ -65,6 +68,7 @@ fn main() -> ExitCode {
             Verb::Train(verb) => file_mode::train(verb)?,
             Verb::Merge(args) => file_mode::merge(args)?,
             Verb::GpuCheck(args) => return Ok(exit_code(gpu_check::run(args, &mut say)?)),
+            Verb::Bench(args) => bench::run(args, &mut say)?,
             Verb::Serve => match serve::run()? {},
         }
         Ok(ExitCode::SUCCESS)

@@ -51,7 +51,9 @@ impl Sampling {
         self.temperature == 0.0
     }
 
-    fn truncates(&self) -> bool {
+    /// Whether some ids cannot be drawn.
+    #[must_use]
+    pub fn truncates(&self) -> bool {
         self.top_p < 1.0 || self.top_k > 0
     }
 

@@ -4,7 +4,6 @@
 //! paths are the worker's own: the same forward, generation and training as the units'. May not
 //! enter: bounds, comparisons.
 
-use rlhfd_config::{TrainSettings, Training as Kind};
 use rlhfd_protocol::worker::{Arm, Purpose};
 use tch::{Device, Tensor};
 
@@ -13,13 +12,8 @@ use crate::errors::WorkerError;
 use crate::generate::{Generation, PromptTask, Written, generate_batch};
 use crate::logprob::{host_floats, response_logprobs};
 use crate::model::{LoadOptions, Precision, Trainable, Transformer};
-use crate::train::batches::{BatchPlan, Order};
-use crate::train::error::TrainError;
-use crate::train::learners::Learners;
-use crate::train::loss::DpoLoss;
-use crate::train::reference;
-use crate::train::trainer::{Objective, Observer, Training};
-use crate::train::trunk::{Activations, Trunk};
+use crate::rehearsal;
+use crate::train::trunk::Activations;
 use crate::watch::Watch;
 
 /// New ids of a greedy response.
@@ -140,43 +134,17 @@ fn greedy(
 
 fn train(subject: &Subject, side: Side, (rate, epochs): (f64, u32)) -> Result<Curve, WorkerError> {
     let text = format!("learning_rate = {rate:e}\nepochs = {epochs}\n{COMMON}");
-    let settings = TrainSettings::read(Kind::Dpo, &text, &[])
-        .map_err(|problems| WorkerError::Torch(format!("the check's own settings: {problems}")))?;
-    let watch = Watch::default();
-    let observer = Observer { watch: &watch, filled: &|_, _| {}, stepped: &|_, _| {} };
+    let settings = rehearsal::settings(&text)?;
     let model = model(subject, side, Trainable::Everything)?;
     let initial = subject.weights(&model.config);
-    let mut pairs = subject.pairs();
-    let mut trunk = Trunk::new(&model, Activations::Kept);
-    reference::fill(&model, &mut trunk, &mut pairs, &observer)?;
     let first = |name: &str| {
         let found = initial.iter().find(|(candidate, _)| candidate == name);
-        Ok::<_, TrainError>(found.map(|(_, tensor)| tensor.shallow_clone()))
+        found.map(|(_, tensor)| tensor.shallow_clone())
     };
-    let learners = Learners::new(&model, Training::adam(&settings), first)?;
-    let training = Training {
-        model: &model,
-        pairs: &pairs,
-        objective: Objective::Dpo(DpoLoss {
-            loss: settings.loss,
-            beta: settings.beta,
-            label_smoothing: settings.label_smoothing,
-        }),
-        settings: &settings,
-        plan: BatchPlan {
-            examples: pairs.len(),
-            batch: settings.batch_pairs as usize,
-            epochs: u64::from(settings.epochs),
-            order: Order::AsGiven,
-        },
-        state: None,
-        trunk,
-    };
-    let trained = training.run(learners, &observer)?;
+    let trained = rehearsal::train(&model, subject.pairs(), (&settings, Activations::Kept), first)?;
     let moved = |learner: &crate::train::learners::Learner| {
-        let before = initial.iter().find(|(name, _)| *name == learner.name);
         let after = learner.master.detach().to_device(Device::Cpu);
-        before.map_or_else(|| after.shallow_clone(), |(_, before)| &after - before)
+        first(&learner.name).map_or_else(|| after.shallow_clone(), |before| &after - before)
     };
     Ok(Curve {
         losses: trained.rows.iter().map(|row| row.loss).collect(),

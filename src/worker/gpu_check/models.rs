@@ -12,7 +12,7 @@ use tch::{Device, Kind, Tensor};
 use crate::errors::ModelError;
 use crate::logprob::Sequence;
 use crate::model::ModelConfig;
-use crate::model::folder::expected_tensors;
+use crate::synthetic;
 use crate::train::pack::TokenPair;
 
 /// A model and its questions.
@@ -71,25 +71,7 @@ impl Subject {
     /// The weights: f32 on the CPU, spread so that logits have a deviation of about 2, as a trained
     /// model's do.
     pub fn weights(&self, config: &ModelConfig) -> Vec<(String, Tensor)> {
-        tch::manual_seed(self.seed);
-        let options = (Kind::Float, Device::Cpu);
-        expected_tensors(config)
-            .into_iter()
-            .map(|(name, shape)| {
-                let noise = Tensor::randn(&shape[..], options);
-                let inputs = shape.last().copied().unwrap_or(1).max(1);
-                #[expect(clippy::cast_precision_loss, reason = "a model's width is a small number")]
-                let fan_in = (inputs as f64).sqrt();
-                let values = if name.ends_with("norm.weight") {
-                    noise * 0.1 + 1.0
-                } else if name.contains("embed_tokens") {
-                    noise * (2.0 / fan_in)
-                } else {
-                    noise / fan_in
-                };
-                (name, values)
-            })
-            .collect()
+        synthetic::weights(config, self.seed, (Kind::Float, Device::Cpu))
     }
 
     /// Millions of parameters, rounded up.
@@ -102,16 +84,7 @@ impl Subject {
 
     /// Ids by a fixed rule; `stream` sets lists apart.
     fn ids(&self, stream: u64, count: usize) -> Vec<u32> {
-        // A linear congruential generator (Knuth's MMIX constants): nothing here needs better.
-        let mut state = stream.wrapping_mul(0x9e37_79b9_7f4a_7c15).wrapping_add(self.seed as u64);
-        (0..count)
-            .map(|_| {
-                state = state
-                    .wrapping_mul(6_364_136_223_846_793_005)
-                    .wrapping_add(1_442_695_040_888_963_407);
-                ((state >> 33) % self.shape.vocabulary as u64) as u32
-            })
-            .collect()
+        synthetic::ids((self.seed as u64, stream), count, self.shape.vocabulary)
     }
 
     /// Sequences for logits and log-probs, of unequal lengths.

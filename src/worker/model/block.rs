@@ -22,7 +22,8 @@ pub struct Mlp {
 }
 
 impl Mlp {
-    fn forward(&self, x: &Tensor) -> Tensor {
+    /// `[.., width]` → `[.., width]`.
+    pub fn forward(&self, x: &Tensor) -> Tensor {
         self.down.forward(&(self.gate.forward(x).silu() * self.up.forward(x)))
     }
 }

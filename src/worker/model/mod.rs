@@ -25,6 +25,7 @@ pub mod transformer;
 
 pub use adapter::{AdapterShape, Adapters, Dropout};
 pub use adapter_folder::AdapterFolder;
+pub use block::Block;
 pub use config::{Head, ModelConfig};
 pub use folder::ModelFolder;
 pub use kind::ModelKind;

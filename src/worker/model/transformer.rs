@@ -256,6 +256,12 @@ impl Transformer {
         self.rope.first(tokens)
     }
 
+    /// Rotation for one position a row, all below `limit`.
+    #[must_use]
+    pub fn rope_at(&self, positions: &Tensor, limit: i64) -> Rope {
+        self.rope.at(positions, limit)
+    }
+
     /// The norm after the last block.
     pub fn final_norm(&self, hidden: &Tensor) -> Tensor {
         self.norm.forward(hidden)
@@ -312,7 +318,7 @@ impl Transformer {
         column: i64,
         mask: Option<&Tensor>,
     ) -> Tensor {
-        let rope = self.rope.at(positions, column + 1);
+        let rope = self.rope_at(positions, column + 1);
         let step = Step { rope: &rope, column, mask };
         let mut x = self.embed(&ids.unsqueeze(1));
         for (block, layer) in self.blocks.iter().zip(cache.layers()) {
