@@ -18,6 +18,7 @@ mod checked;
 mod frozen;
 mod hours;
 pub mod knobs;
+mod micro_batch;
 mod problem;
 mod raw;
 mod reference;

@@ -263,12 +263,14 @@ pub async fn train(
         base,
     };
     let kind = named.kind;
+    let section = examples::section(&config, kind);
+    let micro_batch = section.settings.micro_batch(section.training);
     let asked = event(run, "job_asked", &named.to_string(), uid);
     let created = ctx
         .stage
         .store
         .write(move |s| {
-            let job = s.create_job(&new, |slug| plan::job(kind, slug), now_ms())?;
+            let job = s.create_job(&new, |slug| plan::job(kind, slug, micro_batch), now_ms())?;
             s.append_event(&asked, now_ms())?;
             Ok(job)
         })

@@ -80,6 +80,18 @@ impl BatchPlan {
         Some((cut(self.from, middle), cut(middle, self.to)))
     }
 
+    /// The same items in batches of half the size, at least one item each; none where they are computed
+    /// one by one already. They stand outside the bit promise then.
+    #[must_use]
+    pub const fn in_smaller_batches(&self) -> Option<Self> {
+        let together =
+            if self.batch_items < self.items() { self.batch_items } else { self.items() };
+        match together {
+            0 | 1 => None,
+            _ => Some(Self { batch_items: together / 2, replanned: true, ..*self }),
+        }
+    }
+
     /// Whether it has items in common with `other`.
     #[must_use]
     pub const fn overlaps(&self, other: &Self) -> bool {

@@ -6,6 +6,7 @@
 //!    ▲                       │
 //!    │  returned, died from outside, disk failed, first counted death
 //!    └───────────────────────┤
+//!                            ├── out of memory: open again, in batches of half the size
 //!                            ├── second counted death, or input refused:
 //!                            │     several items → split in halves
 //!                            │     one item      → set_aside
@@ -32,6 +33,8 @@ pub struct Unit {
     pub work: WorkKind,
     /// The items that it covers; none where the work is in one piece (training, pairing, …).
     pub plan: Option<BatchPlan>,
+    /// Of a train unit: examples of a micro-batch.
+    pub micro_batch: Option<u64>,
     /// Where it stands.
     pub state: State,
     /// Deaths that the worker caused, since the last progress.
@@ -115,6 +118,8 @@ pub struct Transition {
 pub enum Effect {
     /// Nothing.
     Nothing,
+    /// It is tried again with so many items computed together, half as many as before.
+    Smaller(u64),
     /// Two units with these plans stand for it now.
     Split(BatchPlan, BatchPlan),
     /// Its item is recorded as set aside.
@@ -202,6 +207,12 @@ fn progressed(unit: Unit, step: u64) -> Unit {
 }
 
 fn died(unit: Unit, cause: Cause) -> Transition {
+    if cause == Cause::OutOfMemory
+        && let Some((unit, together)) = in_smaller_batches(&unit)
+    {
+        let unit = Unit { state: State::Open, ..unit };
+        return Transition { unit, effect: Effect::Smaller(together) };
+    }
     if cause.is_counted() {
         let deaths = unit.deaths.saturating_add(1);
         let unit = Unit { deaths, ..unit };
@@ -216,6 +227,17 @@ fn died(unit: Unit, cause: Cause) -> Transition {
         return quiet(Unit { state: State::Open, ..unit });
     }
     hopeless(unit, Blame::OutsideDeaths(cause))
+}
+
+/// What ran out of memory is tried with half as much at once, which counts against nobody; none where it
+/// is one item at once already. It comes to an end: numbers cannot be halved for ever.
+fn in_smaller_batches(unit: &Unit) -> Option<(Unit, u64)> {
+    if let Some(plan) = unit.plan {
+        let plan = plan.in_smaller_batches()?;
+        return Some((Unit { plan: Some(plan), ..unit.clone() }, plan.batch_items));
+    }
+    let half = unit.micro_batch.filter(|together| *together > 1)? / 2;
+    Some((Unit { micro_batch: Some(half), ..unit.clone() }, half))
 }
 
 /// Trying this unit again as it is has no point. Work in one piece goes back to open and the run
@@ -250,6 +272,7 @@ mod tests {
             id: UnitId(7),
             work,
             plan,
+            micro_batch: work.trains().then_some(4),
             state: State::Open,
             deaths: 0,
             outside_deaths: 0,
@@ -277,7 +300,7 @@ mod tests {
             Event::Leased(A),
             Event::Died(A, Cause::Signal),
             Event::Leased(A),
-            Event::Died(A, Cause::OutOfMemory),
+            Event::Died(A, Cause::Crashed),
         ];
         let end = run(unit(WorkKind::Generate, items(0, 12)), &deaths);
         assert_eq!(end.unit.state, State::Split);
@@ -285,7 +308,45 @@ mod tests {
         assert_eq!((left.from, left.to, right.from, right.to), (0, 8, 8, 12));
         let alone = run(unit(WorkKind::Score, items(3, 4)), &deaths);
         assert_eq!(alone.unit.state, State::SetAside);
+        assert_eq!(alone.effect, Effect::SetAside(Blame::Deaths(Cause::Crashed)));
+    }
+
+    const NO_MEMORY: [Event; 2] = [Event::Leased(A), Event::Died(A, Cause::OutOfMemory)];
+
+    #[test]
+    fn what_runs_out_of_memory_is_tried_with_half_as_much_until_one_item_is_too_much() {
+        let mut at = unit(WorkKind::Generate, items(0, 12));
+        for together in [2, 1] {
+            let tried = run(at, &NO_MEMORY);
+            assert_eq!(tried.effect, Effect::Smaller(together));
+            let plan = tried.unit.plan.unwrap();
+            assert_eq!(
+                (plan.from, plan.to, plan.batch_items, plan.replanned),
+                (0, 12, together, true)
+            );
+            assert_eq!((tried.unit.state, tried.unit.deaths), (State::Open, 0));
+            at = tried.unit;
+        }
+        // One by one it counts as any other death: split, and in the end one item is set aside.
+        let end = run(at, &[NO_MEMORY, NO_MEMORY].concat());
+        assert!(matches!(end.effect, Effect::Split(..)), "{:?}", end.effect);
+        let alone = run(unit(WorkKind::Score, items(3, 4)), &[NO_MEMORY, NO_MEMORY].concat());
         assert_eq!(alone.effect, Effect::SetAside(Blame::Deaths(Cause::OutOfMemory)));
+    }
+
+    #[test]
+    fn a_training_that_runs_out_of_memory_has_its_micro_batch_halved_and_pauses_at_one() {
+        let mut at = unit(WorkKind::TrainDpo, None);
+        for together in [2, 1] {
+            let tried = run(at, &NO_MEMORY);
+            assert_eq!(
+                (tried.effect, tried.unit.micro_batch),
+                (Effect::Smaller(together), Some(together))
+            );
+            at = tried.unit;
+        }
+        let end = run(at, &[NO_MEMORY, NO_MEMORY].concat());
+        assert_eq!(end.effect, Effect::Pause(Blame::Deaths(Cause::OutOfMemory)));
     }
 
     #[test]

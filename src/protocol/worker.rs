@@ -217,6 +217,10 @@ pub struct TrainTarget {
     /// Whether a state found there is resumed. Off only in the test that shows it matters.
     pub resume: bool,
     pub seed: u64,
+    /// Examples of a micro-batch, in the place of what settings.toml says: a training that ran out of
+    /// memory goes on with fewer.
+    #[serde(default)]
+    pub micro_batch: Option<u64>,
     /// Save after so many steps, or after so many seconds, whichever comes first.
     pub save_every_steps: u64,
     pub save_every_s: u64,

@@ -3,7 +3,7 @@
 //! In: what changed. Out: rows, the oldest of which go in the end. May not enter: the decision.
 
 use rlhfd_domain::{UnitId, limits};
-use rusqlite::{Row, params};
+use rusqlite::{Connection, Row, params};
 
 use crate::error::Result;
 use crate::open::{Reader, Store};
@@ -50,6 +50,30 @@ fn read(row: &Row<'_>) -> rusqlite::Result<DeviceEventRow> {
             unit: row.get::<_, Option<i64>>(7)?.map(UnitId),
         },
     })
+}
+
+/// A unit ran out of memory on its lease's device.
+pub(crate) fn out_of_memory(
+    conn: &Connection,
+    unit: UnitId,
+    together: u64,
+    why: &str,
+    now_ms: i64,
+) -> Result<()> {
+    conn.prepare_cached(
+        "INSERT INTO device_events (at_ms, device, kind, seen, decision, reason, lease_id, unit_id)
+         SELECT ?2, coalesce(l.devices ->> 0, 'cpu'), 'out_of_memory', ?3, ?4,
+                'half the batch, until one item', l.id, a.unit_id
+         FROM attempts a LEFT JOIN leases l ON l.id = a.lease_id
+         WHERE a.unit_id = ?1 ORDER BY a.number DESC LIMIT 1",
+    )?
+    .execute(params![
+        unit.get(),
+        now_ms,
+        message(why),
+        format!("try again with {together} at once")
+    ])?;
+    Ok(())
 }
 
 impl Reader {

@@ -19,7 +19,7 @@ use crate::open::Store;
 use crate::rows::{int, message};
 use crate::runs::{PausedBy, pause};
 use crate::units::{Attempt, Finish, NewUnit, Recovered, UnitRow, get, insert, tell};
-use crate::{leases, publish, set_aside};
+use crate::{device_events, leases, publish, set_aside};
 
 impl Store {
     /// Plans units outside an iteration's start, such as a probe. A key that stands already is kept
@@ -218,10 +218,11 @@ fn conclude(
 ) -> Result<Effect> {
     let row = get(conn, unit)?;
     let effect = apply(conn, &row, event, now_ms)?;
+    let counted = end.counted.map(|counted| counted && !matches!(effect, Effect::Smaller(_)));
     conn.execute(
         "UPDATE attempts SET ended_ms = ?2, outcome = ?3, cause = ?4, counted = ?5, message = ?6
          WHERE unit_id = ?1 AND ended_ms IS NULL",
-        params![unit.get(), now_ms, end.outcome, end.cause, end.counted, message(end.message)],
+        params![unit.get(), now_ms, end.outcome, end.cause, counted, message(end.message)],
     )?;
     let told =
         format!("unit {}: the attempt {} ({}): {}", row.key, end.outcome, end.cause, end.message);
@@ -254,6 +255,7 @@ fn apply(conn: &Connection, row: &UnitRow, event: Event, now_ms: i64) -> Result<
         id: row.id,
         work: row.work,
         plan: row.plan,
+        micro_batch: row.micro_batch,
         state,
         deaths: row.deaths,
         outside_deaths: row.outside_deaths,
@@ -263,7 +265,7 @@ fn apply(conn: &Connection, row: &UnitRow, event: Event, now_ms: i64) -> Result<
     let ended = after.unit.state.is_closed().then_some(now_ms);
     conn.prepare_cached(
         "UPDATE units SET state = ?2, deaths = ?3, outside_deaths = ?4, last_step = ?5,
-                          ended_ms = ?6 WHERE id = ?1",
+                          ended_ms = ?6, batch_items = ?7, replanned = ?8 WHERE id = ?1",
     )?
     .execute(params![
         row.id.get(),
@@ -272,6 +274,8 @@ fn apply(conn: &Connection, row: &UnitRow, event: Event, now_ms: i64) -> Result<
         after.unit.outside_deaths,
         after.unit.last_step.map(int),
         ended,
+        after.unit.plan.map(|plan| plan.batch_items).or(after.unit.micro_batch).map(int),
+        after.unit.plan.is_some_and(|plan| plan.replanned),
     ])?;
     Ok(after.effect)
 }
@@ -280,6 +284,14 @@ fn apply(conn: &Connection, row: &UnitRow, event: Event, now_ms: i64) -> Result<
 fn follow(conn: &Connection, row: &UnitRow, effect: Effect, why: &str, now_ms: i64) -> Result<()> {
     match effect {
         Effect::Nothing | Effect::PlaceFailed => Ok(()),
+        Effect::Smaller(together) => {
+            device_events::out_of_memory(conn, row.id, together, why, now_ms)?;
+            let told = format!(
+                "unit {} ran out of memory: it is tried again with {together} at once",
+                row.key
+            );
+            tell(conn, row, Level::Warn, "unit_smaller", told, now_ms)
+        }
         Effect::Split(left, right) => {
             for half in [left, right] {
                 let unit = half_of(row, half);
@@ -317,6 +329,7 @@ fn half_of(row: &UnitRow, half: BatchPlan) -> NewUnit {
         lane: row.lane.clone(),
         key: format!("{stem}/{}-{}", half.from, half.to),
         plan: Some(half),
+        micro_batch: None,
         policy: row.policy,
         scorer: row.scorer,
         detail: row.detail.clone(),

@@ -27,6 +27,8 @@ pub struct NewUnit {
     pub key: String,
     /// Its items; none where it is in one piece.
     pub plan: Option<BatchPlan>,
+    /// Of a train unit: examples of a micro-batch.
+    pub micro_batch: Option<u64>,
     /// The policy that it uses; none in evaluate: what this iteration trained.
     pub policy: Option<CheckpointId>,
     /// The scorer that it uses.
@@ -56,6 +58,8 @@ pub struct UnitRow {
     pub key: String,
     /// Its items.
     pub plan: Option<BatchPlan>,
+    /// Of a train unit: examples of a micro-batch.
+    pub micro_batch: Option<u64>,
     /// The policy that it uses.
     pub policy: Option<CheckpointId>,
     /// The scorer that it uses.
@@ -179,6 +183,10 @@ fn read(row: &Row<'_>) -> rusqlite::Result<(UnitRow, String, String)> {
         lane: row.get(6)?,
         key: row.get(7)?,
         plan: plan_of(row)?,
+        micro_batch: match row.get::<_, Option<i64>>(8)? {
+            None => row.get::<_, Option<i64>>(10)?.map(count),
+            Some(_) => None,
+        },
         policy: row.get::<_, Option<i64>>(12)?.map(CheckpointId),
         scorer: row.get::<_, Option<i64>>(13)?.map(ScorerId),
         detail: row.get(14)?,
@@ -311,7 +319,7 @@ pub(crate) fn insert(
         unit.key,
         unit.plan.map(|plan| int(plan.from)),
         unit.plan.map(|plan| int(plan.to)),
-        unit.plan.map(|plan| int(plan.batch_items)),
+        unit.plan.map(|plan| plan.batch_items).or(unit.micro_batch).map(int),
         unit.plan.is_some_and(|plan| plan.replanned),
         unit.policy.map(CheckpointId::get),
         unit.scorer.map(ScorerId::get),

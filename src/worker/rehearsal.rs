@@ -55,6 +55,7 @@ pub fn train(
             label_smoothing: settings.label_smoothing,
         }),
         settings,
+        micro_batch: None,
         plan: BatchPlan {
             examples: pairs.len(),
             batch: settings.batch_pairs as usize,

@@ -62,12 +62,43 @@ fn a_standing_computation_is_counted_and_silence_is_not() {
 }
 
 #[test]
-fn want_of_memory_and_a_panic_are_counted() {
-    let fail = |kind, exit| format!(r#"{{"kind": "fail", "failure": "{kind}", "exit": {exit}}}"#);
-    let (_, cause, counted) = met("generate", &fail("out_of_memory", false));
-    assert_eq!((cause.as_str(), counted), ("out_of_memory", 1));
-    let (_, cause, counted) = met("score", &fail("crashed", true));
-    assert_eq!((cause.as_str(), counted), ("crashed", 1));
+fn a_panic_is_counted() {
+    let act = r#"{"kind": "fail", "failure": "crashed", "exit": true}"#;
+    assert_eq!(met("score", act), died("crashed", 1));
+}
+
+#[test]
+fn want_of_memory_halves_the_batch_and_is_not_counted() {
+    let settings = Settings::default().with("run", ONE).set("train", "micro_batch_pairs", "2");
+    let scene = Scene::fake(&settings);
+    let fault = |work, times| {
+        format!(
+            r#"{{"name": "{work}", "work": "{work}", "times": {times},
+                "act": {{"kind": "fail", "failure": "out_of_memory", "exit": false}}}}"#
+        )
+    };
+    let faults = [fault("generate", 1), fault("train_dpo", 1)].join(", ");
+    scene.plan(&format!(r#"{{"faults": [{faults}]}}"#));
+    let daemon = scene.start();
+    scene.add_prompts("plain", 0, 12, "0");
+    let halved =
+        "SELECT count(*) FROM units WHERE work = 'generate' AND batch_items = 1 AND replanned = 1";
+    scene.wait_number("a smaller batch", halved, 1);
+    // The plan is in the unit's row: a restart keeps it.
+    daemon.kill();
+    assert_eq!(scene.number(halved), 1);
+    let _daemon = scene.start();
+    scene.wait_iterations(1);
+    story::check_laws(&scene);
+    assert_eq!(scene.number(halved), 1);
+    assert_eq!(scene.number("SELECT count(*) FROM attempts WHERE counted = 1"), 0);
+    assert_eq!(outcome(&scene, "generate").1, "out_of_memory");
+    let told = "SELECT count(*) FROM device_events WHERE kind = 'out_of_memory' AND device = 'cpu'
+                AND decision = 'try again with 1 at once'";
+    // Two pairs at once is the training's own setting; one is half of it.
+    assert_eq!(scene.number(told), 2);
+    let training = "SELECT batch_items FROM units WHERE work = 'train_dpo'";
+    assert_eq!(scene.number(training), 1);
 }
 
 #[test]

@@ -121,6 +121,7 @@ fn train_work(place: &Path, policy: &Path, out: &str, resume: bool) -> Work {
         initial: model(policy),
         folder: place.join("iteration"),
         target: TrainTarget {
+            micro_batch: None,
             out: place.join(out),
             unit: "1/train".into(),
             state: place.join(format!("{out}-state")),

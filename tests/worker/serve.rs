@@ -251,6 +251,7 @@ fn train(place: &Path, out: &str, resume: bool) -> Work {
         initial: model("tiny-tied"),
         folder: place.join("iteration"),
         target: TrainTarget {
+            micro_batch: None,
             out: place.join(out),
             unit: "1/train".into(),
             state: place.join(format!("{out}-state")),

@@ -268,6 +268,7 @@ async fn probe(ctx: &OrderContext, run: &Run, scorers: &[Known]) -> Result<Probe
         lane: String::new(),
         key: unit,
         plan: None,
+        micro_batch: None,
         policy: Some(run.initial),
         scorer: None,
         detail: serde_json::to_string(&detail).ok(),

@@ -48,6 +48,7 @@ pub fn unit(average: Average, decay: f64) -> NewUnit {
         work: WorkKind::Average,
         lane: String::new(),
         key,
+        micro_batch: None,
         plan: None,
         policy: Some(average.policy),
         scorer: None,

@@ -3,15 +3,18 @@
 //! In: the configuration, what was drawn, sizes. Out: new units in flow order. Pure. May not enter:
 //! the store, time.
 
+mod job;
 mod offline;
 mod replayed;
 
-use rlhfd_config::{CheckedConfig, ScorerKind};
+use rlhfd_config::{CheckedConfig, ScorerKind, Training};
 use rlhfd_domain::plan::{BatchPlan, PlanError, cut, unit_items};
-use rlhfd_domain::{CheckpointId, JobKind, ScorerId, Stage, WorkKind};
+use rlhfd_domain::{CheckpointId, ScorerId, Stage, WorkKind};
 use rlhfd_store::{Arm, Drawn, NewUnit};
 
 use super::sums::evaluation_settings;
+
+pub use job::job;
 
 /// What the daemon holds of a unit's answers at once, at most; a plan keeps below it.
 const ANSWER_BYTES_MAX: u64 = 4 << 20;
@@ -219,7 +222,7 @@ impl Planner<'_> {
         self.ranged(&logprobs, 0, drawn.prompts)?;
         self.replayed(&logprobs, &drawn.replayed)?;
         self.offline(&drawn.offline)?;
-        self.whole(Stage::Train, WorkKind::TrainDpo, format!("{t}/train"));
+        self.train(format!("{t}/train"));
         self.whole(Stage::Checkpoint, WorkKind::Checkpoint, format!("{t}/checkpoint"));
         Ok(())
     }
@@ -400,10 +403,20 @@ impl Planner<'_> {
                 lane: ranged.lane.to_owned(),
                 key: format!("{}/{}-{}", ranged.prefix, plan.from, plan.to),
                 plan: Some(plan),
+                micro_batch: None,
                 policy: ranged.policy,
                 scorer: ranged.scorer,
                 detail: ranged.detail.map(str::to_owned),
             });
+        }
+    }
+
+    /// The update.
+    fn train(&mut self, key: String) {
+        self.whole(Stage::Train, WorkKind::TrainDpo, key);
+        let micro_batch = u64::from(self.config.train.settings.micro_batch(Training::Dpo));
+        if let Some(unit) = self.units.last_mut() {
+            unit.micro_batch = Some(micro_batch);
         }
     }
 
@@ -415,30 +428,12 @@ impl Planner<'_> {
             lane: String::new(),
             key,
             plan: None,
+            micro_batch: None,
             policy: None,
             scorer: None,
             detail: None,
         });
     }
-}
-
-/// The units of a training job, by its slug.
-#[must_use]
-pub fn job(kind: JobKind, slug: &str) -> Vec<NewUnit> {
-    let unit = |stage, work, last: &str| NewUnit {
-        stage,
-        work,
-        lane: String::new(),
-        key: format!("job/{kind}/{slug}/{last}"),
-        plan: None,
-        policy: None,
-        scorer: None,
-        detail: None,
-    };
-    vec![
-        unit(Stage::Train, kind.work(), "train"),
-        unit(Stage::Checkpoint, WorkKind::Checkpoint, "checkpoint"),
-    ]
 }
 
 #[cfg(test)]

@@ -252,6 +252,7 @@ fn target(
         state,
         resume: std::env::var_os(NO_RESUME).is_none(),
         seed: run.seed,
+        micro_batch: unit.micro_batch,
         save_every_steps: save.every_steps,
         save_every_s: save.every_s,
         parent_sha256: parent_sha256.to_owned(),

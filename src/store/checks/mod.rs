@@ -188,6 +188,7 @@ pub(crate) fn a_unit(stage: Stage, work: WorkKind, key: &str) -> NewUnit {
         work,
         lane: String::new(),
         key: key.into(),
+        micro_batch: None,
         plan: None,
         policy: None,
         scorer: None,

@@ -184,6 +184,7 @@ fn train(
         published: published(training, args)?,
         pairs,
         stored: None,
+        micro_batch: None,
         settings: settings(training, args)?,
         order: if args.no_shuffle { Order::AsGiven } else { Order::Shuffled { seed } },
         seed,

@@ -108,6 +108,8 @@ pub struct TrainJob {
     pub stored: Option<Stored>,
     /// The settings.
     pub settings: TrainSettings,
+    /// Examples of a micro-batch, where they are to be fewer than the settings say.
+    pub micro_batch: Option<u64>,
     /// The order within an epoch.
     pub order: Order,
     /// For a new score head.
@@ -242,6 +244,7 @@ fn train(
             }
         },
         settings,
+        micro_batch: job.micro_batch,
         plan: BatchPlan {
             examples: examples.count(),
             batch: match job.training {

@@ -57,6 +57,8 @@ pub struct Training<'a> {
     pub objective: Objective<'a>,
     /// How fast, how long.
     pub settings: &'a TrainSettings,
+    /// Examples of a micro-batch, where they are to be fewer than the settings say.
+    pub micro_batch: Option<u64>,
     /// Which examples make which step.
     pub plan: BatchPlan,
     /// Where the state is kept; None keeps none.
@@ -189,10 +191,11 @@ impl Training<'_> {
     }
 
     fn micro_batch_examples(&self) -> usize {
-        let examples = match self.objective {
+        let settings = match self.objective {
             Objective::Sft(_) => self.settings.micro_batch_sequences,
             Objective::Dpo(_) | Objective::Reward(..) => self.settings.micro_batch_pairs,
         };
+        let examples = self.micro_batch.unwrap_or(u64::from(settings));
         usize::try_from(examples).unwrap_or(1).max(1)
     }
 

@@ -92,6 +92,7 @@ fn job_of(
         pairs,
         stored: None,
         settings: settings(training, &folder.join(SETTINGS))?,
+        micro_batch: target.micro_batch,
         order: Order::Shuffled { seed: target.seed },
         seed: target.seed,
         out: target.out.clone(),

@@ -106,6 +106,7 @@ pub(super) fn average(worker: &mut Worker, attempt: u64, work: &Work) -> Result<
         worker.act_out(&fault, act)?;
     }
     let target = TrainTarget {
+        micro_batch: None,
         out: out.clone(),
         unit: unit.clone(),
         state: out.clone(),

@@ -28,6 +28,7 @@ fn trained(dir: &Path, pairs: &[(usize, f64)]) -> (Vec<StepRow>, Vec<(String, Te
                     warmup_ratio = 0\nmax_grad_norm = 0.0\n";
     std::fs::write(dir.join("settings.toml"), settings).unwrap();
     let target = TrainTarget {
+        micro_batch: None,
         out: dir.join("out"),
         unit: "1/train".into(),
         state: dir.join("state"),

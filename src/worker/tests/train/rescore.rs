@@ -89,6 +89,7 @@ impl Bench {
         let model = |path: &Path| ModelRef { path: path.to_owned(), sha256: sum(path) };
         let (policy, reference) = (model(&self.policy), model(&self.reference));
         let target = TrainTarget {
+            micro_batch: None,
             out: self.dir.path().join("out"),
             unit: "1/train".into(),
             state: self.dir.path().join("state"),

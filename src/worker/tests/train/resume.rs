@@ -110,6 +110,7 @@ fn an_iteration_folder_becomes_a_checkpoint() {
     let settings = "learning_rate = 1e-3\nbatch_pairs = 2\nepochs = 2\nmax_length = 6\n";
     std::fs::write(folder.join("settings.toml"), settings).unwrap();
     let target = TrainTarget {
+        micro_batch: None,
         out: dir.path().join("checkpoints/one"),
         unit: "1/train".into(),
         state: dir.path().join("state"),

@@ -55,6 +55,7 @@ pub fn job(training: Training, base: PathBuf, data: PathBuf, out: PathBuf) -> Tr
         published: PublishedAs::Model,
         pairs,
         stored: None,
+        micro_batch: None,
         settings: TrainSettings::defaults(training).unwrap(),
         order: Order::AsGiven,
         seed: 0,
