@@ -264,6 +264,7 @@ const KEYS: [(&str, &[&str]); 5] = [
             "src/control/workers/child.rs",
             "src/front/main.rs",
             "src/worker/process.rs",
+            "src/worker/bench/peer.rs",
             "src/study/daemon.rs",
         ],
     ),
