@@ -6,11 +6,11 @@
 use std::fs;
 use std::path::Path;
 
-use rlhfd_config::{CheckedConfig, UseDevices};
+use rlhfd_config::{CheckedConfig, DevicesConfig, UseDevices};
 
 use super::folder::Facts;
 use super::report::Report;
-use crate::gpu::{GpuProbe, Inventory, choose};
+use crate::gpu::{DeviceFact, GpuProbe, Inventory, choose};
 use crate::places::SOCKET_PATH_BYTES_MAX;
 use crate::workers::libtorch;
 
@@ -64,11 +64,45 @@ pub(super) fn devices(
         } else {
             memory_available_mib()
         };
+        let more = seen(&device);
         let name = if is_cuda { format!("{} ({})", device.name, device.uuid) } else { device.name };
-        report.well("devices", format!("{name}: {free_mib} MiB to plan with"));
+        report.well("devices", format!("{name}: {free_mib} MiB to plan with{more}"));
         rooms.push(Room { name, is_cuda, free_mib });
     }
+    if let Some(config) = config {
+        report.well("devices", limits(&config.devices));
+    }
     rooms
+}
+
+/// What else is seen of a device now.
+fn seen(device: &DeviceFact) -> String {
+    let with = |value: Option<u64>, words: &str| value.map(|value| format!(", {value} {words}"));
+    let parts = [
+        with(device.memory_used_mib, "MiB in use"),
+        with(device.temperature_c.map(u64::from), "°C"),
+        with(device.power_w.map(u64::from), "W"),
+        with(device.ecc_uncorrected, "uncorrected memory errors"),
+        device.driver.as_ref().map(|version| format!(", driver {version}")),
+    ];
+    parts.into_iter().flatten().collect()
+}
+
+/// When a device takes no units.
+fn limits(devices: &DevicesConfig) -> String {
+    let heat = match devices.temperature_max_c {
+        0 => "at any temperature".to_owned(),
+        max => format!("up to {max} °C"),
+    };
+    let others = match devices.yield_above_mib {
+        0 => "beside others".to_owned(),
+        most => format!("while others use at most {most} MiB"),
+    };
+    let hours = match devices.quiet_hours.len() {
+        0 => "at all hours".to_owned(),
+        ranges => format!("outside {ranges} ranges of quiet hours (UTC)"),
+    };
+    format!("units are taken {heat}, {others}, {hours}")
 }
 
 /// What the kernel would give without swapping, and no more than the group of processes may have.

@@ -245,12 +245,17 @@ fn a_gpu_is_planned_with_less_its_reserve() {
         uuid: "GPU-a".into(),
         name: "A".into(),
         memory_mib: Some(81_920),
+        temperature_c: Some(61),
         ..DeviceFact::cpu()
     };
     let probe = ScriptedProbe::new(vec![Inventory::Gpus(vec![gpu])]);
     let config = CheckedConfig::from_text("[run]\npolicy='p'\n", Path::new("/")).unwrap();
-    let rooms = system::devices(Some(&config), &probe, &mut Report::default());
+    let mut report = Report::default();
+    let rooms = system::devices(Some(&config), &probe, &mut report);
     assert_eq!((rooms[0].free_mib, rooms[0].is_cuda), (81_920 - 1_024, true));
+    let told = |words: &str| report.0.iter().any(|(_, _, what)| what.contains(words));
+    assert!(told("A (GPU-a): 80896 MiB to plan with, 61 °C"));
+    assert!(told("units are taken up to 85 °C, beside others, at all hours"));
 }
 
 #[test]
