@@ -327,6 +327,16 @@ CREATE TABLE device_events (
     unit_id        INTEGER
 ) STRICT;
 
+-- By how much a kind of work needs more GPU memory than the plan says, or less: as measured.
+CREATE TABLE memory_factors (
+    work           TEXT    PRIMARY KEY,
+    factor         REAL    NOT NULL CHECK (factor > 0),
+    planned_mib    INTEGER NOT NULL,           -- of the last unit that was measured, corrected
+    peak_mib       INTEGER NOT NULL,           -- that it had
+    measured       INTEGER NOT NULL,           -- units so far
+    at_ms          INTEGER NOT NULL
+) STRICT, WITHOUT ROWID;
+
 CREATE TABLE leases (
     id             INTEGER PRIMARY KEY,
     stage          TEXT    NOT NULL,

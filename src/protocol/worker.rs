@@ -306,6 +306,9 @@ pub struct Summary {
     /// Tokens computed: prompts once, responses as often as they were forwarded.
     pub tokens: u64,
     pub peak_mib: u64,
+    /// The most of its GPU's memory that the unit needed, the context included.
+    #[serde(default)]
+    pub device_peak_mib: Option<u64>,
     /// Of a probe: what was found wrong, one sentence each; empty is well.
     #[serde(default)]
     pub findings: Vec<String>,

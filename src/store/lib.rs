@@ -24,6 +24,7 @@ pub mod jobs;
 pub mod journal;
 pub mod labels;
 pub mod leases;
+pub mod memory;
 pub mod migrations;
 pub mod offline;
 pub mod offline_pairs;

@@ -1,8 +1,10 @@
-//! Gives `rlhfd-worker-torch` a relative DT_RUNPATH, so that it finds libtorch where an installed
-//! rlhfd keeps it, or in the project's own folder, without an absolute path in the binary.
+//! Compiles the calls of libtorch that tch lacks, and gives `rlhfd-worker-torch` a relative DT_RUNPATH,
+//! so that it finds libtorch where an installed rlhfd keeps it, or in the project's own folder, without an
+//! absolute path in the binary.
 
 fn main() {
     println!("cargo:rerun-if-changed=build.rs");
+    device_memory();
     // Installed: bin/ beside lib/rlhfd/libtorch/. Project: target/release/ and target/debug/deps/.
     let places = [
         "$ORIGIN/../lib/rlhfd/libtorch",
@@ -14,4 +16,21 @@ fn main() {
     for place in places {
         println!("cargo:rustc-link-arg=-Wl,-rpath,{place}");
     }
+}
+
+/// The headers lie beside the libraries that torch-sys links.
+fn device_memory() {
+    println!("cargo:rerun-if-changed=device_memory.cpp");
+    println!("cargo:rerun-if-env-changed=DEP_TCH_LIBTORCH_LIB");
+    let libraries = std::env::var_os("DEP_TCH_LIBTORCH_LIB").map(std::path::PathBuf::from);
+    let headers =
+        libraries.as_deref().and_then(std::path::Path::parent).map(|at| at.join("include"));
+    cc::Build::new()
+        .cpp(true)
+        .std("c++17")
+        .warnings(false)
+        .includes(headers)
+        .file("device_memory.cpp")
+        .compile("rlhfd_device_memory");
+    println!("cargo:rustc-link-lib=c10");
 }

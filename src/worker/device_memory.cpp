@@ -1,6 +1,8 @@
 // What this process holds of a GPU's memory, asked of libtorch's own allocator: tch has no call for it.
-// Comes in: a device's index. Goes out: bytes in segments, now and at most since the last reset; false
-// where no GPU's allocator is there. Only c10's headers: one source for the libtorch of CPU and of CUDA.
+// Comes in: a device's index. Goes out: bytes in the segments that it took from the device, and at most in
+// tensors since the last reset (segments are kept when tensors go, so that their peak says little of what
+// was needed); false where no GPU's allocator is there. Only c10's headers: one source for the libtorch of
+// CPU and of CUDA.
 
 #include <cstdint>
 
@@ -21,7 +23,7 @@ extern "C" bool rlhfd_device_memory(int8_t device, int64_t *now, int64_t *peak) 
     const auto stats = allocator->getDeviceStats(device);
     const auto all = static_cast<size_t>(c10::CachingAllocator::StatType::AGGREGATE);
     *now = stats.reserved_bytes[all].current;
-    *peak = stats.reserved_bytes[all].peak;
+    *peak = stats.allocated_bytes[all].peak;
     return true;
   } catch (...) {
     return false;

@@ -9,6 +9,7 @@ pub mod bench;
 pub mod checkpoint;
 pub mod data;
 pub mod device;
+pub mod device_memory;
 pub mod draw;
 pub mod errors;
 pub mod file_mode;

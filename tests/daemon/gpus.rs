@@ -42,14 +42,12 @@ fn told(scene: &Scene, device: &str, kind: &str, decision: &str) {
     scene.wait_number(&format!("{device}: {kind}, {decision}"), &sql, 1);
 }
 
-/// The device of the attempt that is on.
-const RUNS_ON: &str = "SELECT l.devices FROM attempts a JOIN leases l ON l.id = a.lease_id
-                       WHERE a.ended_ms IS NULL ORDER BY a.id LIMIT 1";
-
-/// The GPU, of two, on which a unit runs, and the other one.
-fn busy_and_idle(scene: &Scene) -> (usize, usize) {
-    let devices = dump::text(&scene.database(), RUNS_ON).expect("a unit that runs");
-    if devices.contains("GPU-fake-0") { (0, 1) } else { (1, 0) }
+/// The GPU, of two, whose worker holds.
+fn held_on(scene: &Scene) -> usize {
+    let pid = scene.held("here");
+    let sql = format!("SELECT devices FROM leases WHERE pid = {pid} AND ended_ms IS NULL");
+    let devices = dump::text(&scene.database(), &sql).expect("the lease of a worker that holds");
+    usize::from(!devices.contains("GPU-fake-0"))
 }
 
 fn uuid(gpu: usize) -> String {
@@ -111,8 +109,7 @@ fn a_lost_gpu_ends_its_lease_the_unit_goes_elsewhere_and_the_gpu_comes_back() {
     hold(&scene, "generate");
     let _daemon = scene.start();
     story::queue(&scene);
-    scene.held("here");
-    let (busy, _) = busy_and_idle(&scene);
+    let busy = held_on(&scene);
     gpus.set(&format!("gpu.{busy}.err"), "15");
     told(&scene, &uuid(busy), "lost", END);
     let cause = "SELECT count(*) FROM attempts WHERE cause = 'device_lost' AND counted = 0";
@@ -178,8 +175,7 @@ fn an_xid_of_the_hardware_ends_the_lease_and_one_of_a_program_is_only_told() {
     hold(&scene, "generate");
     let _daemon = scene.start();
     story::queue(&scene);
-    scene.held("here");
-    let (busy, _) = busy_and_idle(&scene);
+    let busy = held_on(&scene);
     gpus.set("event", &format!("1:{busy}:8:31"));
     told(&scene, &uuid(busy), "xid", "none");
     gpus.set("event", &format!("2:{busy}:8:79"));
@@ -204,8 +200,7 @@ fn an_uncorrected_memory_error_ends_the_lease() {
     hold(&scene, "generate");
     let _daemon = scene.start();
     story::queue(&scene);
-    scene.held("here");
-    let (busy, _) = busy_and_idle(&scene);
+    let busy = held_on(&scene);
     gpus.set(&format!("gpu.{busy}.ecc"), "8");
     told(&scene, &uuid(busy), "broken", END);
     scene.wait_iterations(2);
@@ -334,6 +329,57 @@ fn labelling_overlaps_generation_on_two_gpus() {
     assert_eq!(scene.number(both), 2);
     scene.release("writes");
     scene.release("scores");
+    scene.wait_iterations(2);
+    story::check_laws(&scene);
+}
+
+/// Waits until `status` says that a unit finds no room.
+fn too_large(scene: &Scene) {
+    let said = || scene.status()["waits_for"].to_string().contains("MiB of a GPU").then_some(());
+    wait::until("status to say what finds no room", said, || scene.told());
+}
+
+#[test]
+fn a_unit_is_never_given_to_a_gpu_without_room_for_it() {
+    let Some((scene, mut gpus)) = scene(2, &settings()) else { return };
+    // A worker alone needs 500 MiB; of the second GPU others have all but 400.
+    gpus.set("gpu.0.mem_total_mib", "450");
+    gpus.set("gpu.1.mem_total_mib", "16384");
+    gpus.set("gpu.1.mem_used_mib", "15984");
+    let _daemon = scene.start();
+    story::queue(&scene);
+    too_large(&scene);
+    let written = "SELECT count(*) FROM attempts a JOIN units u ON u.id = a.unit_id WHERE u.work = 'generate'";
+    assert_eq!(scene.number(written), 0);
+    gpus.set("gpu.1.mem_used_mib", "1000");
+    scene.wait_iterations(2);
+    story::check_laws(&scene);
+    // What needs a model never ran on the small one.
+    let small = "SELECT count(*) FROM attempts a JOIN units u ON u.id = a.unit_id
+                 JOIN leases l ON l.id = a.lease_id
+                 WHERE l.devices LIKE '%GPU-fake-0%' AND u.work NOT IN ('probe', 'render')";
+    assert_eq!(scene.number(small), 0);
+}
+
+#[test]
+fn what_units_measure_corrects_the_plan_for_the_next() {
+    let Some((scene, mut gpus)) = scene(1, &settings()) else { return };
+    // Others hold 300 MiB of it.
+    gpus.set("gpu.0.mem_total_mib", "1000");
+    gpus.set("gpu.0.mem_used_mib", "300");
+    scene.plan(r#"{"device_mib": 0, "device_peak_mib": 900}"#);
+    let daemon = scene.start();
+    story::queue(&scene);
+    // Planned with some 500 MiB the first unit is taken; the next is known to need 900.
+    too_large(&scene);
+    let factor = "SELECT count(*) FROM memory_factors WHERE work = 'generate' AND factor > 1.5
+                  AND peak_mib = 900";
+    assert_eq!(scene.number(factor), 1);
+    // The database remembers.
+    daemon.kill();
+    let _daemon = scene.start();
+    too_large(&scene);
+    gpus.set("gpu.0.mem_used_mib", "0");
     scene.wait_iterations(2);
     story::check_laws(&scene);
 }

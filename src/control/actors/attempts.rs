@@ -5,7 +5,7 @@
 use std::path::Path;
 use std::sync::Arc;
 
-use rlhfd_domain::{AttemptId, Cause, Effect};
+use rlhfd_domain::{AttemptId, Cause, Effect, WorkKind};
 use rlhfd_protocol::worker::Summary;
 use rlhfd_store::{Level, NewEvent, PausedBy, Store, StoreError, UnitRow};
 
@@ -26,8 +26,10 @@ pub enum Ending {
         keys: ItemKeys,
         /// All answers.
         answers: Vec<Answer>,
+        /// What it was planned to need of the device's memory.
+        planned_mib: Option<u64>,
         /// What the worker says of the whole.
-        summary: Summary,
+        summary: Box<Summary>,
     },
     /// The worker died of it, or in it.
     Died {
@@ -91,7 +93,11 @@ impl Ending {
 pub async fn conclude(ctx: &WorkerContext, ending: Ending) -> Option<String> {
     let stage = &ctx.stage;
     match ending {
-        Ending::Done { unit, attempt, keys, answers, summary } => {
+        Ending::Done { unit, attempt, keys, answers, planned_mib, summary } => {
+            if let Some((planned, peak)) = planned_mib.zip(summary.device_peak_mib) {
+                measure(stage, unit.work, planned, peak).await;
+            }
+            let summary = *summary;
             let done = Conclude { unit: Arc::clone(&unit), attempt, keys, answers, summary };
             let said = ctx.stages.concluder(&unit).send(done).await;
             match said.unwrap_or(Err(StageError::Ask(AskError::Gone))) {
@@ -126,6 +132,14 @@ pub async fn conclude(ctx: &WorkerContext, ending: Ending) -> Option<String> {
                 .await;
             None
         }
+    }
+}
+
+/// Corrects the memory plan by what a unit measured.
+async fn measure(stage: &StageContext, work: WorkKind, planned_mib: u64, peak_mib: u64) {
+    let write = move |s: &mut Store| s.measure_memory(work, planned_mib, peak_mib, now_ms());
+    if let Err(error) = stage.write_patiently(write).await {
+        tracing::warn!("a measurement of memory is lost: {error}");
     }
 }
 

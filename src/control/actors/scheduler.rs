@@ -5,13 +5,14 @@
 
 mod devices;
 mod messages;
+mod ready;
 mod timeline;
 
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 
 use actix::prelude::*;
-use rlhfd_domain::{UnitId, WorkKind};
+use rlhfd_domain::UnitId;
 use rlhfd_store::UnitRow;
 
 use super::iteration::{IterationActor, Nudge};
@@ -23,6 +24,7 @@ use crate::handles::with_causes;
 use crate::live::LiveBoard;
 use crate::schedule::{self, DeviceState, LeaseState, Placement, Priority, ReadyUnit};
 use devices::Tracked;
+use ready::{Needs, Ready};
 
 pub use devices::{Heard, uses_cuda};
 pub use messages::{
@@ -48,6 +50,8 @@ pub struct SchedulerActor {
     driver: Option<String>,
     leases: BTreeMap<u64, Lease>,
     passed: BTreeMap<UnitId, u32>,
+    /// What ready units need of a GPU's memory, as far as it was asked.
+    needs: Needs,
     looking: bool,
     again: bool,
     stopping: bool,
@@ -83,6 +87,7 @@ impl SchedulerActor {
                 driver: None,
                 leases: BTreeMap::new(),
                 passed: BTreeMap::new(),
+                needs: Needs::new(),
                 looking: false,
                 again: false,
                 stopping: false,
@@ -108,11 +113,18 @@ impl SchedulerActor {
         }
         self.looking = true;
         let ctx = self.ctx.clone();
-        let asked = async move { ready(&ctx).await };
+        // On the CPU memory is not planned: its free part is the whole machine's.
+        let on_gpus = self.devices.iter().any(|device| device.fact.is_cuda());
+        let known = on_gpus.then(|| std::mem::take(&mut self.needs));
+        let asked = async move { ready::ready(&ctx, known).await };
         own.spawn(asked.into_actor(self).map(|ready, scheduler, own| {
             scheduler.looking = false;
             match ready {
-                Ok(ready) => scheduler.carry_out(ready),
+                Ok(ready) => {
+                    let need = |ready: &Ready| (ready.key(), ready.plan_mib);
+                    scheduler.needs = ready.iter().map(need).collect();
+                    scheduler.carry_out(ready);
+                }
                 Err(error) => {
                     tracing::warn!("ready units cannot be asked for: {}", with_causes(&error))
                 }
@@ -123,51 +135,41 @@ impl SchedulerActor {
         }));
     }
 
-    fn carry_out(&mut self, ready: Vec<(Arc<UnitRow>, Vec<String>)>) {
+    fn carry_out(&mut self, ready: Vec<Ready>) {
         let held: Vec<UnitId> =
             self.leases.values().flat_map(|lease| lease.queue.iter().map(|(id, _)| *id)).collect();
         let ready: Vec<_> =
-            ready.into_iter().filter(|(unit, _)| !held.contains(&unit.id)).collect();
-        let units: Vec<ReadyUnit> = ready
-            .iter()
-            .enumerate()
-            .map(|(place, (unit, models))| self.as_ready(place, unit, models))
-            .collect();
-        let placements = schedule::plan(&self.device_states(), &self.lease_states(), &units);
+            ready.into_iter().filter(|ready| !held.contains(&ready.unit.id)).collect();
+        let units: Vec<ReadyUnit> =
+            ready.iter().enumerate().map(|(place, ready)| self.as_ready(place, ready)).collect();
+        let devices = self.device_states();
+        self.tell_too_large(&devices, &ready);
+        let placements = schedule::plan(&devices, &self.lease_states(), &units);
         for placement in placements {
-            match placement {
-                Placement::Hand { unit, lease } => {
-                    let found = ready.iter().find(|(row, _)| row.id.get() == unit);
-                    if let Some((row, models)) = found {
-                        self.hand(lease.cast_unsigned(), row, models);
-                    }
-                }
-                Placement::Open { devices } => self.open(devices, units.len()),
-                Placement::Drain { lease } => self.drain(lease.cast_unsigned()),
-                Placement::End { lease } => self.end(lease.cast_unsigned()),
-            }
+            self.place(placement, &ready);
         }
         let held: Vec<UnitId> =
             self.leases.values().flat_map(|lease| lease.queue.iter().map(|(id, _)| *id)).collect();
         let waiting: Vec<UnitId> =
-            ready.iter().map(|(unit, _)| unit.id).filter(|id| !held.contains(id)).collect();
+            ready.iter().map(|ready| ready.unit.id).filter(|id| !held.contains(id)).collect();
         self.passed.retain(|id, _| waiting.contains(id));
         for id in waiting {
             *self.passed.entry(id).or_default() += 1;
         }
     }
 
-    fn as_ready(&self, place: usize, unit: &UnitRow, models: &[String]) -> ReadyUnit {
+    fn as_ready(&self, place: usize, ready: &Ready) -> ReadyUnit {
+        let unit: &UnitRow = &ready.unit;
         ReadyUnit {
             id: unit.id.get(),
-            models: models.to_vec(),
+            models: ready.models.clone(),
             // The store's order is the flow's; its place says all.
             priority: Priority {
                 class: 0,
                 ordinal: i64::try_from(place).unwrap_or(i64::MAX),
                 unit: unit.id.get(),
             },
-            memory_mib: None,
+            memory_mib: self.needs_mib(ready),
             alone: unit.work.trains(),
             passed: self.passed.get(&unit.id).copied().unwrap_or(0),
         }
@@ -199,16 +201,66 @@ impl SchedulerActor {
             .collect()
     }
 
-    fn hand(&mut self, number: u64, unit: &Arc<UnitRow>, models: &[String]) {
+    fn hand(&mut self, number: u64, ready: &Ready) {
+        let (unit, models) = (&ready.unit, &ready.models);
+        let planned_mib = self.needs_mib(ready);
         let Some(lease) = self.leases.get_mut(&number) else { return };
         let Some(worker) = &lease.worker else { return };
         // A refused unit is still open: the next plan hands it.
-        if worker.try_send(Hand(Arc::clone(unit))).is_ok() {
+        let hand = Hand { unit: Arc::clone(unit), planned_mib };
+        if worker.try_send(hand).is_ok() {
             lease.queue.push_back((unit.id, unit.work.trains()));
             if !models.is_empty() || unit.work.trains() {
-                lease.loaded = models.to_vec();
+                lease.loaded.clone_from(models);
             }
         }
+    }
+
+    /// Leases on what is gone or to be left, also where nothing can be begun or asked for now.
+    fn settle_leases(&mut self) {
+        for placement in schedule::plan(&self.device_states(), &self.lease_states(), &[]) {
+            self.place(placement, &[]);
+        }
+    }
+
+    fn place(&mut self, placement: Placement, ready: &[Ready]) {
+        match placement {
+            Placement::Hand { unit, lease } => {
+                if let Some(found) = ready.iter().find(|ready| ready.unit.id.get() == unit) {
+                    self.hand(lease.cast_unsigned(), found);
+                }
+            }
+            Placement::Open { devices } => self.open(devices, ready.len()),
+            Placement::Drain { lease } => self.drain(lease.cast_unsigned()),
+            Placement::End { lease } => self.end(lease.cast_unsigned()),
+        }
+    }
+
+    /// What a unit needs of a device's memory; none where it is not known.
+    fn needs_mib(&self, ready: &Ready) -> Option<u64> {
+        let reserve = self.ctx.config.borrow().devices.reserve_mib;
+        let all = self.devices.iter().filter_map(|device| device.fact.memory_mib);
+        ready.needs_mib(all.max().unwrap_or(0).saturating_sub(reserve))
+    }
+
+    /// A unit that no device could ever hold waits, and is told.
+    fn tell_too_large(&self, devices: &[DeviceState], ready: &[Ready]) {
+        let Some(most) = devices.iter().map(|device| device.memory_free_mib).max().flatten() else {
+            return;
+        };
+        let largest = ready.iter().max_by_key(|ready| self.needs_mib(ready));
+        let too_large = largest.and_then(|ready| {
+            let needs = self.needs_mib(ready).filter(|needs| *needs > most)?;
+            Some(format!(
+                "unit {} needs about {needs} MiB of a GPU, and at most {most} are free for us: a larger \
+                 GPU, or smaller batches (`rlhfd check` tells which)",
+                ready.unit.key
+            ))
+        });
+        self.live.change(|live| match too_large {
+            Some(sentence) => drop(live.faults.insert("memory".into(), sentence)),
+            None => drop(live.faults.remove("memory")),
+        });
     }
 
     fn open(&mut self, devices: Vec<String>, waiting: usize) {
@@ -241,60 +293,6 @@ impl SchedulerActor {
                 super::tell(worker, Drain);
             }
         }
-    }
-}
-
-/// Ready units that need a worker, with the sums of their models. None while the run is paused.
-async fn ready(
-    ctx: &StageContext,
-) -> Result<Vec<(Arc<UnitRow>, Vec<String>)>, super::stage::StageError> {
-    let units = ctx
-        .store
-        .read(|r| {
-            let Some(run) = r.active_run()?.filter(|run| run.paused.is_none()) else {
-                return Ok(Vec::new());
-            };
-            r.ready_units(run.id, READY_MAX)
-        })
-        .await?;
-    let mut ready = Vec::with_capacity(units.len());
-    for unit in units {
-        if !unit.work.by_control() {
-            let models = models(ctx, &unit).await?;
-            ready.push((Arc::new(unit), models));
-        }
-    }
-    Ok(ready)
-}
-
-/// Sums of the models that a unit computes with.
-async fn models(
-    ctx: &StageContext,
-    unit: &UnitRow,
-) -> Result<Vec<String>, super::stage::StageError> {
-    match unit.work {
-        WorkKind::Generate => {
-            let policy = ctx.policy_of(unit).await?;
-            Ok(vec![ctx.model(policy).await?.sha256])
-        }
-        WorkKind::Logprobs | WorkKind::LogprobsPairs => {
-            Ok(vec![ctx.reference_of(unit).await?.sha256])
-        }
-        WorkKind::Score | WorkKind::Prefer => match unit.scorer {
-            Some(scorer) => Ok(vec![crate::stages::score::scorer(ctx, scorer).await?.sha256]),
-            None => Ok(Vec::new()),
-        },
-        WorkKind::Probe
-        | WorkKind::Render
-        | WorkKind::Average
-        | WorkKind::RenderPairs
-        | WorkKind::TrainDpo
-        | WorkKind::TrainSft
-        | WorkKind::TrainReward
-        | WorkKind::TrainPreference
-        | WorkKind::Pair
-        | WorkKind::Checkpoint
-        | WorkKind::Summarise => Ok(Vec::new()),
     }
 }
 

@@ -9,7 +9,7 @@ use std::sync::Arc;
 use actix::Addr;
 use rlhfd_domain::{AttemptId, LeaseId, Stage};
 use rlhfd_protocol::frame;
-use rlhfd_protocol::worker::{Item, ModelRef, Summary, ToWorker, Work};
+use rlhfd_protocol::worker::{Item, ModelRef, ToWorker, Work};
 use rlhfd_store::{StoreError, UnitRow};
 use tokio::sync::mpsc;
 
@@ -26,8 +26,8 @@ const INPUT_BYTES_MAX: usize = 5 << 20;
 pub enum Tell {
     /// What the worker said of itself, for the lease's row.
     Name(String),
-    /// The next unit.
-    Unit(Arc<UnitRow>),
+    /// The next unit, and what it was planned to need of the device's memory.
+    Unit(Arc<UnitRow>, Option<u64>),
     /// This attempt, which has not begun, is not wanted of this worker.
     Cancel(AttemptId),
     /// Finish, then leave.
@@ -76,8 +76,10 @@ impl Teller {
                     deaf |= self.say(&ToWorker::Cancel { attempt }, &[]).await.is_err();
                 }
                 Tell::Drain => deaf |= self.say(&ToWorker::Drain, &[]).await.is_err(),
-                Tell::Unit(unit) if deaf => self.not_handed(&unit),
-                Tell::Unit(unit) => deaf |= self.unit(&mut lease, unit).await.is_err(),
+                Tell::Unit(unit, _) if deaf => self.not_handed(&unit),
+                Tell::Unit(unit, planned_mib) => {
+                    deaf |= self.unit(&mut lease, unit, planned_mib).await.is_err();
+                }
                 Tell::Ended(reason) => {
                     self.close(&mut lease, reason).await;
                     return;
@@ -103,7 +105,12 @@ impl Teller {
         }
     }
 
-    async fn unit(&self, lease: &mut Lease, unit: Arc<UnitRow>) -> Result<(), Deaf> {
+    async fn unit(
+        &self,
+        lease: &mut Lease,
+        unit: Arc<UnitRow>,
+        planned_mib: Option<u64>,
+    ) -> Result<(), Deaf> {
         let attempt = match self.begin(lease, &unit).await {
             Ok(attempt) => attempt,
             Err(error) => {
@@ -120,7 +127,7 @@ impl Teller {
                 self.conclude_empty(unit, attempt, prepared).await;
                 Ok(())
             }
-            Ok(prepared) => self.send(lease, unit, attempt, prepared).await,
+            Ok(prepared) => self.send(lease, (unit, attempt, planned_mib), prepared).await,
             Err(error) => {
                 attempts::failed(&self.ctx.stage, &unit, attempt, error).await;
                 self.not_handed(&unit);
@@ -158,8 +165,7 @@ impl Teller {
     async fn send(
         &self,
         lease: &mut Lease,
-        unit: Arc<UnitRow>,
-        attempt: AttemptId,
+        (unit, attempt, planned_mib): (Arc<UnitRow>, AttemptId, Option<u64>),
         prepared: Prepared,
     ) -> Result<(), Deaf> {
         let Prepared { work, load, items, keys } = prepared;
@@ -170,6 +176,7 @@ impl Teller {
             keys,
             items: u32::try_from(items.len()).unwrap_or(u32::MAX),
             loads: load.as_ref().is_some_and(|models| !models.is_empty()),
+            planned_mib,
         };
         let number = attempt.get().cast_unsigned();
         let frames = match encoded(number, work, items) {
@@ -208,7 +215,8 @@ impl Teller {
             attempt,
             keys: prepared.keys,
             answers: Vec::new(),
-            summary: Summary::default(),
+            planned_mib: None,
+            summary: Box::default(),
         };
         attempts::conclude(&self.ctx, ending).await;
         self.not_handed(&unit);

@@ -20,7 +20,7 @@ const ROUNDING_PERCENT: u64 = 10;
 
 /// What a work needs, in MiB, by its parts.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub(super) struct Needs {
+pub(crate) struct Needs {
     pub(super) weights: u64,
     /// f32 masters (where the compute type is narrower), both moments, gradients.
     pub(super) optimiser: u64,
@@ -28,7 +28,7 @@ pub(super) struct Needs {
 }
 
 impl Needs {
-    pub(super) fn total(self) -> u64 {
+    pub(crate) fn total(self) -> u64 {
         let parts = self.weights + self.optimiser + self.activations;
         parts + parts * ROUNDING_PERCENT / 100 + PROCESS_MIB
     }
@@ -130,11 +130,16 @@ fn told(
 }
 
 /// One prompt's `n` responses of `tokens` ids: weights, the cache, one step's logits.
-pub(super) fn generating(model: &Facts, n: u64, tokens: u64, bytes: u64) -> Needs {
+pub(crate) fn generating(model: &Facts, n: u64, tokens: u64, bytes: u64) -> Needs {
     let cache = 2 * model.layers * model.kv_heads * model.head_dim * bytes * tokens * n;
     let logits = model.vocabulary * n * (bytes + 4);
     let weights = mib(model.weights.parameters * bytes);
     Needs { weights, optimiser: 0, activations: mib(cache + logits) }
+}
+
+/// What the plan knows of a model; none where the folder is no such model. It blocks.
+pub(crate) fn facts(folder: &std::path::Path, wanted: Use) -> Option<Facts> {
+    look(folder, "model", wanted, &mut Report::default())
 }
 
 /// How many responses of `tokens` ids may be written together in `free_mib`: `most`, or its half,
@@ -165,8 +170,8 @@ pub(crate) fn vain_target(policy: &std::path::Path, settings: &TrainSettings) ->
     unmatched_target("train", &model, settings).map(|what| what.replace("\ntry: ", "; try "))
 }
 
-/// One sequence forward.
-fn forwarding(model: &Facts, tokens: u64, bytes: u64) -> Needs {
+/// So many tokens forward, in however many sequences.
+pub(crate) fn forwarding(model: &Facts, tokens: u64, bytes: u64) -> Needs {
     let weights = mib(model.weights.parameters * bytes);
     Needs { weights, optimiser: 0, activations: mib(block_bytes(model, bytes) * tokens) }
 }
@@ -194,7 +199,7 @@ fn together(training: Training, settings: &mut TrainSettings) -> (&'static str, 
 }
 
 /// An update by these settings.
-pub(super) fn updating(
+pub(crate) fn updating(
     model: &Facts,
     (training, settings): (Training, &TrainSettings),
     bytes: u64,

@@ -23,8 +23,10 @@ use crate::examples;
 use crate::exit;
 use crate::gpu::nvml::NvmlProbe;
 use crate::places::{Asked, Places};
-use folder::{Facts, Use};
-pub(crate) use memory::{rows_together, vain_target};
+pub(crate) use folder::{Facts, Use};
+pub(crate) use memory::{
+    Needs, facts, forwarding, generating, rows_together, updating, vain_target,
+};
 use report::Report;
 
 /// Checks everything, prints the report, and says by the exit code whether a run may begin.

@@ -10,6 +10,7 @@ pub mod folders;
 pub mod gate;
 pub mod generate;
 pub mod logprobs;
+pub mod needs;
 pub mod offline;
 pub mod pair;
 pub mod plan;

@@ -19,6 +19,7 @@ use super::prefer::Comparing;
 use super::shared::Shared;
 use super::units::{Answer, Failure, Prepared, Task, ToCompute, Unit, refused};
 use crate::device::Compute;
+use crate::device_memory;
 use crate::errors::WorkerError;
 use crate::generate::{Generation, PromptTask, Written, generate_batch};
 use crate::guard::guarded;
@@ -93,6 +94,7 @@ impl Engine<'_> {
             ToCompute::End => self.end(),
             ToCompute::Unload => {
                 self.models.clear();
+                device_memory::release(self.compute.device);
                 None
             }
             ToCompute::Drain => Some(0),
@@ -144,6 +146,7 @@ impl Engine<'_> {
                 | Work::TrainPreference { .. }
         );
         self.shared.begin(unit.attempt, trains);
+        device_memory::reset_peak(self.compute.device);
         self.unit = Some(Running { unit, begun: Instant::now(), failed: false });
     }
 
@@ -172,8 +175,12 @@ impl Engine<'_> {
         self.frame(FromWorker::UnitFailed { attempt, kind, message }, Vec::new());
         match kind {
             FailureKind::Crashed => Some(1),
-            FailureKind::OutOfMemory
-            | FailureKind::Input
+            FailureKind::OutOfMemory => {
+                // What the failed batch left in the allocator's segments is room for a smaller one.
+                device_memory::release(self.compute.device);
+                None
+            }
+            FailureKind::Input
             | FailureKind::Disk
             | FailureKind::NonFinite
             | FailureKind::Cancelled => None,
@@ -187,11 +194,12 @@ impl Engine<'_> {
             let watch = &engine.shared.watch;
             // A cancel that came after the last batch, or before a unit without batches.
             watch.tick(0)?;
-            let mut own = super::units::summary(0.0, 0);
-            engine.whole(running, &mut own)?;
-            own.seconds = running.begun.elapsed().as_secs_f64();
-            own.tokens = engine.shared.watch.tokens();
-            summary = Some(own);
+            let whole = engine.whole(running)?;
+            let seconds = running.begun.elapsed().as_secs_f64();
+            let (tokens, device) = (engine.shared.watch.tokens(), engine.compute.device);
+            let own = super::units::summary(seconds, tokens, device);
+            summary =
+                Some(Summary { findings: whole.findings, checkpoint: whole.checkpoint, ..own });
             Ok(())
         });
         if let (Some(running), Some(summary)) = (self.unit.take(), summary) {
@@ -203,7 +211,8 @@ impl Engine<'_> {
     }
 
     /// Works without items.
-    fn whole(&mut self, running: &Running, own: &mut Summary) -> Result<(), Failure> {
+    fn whole(&mut self, running: &Running) -> Result<Summary, Failure> {
+        let mut own = Summary::default();
         let attempt = running.unit.attempt;
         let (answers, shared) = (self.answers, self.shared);
         let step = |row: &StepRow, steps: u64| {
@@ -248,7 +257,7 @@ impl Engine<'_> {
             | Work::Prefer { .. }
             | Work::Logprobs { .. } => {}
         }
-        Ok(())
+        Ok(own)
     }
 
     /// A training needs all the memory there is.

@@ -31,6 +31,7 @@ use thiserror::Error;
 
 use self::shared::{Shared, Wire};
 use crate::device;
+use crate::device_memory;
 use crate::errors::DeviceError;
 
 /// The libtorch that this binary is built for; tch 0.24 knows no other.
@@ -119,7 +120,8 @@ pub fn run() -> Result<std::convert::Infallible, ServeError> {
     {
         let (wire, shared) = (Arc::clone(&wire), Arc::clone(&shared));
         let every = Duration::from_millis(heartbeat_ms.clamp(10, 60_000));
-        thread("heartbeat", move || heartbeat(&wire, &shared, every))?;
+        let gpu = compute.device;
+        thread("heartbeat", move || heartbeat(&wire, &shared, every, gpu))?;
     }
     compute::run(compute, &from_prepare, &to_answers, &shared);
     // The last answers are on their way; the answers thread ends the process after them.
@@ -177,14 +179,14 @@ fn pass_on(to_prepare: &Sender<Frame<ToWorker>>, frame: Frame<ToWorker>) {
     }
 }
 
-fn heartbeat(wire: &Wire, shared: &Shared, every: Duration) {
+fn heartbeat(wire: &Wire, shared: &Shared, every: Duration, gpu: tch::Device) {
     for _ in tick(every) {
         let (attempt, done) = shared.running();
         let beat = FromWorker::Heartbeat {
             attempt,
             progress: shared.watch.progress(),
             resident_mib: device::resident_mib(),
-            device_mib: None,
+            device_mib: device_memory::held(gpu).map(|held| held.now_mib),
             done,
         };
         wire.send_or_end(&beat, &[]);

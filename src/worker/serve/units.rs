@@ -149,11 +149,12 @@ pub(super) fn concerns_item(error: &TextError) -> bool {
 }
 
 /// The summary of a unit that is done.
-pub(super) fn summary(seconds: f64, tokens: u64) -> Summary {
+pub(super) fn summary(seconds: f64, tokens: u64, device: tch::Device) -> Summary {
     Summary {
         seconds,
         tokens,
         peak_mib: crate::device::peak_mib(),
+        device_peak_mib: crate::device_memory::held(device).map(|held| held.peak_mib),
         findings: Vec::new(),
         checkpoint: None,
     }

@@ -22,6 +22,9 @@ pub struct Plan {
     /// What it says to hold of its GPU.
     #[serde(default)]
     pub device_mib: Option<u64>,
+    /// The most that it says to have held of it, in each unit.
+    #[serde(default)]
+    pub device_peak_mib: Option<u64>,
     /// Milliseconds that each training step takes.
     #[serde(default)]
     pub ms_per_step: u64,

@@ -198,7 +198,10 @@ impl Worker {
         };
         self.shared.attempt.store(0, Ordering::SeqCst);
         match ended {
-            Ok(summary) => self.send(&FromWorker::UnitDone { attempt: unit.attempt, summary }, &[]),
+            Ok(mut summary) => {
+                summary.device_peak_mib = self.faults.plan().device_peak_mib;
+                self.send(&FromWorker::UnitDone { attempt: unit.attempt, summary }, &[])
+            }
             Err(Stop::Failed { kind, message, exit }) => {
                 self.send(&FromWorker::UnitFailed { attempt: unit.attempt, kind, message }, &[])?;
                 if exit {

@@ -88,8 +88,7 @@ impl SchedulerActor {
         self.show(&missing);
         if before != self.standings() {
             self.record();
-            // Leases on what is gone end, also where nothing can be begun or asked for now.
-            self.carry_out(Vec::new());
+            self.settle_leases();
             self.consider(own);
         }
     }

@@ -135,7 +135,8 @@ impl WorkerActor {
                     attempt: hand.attempt,
                     keys: hand.keys,
                     answers: hand.answers,
-                    summary: summary.clone(),
+                    planned_mib: hand.planned_mib,
+                    summary: Box::new(summary.clone()),
                 }))
             }
             FromWorker::UnitFailed { attempt, kind, message } => {
