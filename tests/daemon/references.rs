@@ -3,7 +3,9 @@
 
 use std::fs;
 
+use rlhfd_protocol::frame;
 use rlhfd_tests::dump::{self, Dump};
+use rlhfd_tests::fake::compute;
 use rlhfd_tests::scene::{Scene, Settings, signal};
 use rustix::process::Signal;
 use serde_json::Value;
@@ -72,9 +74,42 @@ fn check(scene: &Scene) {
             WHERE x.purpose = 'evaluate' AND x.policy_id = e.policy_id
               AND k.reference_id = i.reference_id)";
     assert_eq!(scene.number(measured), 0, "KL is measured against the iteration's reference");
+    check_models(scene);
     for iteration in 1..=4 {
         check_folder(scene, iteration);
     }
+}
+
+/// What is stored under a reference is what that very model gives, and no other.
+fn check_models(scene: &Scene) {
+    let connection = dump::open(&scene.database());
+    let mut statement = connection
+        .prepare(
+            "SELECT c.sha256, i.ids, t.ids, k.logprob FROM reference_logprobs k
+             JOIN checkpoints c ON c.id = k.reference_id
+             JOIN response_texts t ON t.response_id = k.response_id
+             JOIN responses x ON x.id = k.response_id JOIN prompt_ids i ON i.prompt_id = x.prompt_id
+             UNION ALL
+             SELECT c.sha256, d.prompt_ids, d.chosen_ids, k.chosen FROM offline_logprobs k
+             JOIN checkpoints c ON c.id = k.reference_id JOIN offline_ids d ON d.ordinal = k.ordinal",
+        )
+        .unwrap();
+    let mut rows = statement.query([]).unwrap();
+    let mut checked = 0;
+    while let Some(row) = rows.next().unwrap() {
+        let ids = |column| -> Vec<u32> {
+            frame::ids_from_bytes(row.get_ref_unwrap(column).as_blob().unwrap()).unwrap()
+        };
+        let sha256: String = row.get_unwrap(0);
+        let given = compute::sum(&compute::logprobs(&sha256, &ids(1), &ids(2)));
+        let stored: f64 = row.get_unwrap(3);
+        assert!(
+            (stored - given).abs() < 1e-9,
+            "{stored} is stored under {sha256}, {given} is right"
+        );
+        checked += 1;
+    }
+    assert!(checked > 40, "{checked}");
 }
 
 /// The folder of an update holds the log-probs that are stored under its iteration's reference.

@@ -7,7 +7,7 @@ use rlhfd_domain::train::{History, Replay};
 
 use super::flow::{Flow, PAPER, other_score, paper_scoring};
 use super::*;
-use crate::{Compared, PairTotals, Scored, ScorerUse, Scoring, StoreError};
+use crate::{Compared, Logprobs, PairTotals, Scored, ScorerUse, Scoring, StoreError};
 
 /// A flow with a second scorer and a canary whose scores would turn every pair over.
 fn three_scorers(prompts: u32) -> Flow {
@@ -179,8 +179,23 @@ fn several_pairs_of_a_prompt_are_ranked_and_need_each_log_prob_once() {
     let items = flow.bench.store.logprob_items(logprobs.id).unwrap();
     let ids: std::collections::BTreeSet<_> = items.iter().map(|item| item.response).collect();
     assert_eq!((items.len(), ids.len()), (16, 16), "a response is in several pairs");
-    flow.work(WorkKind::Logprobs);
-    assert_eq!(flow.bench.number("SELECT count(*) FROM reference_logprobs"), 16);
+    let end = flow.bench.begin(&logprobs);
+    let own = |response: i64| -f64::from(i32::try_from(response).unwrap());
+    let rows: Vec<Logprobs> = items
+        .iter()
+        .map(|item| Logprobs {
+            response: item.response,
+            outcome: Outcome::Done((vec![-1.0; item.response_ids.len()], own(item.response.get()))),
+        })
+        .collect();
+    flow.bench.store.finish_logprobs(&end, &rows, NOW).unwrap();
+    assert!(flow.bench.store.logprob_items(logprobs.id).unwrap().is_empty(), "each once");
+    // Under another reference each has another one, of which no pair may know.
+    let another = "INSERT INTO checkpoints (id, run_id, name, kind, path, sha256, created_ms)
+                       VALUES (99, 1, 'other', 'reference', 'other', 'other', 0);
+                   INSERT INTO reference_logprobs SELECT response_id, 99, logprob - 100.0, tokens,
+                       logprobs, unit_id FROM reference_logprobs";
+    flow.bench.store.conn.execute_batch(another).unwrap();
     let train = flow.bench.unit(flow.run, "0001/train").id;
     let replay = Replay { history: History::All, history_weight: 1.0 };
     let store = &mut flow.bench.store;
@@ -189,6 +204,13 @@ fn several_pairs_of_a_prompt_are_ranked_and_need_each_log_prob_once() {
     let order: Vec<_> =
         pairs.iter().map(|pair| (pair.iteration, pair.ordinal, pair.rank)).collect();
     assert!(order.is_sorted() && order.len() == 20, "{order:?}");
+    let sides = "SELECT chosen_id, rejected_id FROM preferences WHERE ordinal = ?1 AND rank = ?2";
+    for pair in pairs {
+        let key = [i64::try_from(pair.ordinal).unwrap(), i64::from(pair.rank)];
+        let of = |row: &rusqlite::Row<'_>| Ok([row.get::<_, i64>(0)?, row.get::<_, i64>(1)?]);
+        let ids = store.conn.query_row(sides, key, of).unwrap();
+        assert_eq!([pair.reference_chosen, pair.reference_rejected], ids.map(own));
+    }
 }
 
 #[test]

@@ -101,4 +101,11 @@ fn over_long_pairs_are_dropped_or_cut_and_always_counted() {
     assert_eq!(fitted(long, Training::Dpo, ids(60, 5, 2)), Err("too_long"), "64 positions");
     let same = TokenPair { chosen: vec![7], ..ids(1, 0, 1) };
     assert_eq!(fitted(drop, Training::Dpo, same), Err("same_ids"));
+    // What is cut is counted as what is left out is.
+    let settings = TrainSettings::read(Training::Dpo, cut, &[]).unwrap();
+    let pairs = vec![ids(4, 2, 9), ids(4, 1, 2), ids(8, 1, 2), ids(4, 9, 2)];
+    let fitted = fit(pairs, &Limits::of(&settings, Training::Dpo, 64));
+    let dropped: Vec<_> = fitted.dropped.into_iter().collect();
+    assert_eq!((fitted.pairs.len(), fitted.truncated), (3, 2));
+    assert_eq!(dropped, [("prompt_fills_max_length", 1)]);
 }

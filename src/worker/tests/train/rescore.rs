@@ -210,6 +210,10 @@ fn an_offline_pair_is_held_to_the_reference_and_where_that_is_the_policy_has_no_
     // The reference is not the model that gave what is stored.
     let said = Bench { reference: one.clone(), ..offline(&other) }.refused();
     assert!(said.contains("offline pair") && said.contains("under the reference"), "{said}");
+    // The same where the policy is not the reference, so that no margin tells of it.
+    let mut unlike = offline(&other);
+    (unlike.policy, unlike.reference) = (other.clone(), one.clone());
+    assert!(unlike.refused().contains("the log-prob of token"));
     // The policy is the reference by its sum, and another model by its weights.
     let swapped = offline(&one);
     let sums = logprobs(&other);
