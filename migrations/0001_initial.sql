@@ -667,6 +667,7 @@ CREATE TABLE iteration_totals (
     canary_score_mean REAL,
     offline        INTEGER,
     gate           TEXT,                       -- passed, or failed and why; null: no gate
+    divergence     TEXT,                       -- how the update went wrong; null: it did not
     PRIMARY KEY (run_id, iteration),
     FOREIGN KEY (run_id, iteration) REFERENCES iterations(run_id, iteration)
 ) STRICT, WITHOUT ROWID;
@@ -706,7 +707,7 @@ SELECT r.name                            AS run,
        t.generate_s, t.label_s, t.train_s, t.evaluate_s, t.device,
        i.started_ms, i.ended_ms,
        t.length_penalty, t.score_length_correlation, t.canary_score_mean,
-       t.offline, t.gate
+       t.offline, t.gate, t.divergence
 FROM iterations i
 JOIN runs r ON r.id = i.run_id
 JOIN checkpoints pin ON pin.id = i.policy_in

@@ -38,9 +38,9 @@ pub use sample::commented_toml;
 pub use sections::{
     ArmConfig, Compare, ControlConfig, DataFile, DevicesConfig, EvaluateConfig, GateAgainst,
     GateConfig, GateFailure, GenerateConfig, JobConfig, JobData, LabelConfig, LengthUnit,
-    Normalise, PairArms, PairConfig, PairRule, Place, PromptsConfig, RunConfig, RunStart,
-    SavePolicy, SchedulerConfig, ScorePosition, ScorerConfig, ScorerKind, ScorerModel, ScorerRole,
-    StoreConfig, TrainConfig, Unfinished, UseDevices, WhenShort, WorkerConfig,
+    Normalise, OnDivergence, PairArms, PairConfig, PairRule, Place, PromptsConfig, RunConfig,
+    RunStart, SavePolicy, SchedulerConfig, ScorePosition, ScorerConfig, ScorerKind, ScorerModel,
+    ScorerRole, StoreConfig, TrainConfig, Unfinished, UseDevices, WhenShort, WorkerConfig,
 };
 pub use setting::LoraTargets;
 pub use spelling::nearest;

@@ -65,6 +65,16 @@ section! {
     }
 }
 
+words! {
+    /// What an update that went wrong does beside leaving the head as it was.
+    OnDivergence {
+        /// The run pauses.
+        Pause = "pause",
+        /// The loop goes on from the old head.
+        KeepHead = "keep_head",
+    }
+}
+
 section! {
     /// `[control]`.
     ControlConfig {
@@ -191,6 +201,8 @@ pub struct TrainConfig {
     pub reference: ReferenceConfig,
     /// Stored responses that are scored again before the first step; 0: none.
     pub rescore_responses: u32,
+    /// What an update that went wrong does.
+    pub on_divergence: OnDivergence,
     /// When it saves.
     pub save: SavePolicy,
 }
@@ -281,6 +293,7 @@ impl TrainConfig {
             offline_weight: get(entry, "offline_weight", base_dir)?,
             reference: ReferenceConfig::of(entry, base_dir)?,
             rescore_responses: get(entry, "rescore_responses", base_dir)?,
+            on_divergence: get(entry, "on_divergence", base_dir)?,
             save: SavePolicy::of(entry, base_dir)?,
         })
     }
@@ -293,6 +306,7 @@ impl TrainConfig {
         rows.push(("offline_weight", self.offline_weight.value()));
         rows.extend(self.reference.values());
         rows.push(("rescore_responses", self.rescore_responses.value()));
+        rows.push(("on_divergence", self.on_divergence.value()));
         rows.extend(self.save.values());
         rows
     }

@@ -109,6 +109,12 @@ section! {
         /// Share of three-word sequences in common from which two preferences are one; 1: none
         /// (reward model only).
         near_duplicates: f64,
+        /// The mean loss of the last steps, as a factor of the first one's, that stops a training; 0: none.
+        loss_growth_max: f64,
+        /// Mean nats a response below the reference that stop a training; 0: none (DPO only).
+        kl_max: f64,
+        /// Steps of chance in a row that stop a training; 0: none.
+        stuck_steps: u32,
         /// Gradients are scaled down to this norm; 0 leaves them as they are.
         max_grad_norm: f64,
         /// Decoupled weight decay; never on norms and biases.
@@ -318,7 +324,7 @@ mod tests {
          adam_epsilon=1e-6\nmax_length=64\nmax_prompt_length=32\noverlong='truncate'\n\
          activation_checkpointing=true\ntrainable_layers=2\n\
          lora_rank=0\nlora_alpha=4\nlora_targets=['q_proj','mlp.up_proj']\nlora_dropout=0.1\n\
-         lora_rs=true\n";
+         lora_rs=true\nloss_growth_max=8\nkl_max=200\nstuck_steps=50\n";
 
     #[test]
     fn every_key_is_read_from_the_top_level_and_from_a_configuration() {

@@ -13,8 +13,6 @@ pub enum Cause {
     OutOfMemory,
     /// A panic or a libtorch error, caught by the worker.
     Crashed,
-    /// A loss or log-prob that is not finite.
-    NonFinite,
     /// Heartbeats came while the progress counter stood still beyond the deadline.
     Stalled,
     /// The worker answered what the protocol does not know.
@@ -33,12 +31,11 @@ pub enum Cause {
 
 impl Cause {
     /// All causes: first those that the worker gave itself.
-    pub const ALL: [Self; 12] = [
+    pub const ALL: [Self; 11] = [
         Self::Exit,
         Self::Signal,
         Self::OutOfMemory,
         Self::Crashed,
-        Self::NonFinite,
         Self::Stalled,
         Self::Protocol,
         Self::Killed,
@@ -56,7 +53,6 @@ impl Cause {
             Self::Signal => "signal",
             Self::OutOfMemory => "out_of_memory",
             Self::Crashed => "crashed",
-            Self::NonFinite => "non_finite",
             Self::Stalled => "stalled",
             Self::Protocol => "protocol",
             Self::Killed => "killed",
@@ -76,7 +72,6 @@ impl Cause {
                 | Self::Signal
                 | Self::OutOfMemory
                 | Self::Crashed
-                | Self::NonFinite
                 | Self::Stalled
                 | Self::Protocol
         )
@@ -91,6 +86,6 @@ mod tests {
     fn labels_of_causes_are_distinct() {
         let words: std::collections::BTreeSet<_> = Cause::ALL.iter().map(|c| c.label()).collect();
         assert_eq!(words.len(), Cause::ALL.len());
-        assert_eq!(Cause::ALL.iter().filter(|c| c.is_counted()).count(), 7);
+        assert_eq!(Cause::ALL.iter().filter(|c| c.is_counted()).count(), 6);
     }
 }

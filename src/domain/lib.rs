@@ -10,6 +10,7 @@ pub mod checkpoint;
 pub mod conservation;
 pub mod counter;
 pub mod device;
+pub mod divergence;
 pub mod evaluation;
 pub mod gate;
 pub mod ids;
@@ -28,6 +29,7 @@ pub mod unit;
 pub mod work;
 
 pub use cause::Cause;
+pub use divergence::Divergence;
 pub use ids::{
     AttemptId, CheckpointId, DeviceId, EventId, JobId, LeaseId, Name, NameError, OfflineId,
     PreferenceId, PreferenceSetId, PromptId, ResponseId, RunId, ScorerId, SetId, UnitId, UploadId,

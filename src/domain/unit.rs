@@ -11,6 +11,7 @@
 //!                            │     several items → split in halves
 //!                            │     one item      → set_aside
 //!                            │     in one piece  → open, and the run pauses
+//!                            ├── its training went wrong: set_aside
 //!                            └── cancelled (from open too)
 //! ```
 //!
@@ -96,6 +97,8 @@ pub enum Event {
     Died(AttemptId, Cause),
     /// The worker refused the input as a whole: trying again cannot mend that.
     Refused(AttemptId),
+    /// Its training went wrong: the same steps would again.
+    Diverged(AttemptId),
     /// A write failed: a matter of the place, not of the unit.
     DiskFailed(AttemptId),
     /// The attempt was given back on purpose (drain, pause, a device handed over).
@@ -183,6 +186,9 @@ pub fn next(unit: Unit, event: Event) -> Result<Transition, IllegalEvent> {
         }
         (State::Running(on), Event::Died(by, cause)) if on == by => Ok(died(unit, cause)),
         (State::Running(on), Event::Refused(by)) if on == by => Ok(hopeless(unit, Blame::Refused)),
+        (State::Running(on), Event::Diverged(by)) if on == by && unit.work.trains() => {
+            Ok(quiet(Unit { state: State::SetAside, ..unit }))
+        }
         (State::Running(on), Event::DiskFailed(by)) if on == by => Ok(Transition {
             unit: Unit { state: State::Open, ..unit },
             effect: Effect::PlaceFailed,
@@ -358,10 +364,10 @@ mod tests {
             at = run(at, &turn).unit;
             assert_eq!((at.state, at.deaths), (State::Open, 1));
         }
-        let stuck = [Event::Leased(A), Event::Progressed(A, 10), Event::Died(A, Cause::NonFinite)];
+        let stuck = [Event::Leased(A), Event::Progressed(A, 10), Event::Died(A, Cause::Crashed)];
         let end = run(at, &stuck);
         assert_eq!(end.unit.state, State::Open);
-        assert_eq!(end.effect, Effect::Pause(Blame::Deaths(Cause::NonFinite)));
+        assert_eq!(end.effect, Effect::Pause(Blame::Deaths(Cause::Crashed)));
     }
 
     #[test]
@@ -386,6 +392,16 @@ mod tests {
     }
 
     #[test]
+    fn a_training_that_went_wrong_is_at_its_end_and_nothing_else_can_go_wrong_so() {
+        let diverged = [Event::Leased(A), Event::Diverged(A)];
+        let end = run(unit(WorkKind::TrainDpo, None), &diverged);
+        assert_eq!((end.unit.state, end.effect), (State::SetAside, Effect::Nothing));
+        assert_eq!(end.unit.deaths, 0);
+        let score = run(unit(WorkKind::Score, items(0, 4)), &[Event::Leased(A)]).unit;
+        next(score, Event::Diverged(A)).unwrap_err();
+    }
+
+    #[test]
     fn an_old_attempt_cannot_finish_a_unit() {
         let running = run(unit(WorkKind::Pair, None), &[Event::Leased(AttemptId(2))]).unit;
         let late = next(running.clone(), Event::Finished(A)).unwrap_err();
@@ -402,6 +418,7 @@ mod tests {
             attempt.clone().prop_map(Event::Finished),
             (attempt.clone(), 0..Cause::ALL.len()).prop_map(|(a, c)| Event::Died(a, Cause::ALL[c])),
             attempt.clone().prop_map(Event::Refused),
+            attempt.clone().prop_map(Event::Diverged),
             attempt.clone().prop_map(Event::DiskFailed),
             attempt.prop_map(Event::Returned),
             Just(Event::Cancelled),

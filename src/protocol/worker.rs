@@ -343,8 +343,44 @@ pub enum FailureKind {
     Input,
     /// A write failed: the disk is full, failing or read-only. A matter of the place, not of the unit.
     Disk,
-    /// Training met a loss that is not finite.
-    NonFinite,
+    /// A training went wrong; no checkpoint was published.
+    Diverged(Divergence),
     /// As asked.
     Cancelled,
+}
+
+/// How a training went wrong; see [`rlhfd_domain::Divergence`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Divergence {
+    NonFinite,
+    LossExploded,
+    KlBeyondLimit,
+    NothingLearnt,
+    NoGradient,
+}
+
+impl From<Divergence> for rlhfd_domain::Divergence {
+    fn from(divergence: Divergence) -> Self {
+        match divergence {
+            Divergence::NonFinite => Self::NonFinite,
+            Divergence::LossExploded => Self::LossExploded,
+            Divergence::KlBeyondLimit => Self::KlBeyondLimit,
+            Divergence::NothingLearnt => Self::NothingLearnt,
+            Divergence::NoGradient => Self::NoGradient,
+        }
+    }
+}
+
+impl From<rlhfd_domain::Divergence> for Divergence {
+    fn from(divergence: rlhfd_domain::Divergence) -> Self {
+        use rlhfd_domain::Divergence as Known;
+        match divergence {
+            Known::NonFinite => Self::NonFinite,
+            Known::LossExploded => Self::LossExploded,
+            Known::KlBeyondLimit => Self::KlBeyondLimit,
+            Known::NothingLearnt => Self::NothingLearnt,
+            Known::NoGradient => Self::NoGradient,
+        }
+    }
 }

@@ -251,20 +251,28 @@ impl Store {
         why: &str,
         now_ms: i64,
     ) -> Result<()> {
-        self.transact(|conn| {
-            open_iteration(conn, run, iteration)?;
-            cancel_units(conn, run, iteration, now_ms)?;
-            end(conn, run, iteration, now_ms)?;
-            let text = format!("iteration {iteration} ended without an update: {why}");
-            let event = NewEvent {
-                iteration: Some(iteration),
-                level: Level::Warn,
-                ..NewEvent::of(run, "iteration_without_update", text)
-            };
-            append(conn, &event, now_ms)?;
-            Ok(())
-        })
+        self.transact(|conn| without_update(conn, (run, iteration), why, now_ms))
     }
+}
+
+/// Ends an iteration whose head stays: what is left of it is cancelled.
+pub(crate) fn without_update(
+    conn: &Connection,
+    (run, iteration): (RunId, u32),
+    why: &str,
+    now_ms: i64,
+) -> Result<()> {
+    open_iteration(conn, run, iteration)?;
+    cancel_units(conn, run, iteration, now_ms)?;
+    end(conn, run, iteration, now_ms)?;
+    let text = format!("iteration {iteration} ended without an update: {why}");
+    let event = NewEvent {
+        iteration: Some(iteration),
+        level: Level::Warn,
+        ..NewEvent::of(run, "iteration_without_update", text)
+    };
+    append(conn, &event, now_ms)?;
+    Ok(())
 }
 
 /// Marks an iteration as ended and says on which devices it ran.

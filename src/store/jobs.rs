@@ -246,31 +246,37 @@ impl Store {
         reason: &str,
         now_ms: i64,
     ) -> Result<()> {
-        self.transact(|conn| {
-            let row = get(conn, job)?;
-            if row.status != JobStatus::Open {
-                return Err(StoreError::Conflict {
-                    what: "training job",
-                    name: format!("{}/{}", row.kind, row.name),
-                    why: format!("is {} already", row.status.label()),
-                });
-            }
-            let open: Vec<i64> = conn
-                .prepare("SELECT id FROM units WHERE job_id = ?1 AND state IN ('open', 'running')")?
-                .query_map([job.get()], |row| row.get(0))?
-                .collect::<rusqlite::Result<_>>()?;
-            for unit in open {
-                cancel(conn, UnitId(unit), now_ms)?;
-            }
-            set(conn, job, status, Some(reason), now_ms)?;
-            let text =
-                format!("training job {}/{} {}: {reason}", row.kind, row.name, status.label());
-            let kind = format!("job_{}", status.label());
-            let event = NewEvent { level: Level::Warn, ..NewEvent::of(row.run, &kind, text) };
-            append(conn, &event, now_ms)?;
-            Ok(())
-        })
+        self.transact(|conn| end(conn, job, (status, reason), now_ms))
     }
+}
+
+pub(crate) fn end(
+    conn: &Connection,
+    job: JobId,
+    (status, reason): (JobStatus, &str),
+    now_ms: i64,
+) -> Result<()> {
+    let row = get(conn, job)?;
+    if row.status != JobStatus::Open {
+        return Err(StoreError::Conflict {
+            what: "training job",
+            name: format!("{}/{}", row.kind, row.name),
+            why: format!("is {} already", row.status.label()),
+        });
+    }
+    let open: Vec<i64> = conn
+        .prepare("SELECT id FROM units WHERE job_id = ?1 AND state IN ('open', 'running')")?
+        .query_map([job.get()], |row| row.get(0))?
+        .collect::<rusqlite::Result<_>>()?;
+    for unit in open {
+        cancel(conn, UnitId(unit), now_ms)?;
+    }
+    set(conn, job, status, Some(reason), now_ms)?;
+    let text = format!("training job {}/{} {}: {reason}", row.kind, row.name, status.label());
+    let kind = format!("job_{}", status.label());
+    let event = NewEvent { level: Level::Warn, ..NewEvent::of(row.run, &kind, text) };
+    append(conn, &event, now_ms)?;
+    Ok(())
 }
 
 fn newest(conn: &Connection, run: RunId, (kind, name): (JobKind, &str)) -> Result<Option<Job>> {

@@ -170,11 +170,11 @@ impl Store {
 }
 
 /// How an attempt ended without giving what it should.
-struct End<'a> {
-    outcome: &'static str,
-    cause: &'static str,
-    counted: Option<bool>,
-    message: &'a str,
+pub(crate) struct End<'a> {
+    pub outcome: &'static str,
+    pub cause: &'static str,
+    pub counted: Option<bool>,
+    pub message: &'a str,
 }
 
 /// Ends a finished attempt and its unit. Called first by every `finish_…`, whose rows follow in the
@@ -209,7 +209,8 @@ pub(crate) fn cancel(conn: &Connection, unit: UnitId, now_ms: i64) -> Result<()>
     Ok(())
 }
 
-fn conclude(
+/// Ends an attempt that gave nothing, and its unit by its own rules.
+pub(crate) fn conclude(
     conn: &Connection,
     unit: UnitId,
     event: Event,

@@ -9,6 +9,7 @@ mod client;
 mod commands;
 mod crashes;
 mod disk;
+mod diverged;
 mod faults;
 mod folders;
 mod gate;

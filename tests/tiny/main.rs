@@ -6,6 +6,7 @@
 
 mod arms;
 mod chain;
+mod diverged;
 mod judge;
 mod references;
 mod rescore;

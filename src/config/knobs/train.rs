@@ -38,6 +38,20 @@ const MICRO_BATCH_PAIRS: Knob = Knob::new("micro_batch_pairs", count(1, 65_536),
 const MAX_GRAD_NORM: Knob = Knob::new("max_grad_norm", NOT_NEGATIVE, "1.0")
     .doc("gradients are scaled down to this norm; 0 leaves them as they are")
     .source(TORCH);
+const LOSS_GROWTH_MAX: Knob = Knob::new("loss_growth_max", NOT_NEGATIVE, "5.0")
+    .unit("times the first step's loss, or ln 2 where that is less")
+    .doc(
+        "a mean loss of the last five steps above this stops the training; nearer to 1 stops a rough \
+          one too, 0: no such limit",
+    )
+    .source(OURS);
+const STUCK_STEPS: Knob = Knob::new("stuck_steps", count(0, 1_000_000), "100")
+    .unit("steps")
+    .doc(
+        "so many in a row with the loss (0.693) and the accuracy (one half) of chance stop the \
+          training: nothing is learnt; 0: no such limit",
+    )
+    .source(OURS);
 const WEIGHT_DECAY: Knob = Knob::new("weight_decay", NOT_NEGATIVE, "0.0")
     .doc("decoupled; never on norms and biases")
     .source(TORCH);
@@ -136,6 +150,15 @@ pub(crate) static TRAIN: Section = Section {
             .source(TABLE_7),
         MICRO_BATCH_PAIRS,
         MAX_GRAD_NORM,
+        LOSS_GROWTH_MAX,
+        Knob::new("kl_max", NOT_NEGATIVE, "1000.0")
+            .unit("nats a response")
+            .doc(
+                "the mean over the last five steps' responses of how far the policy's log-prob fell \
+                  below the reference's; above it the update is stopped; 0: no such limit",
+            )
+            .source("ours: sound updates stay within some hundreds even with a beta of 0.01"),
+        STUCK_STEPS,
         WEIGHT_DECAY,
         ADAM_BETA1,
         ADAM_BETA2,
@@ -206,6 +229,12 @@ pub(crate) static TRAIN: Section = Section {
                  0: no such check",
             )
             .source(OURS),
+        Knob::new("on_divergence", Kind::Word(&["pause", "keep_head"]), "\"pause\"")
+            .doc(
+                "an update that went wrong gives no checkpoint and its iteration ends, the head as it \
+                  was; then the run pauses until `rlhfctl resume`, or the loop goes on from that head",
+            )
+            .source(OURS),
         SAVE_EVERY_STEPS,
         SAVE_EVERY_S,
     ],
@@ -256,6 +285,8 @@ pub(crate) static SFT: Section = Section {
             .doc("room of a block; a longer conversation is dropped and counted, packed or not")
             .source(SECTION_3_1),
         MAX_GRAD_NORM,
+        LOSS_GROWTH_MAX,
+        STUCK_STEPS,
         WEIGHT_DECAY,
         ADAM_BETA1,
         ADAM_BETA2,
@@ -325,6 +356,8 @@ pub(crate) static REWARD: Section = Section {
         .doc("a preference this near to an earlier one is left out (by MinHash); 1: none is")
         .source(OURS),
         MAX_GRAD_NORM,
+        LOSS_GROWTH_MAX,
+        STUCK_STEPS,
         WEIGHT_DECAY,
         ADAM_BETA1,
         ADAM_BETA2,
@@ -382,6 +415,8 @@ pub(crate) static PREFERENCE: Section = Section {
             .doc("room of a block; a pair whose question is longer is dropped and counted, packed or not")
             .source(SECTION_2_1),
         MAX_GRAD_NORM,
+        LOSS_GROWTH_MAX,
+        STUCK_STEPS,
         WEIGHT_DECAY,
         ADAM_BETA1,
         ADAM_BETA2,

@@ -5,13 +5,16 @@
 use std::path::Path;
 use std::sync::Arc;
 
+use rlhfd_config::OnDivergence;
+use rlhfd_domain::gate::OnFail;
 use rlhfd_domain::{AttemptId, Cause, Effect, WorkKind};
 use rlhfd_protocol::worker::Summary;
-use rlhfd_store::{Level, NewEvent, PausedBy, Store, StoreError, UnitRow};
+use rlhfd_store::{Level, NewEvent, PausedBy, Store, StoreError, UnitRow, WentWrong};
 
 use super::stage::{Answer, Conclude, ItemKeys, StageContext, StageError};
 use super::worker::WorkerContext;
 use crate::handles::{AskError, now_ms, with_causes};
+use crate::stages::train;
 
 /// How an attempt ended.
 #[derive(Debug)]
@@ -51,6 +54,15 @@ pub enum Ending {
         /// Why.
         message: String,
     },
+    /// Its training went wrong.
+    Diverged {
+        /// The unit.
+        unit: Arc<UnitRow>,
+        /// Its attempt.
+        attempt: AttemptId,
+        /// How.
+        wrong: WentWrong,
+    },
     /// A write failed.
     Disk {
         /// The unit.
@@ -83,6 +95,7 @@ impl Ending {
             Self::Done { unit, .. }
             | Self::Died { unit, .. }
             | Self::Refused { unit, .. }
+            | Self::Diverged { unit, .. }
             | Self::Disk { unit, .. }
             | Self::Returned { unit, .. } => unit,
         }
@@ -119,6 +132,10 @@ pub async fn conclude(ctx: &WorkerContext, ending: Ending) -> Option<String> {
             settle(stage, &unit, move |s| s.unit_refused(id, attempt, &message, now_ms())).await;
             None
         }
+        Ending::Diverged { unit, attempt, wrong } => {
+            diverged(stage, &unit, attempt, wrong).await;
+            None
+        }
         Ending::Disk { unit, attempt, message } => {
             stage.health.tell_for(&message, needed(stage, &unit).await);
             let id = unit.id;
@@ -140,6 +157,22 @@ async fn measure(stage: &StageContext, work: WorkKind, planned_mib: u64, peak_mi
     let write = move |s: &mut Store| s.measure_memory(work, planned_mib, peak_mib, now_ms());
     if let Err(error) = stage.write_patiently(write).await {
         tracing::warn!("a measurement of memory is lost: {error}");
+    }
+}
+
+/// The same training would go wrong once more: its own state goes, and what it belongs to back to its
+/// parent.
+async fn diverged(stage: &StageContext, unit: &Arc<UnitRow>, attempt: AttemptId, wrong: WentWrong) {
+    let on = match stage.config_of(unit).await.map(|config| config.train.on_divergence) {
+        Ok(OnDivergence::KeepHead) => OnFail::KeepHead,
+        Ok(OnDivergence::Pause) | Err(_) => OnFail::Pause,
+    };
+    tracing::error!(key = %unit.key, how = wrong.divergence.label(), "a training went wrong");
+    let id = unit.id;
+    settle(stage, unit, move |s| s.unit_diverged((id, attempt), &wrong, on, now_ms())).await;
+    let run = unit.run;
+    if let Ok(run) = stage.store.read(move |r| r.run(run)).await {
+        train::remove_state(stage, &run, id).await;
     }
 }
 

@@ -187,11 +187,11 @@ fn training_pauses_the_run_at_the_second_death_without_a_new_step() {
         assert_eq!(effect, Effect::Nothing);
     }
     assert_eq!(die(&mut flow, "0001/train", Cause::Killed), Effect::Nothing);
-    assert!(matches!(die(&mut flow, "0001/train", Cause::NonFinite), Effect::Pause(_)));
+    assert!(matches!(die(&mut flow, "0001/train", Cause::Crashed), Effect::Pause(_)));
     let unit = flow.bench.unit(flow.run, "0001/train");
     assert_eq!((unit.state.as_str(), unit.last_step), ("open", Some(4)));
     let paused = flow.bench.store.run(flow.run).unwrap().paused.unwrap();
-    assert!(paused.reason.contains("non_finite: 2 counted deaths"), "{}", paused.reason);
+    assert!(paused.reason.contains("crashed: 2 counted deaths"), "{}", paused.reason);
     assert_eq!(flow.bench.store.history("main", 1).unwrap()[0].status, "paused");
 }
 

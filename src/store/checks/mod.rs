@@ -5,6 +5,7 @@
 
 mod arms;
 mod deaths;
+mod diverged;
 mod draw;
 mod flow;
 mod gate;

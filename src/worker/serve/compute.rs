@@ -182,7 +182,7 @@ impl Engine<'_> {
             }
             FailureKind::Input
             | FailureKind::Disk
-            | FailureKind::NonFinite
+            | FailureKind::Diverged(_)
             | FailureKind::Cancelled => None,
         }
     }

@@ -6,6 +6,7 @@
 use std::path::PathBuf;
 
 use rlhfd_config::Problems;
+use rlhfd_domain::Divergence;
 use rlhfd_protocol::worker::FailureKind;
 use thiserror::Error;
 
@@ -61,6 +62,16 @@ pub enum TrainError {
         conversations: usize,
         /// Why, by reason.
         reasons: String,
+    },
+    /// The steps of a training went wrong, and it was stopped.
+    #[error("the training went wrong at step {step}: {figures}\n{}", .divergence.likely_cause())]
+    Diverged {
+        /// The step, counted from 1.
+        step: u64,
+        /// How.
+        divergence: Divergence,
+        /// What says so.
+        figures: String,
     },
     /// A loss or a gradient that is NaN or infinite. The step was not applied.
     #[error(
@@ -190,8 +201,9 @@ impl TrainError {
     #[must_use]
     pub fn failure_kind(&self) -> FailureKind {
         match self {
-            Self::NonFinite { .. } | Self::NonFiniteScore { .. } | Self::BrokenReference { .. } => {
-                FailureKind::NonFinite
+            Self::Diverged { divergence, .. } => FailureKind::Diverged((*divergence).into()),
+            Self::NonFinite { .. } | Self::NonFiniteScore { .. } => {
+                FailureKind::Diverged(Divergence::NonFinite.into())
             }
             Self::Cancelled { .. } | Self::Worker(WorkerError::Cancelled) => FailureKind::Cancelled,
             Self::Checkpoint(error) if error.is_disk() => FailureKind::Disk,
@@ -226,6 +238,6 @@ mod tests {
         let example = Some("pair 7 of those trained on, from 1".to_owned());
         let error = TrainError::NonFinite { step: 3, what: "a loss", example };
         assert!(error.to_string().starts_with("step 3 gave a loss that is not finite (pair 7"));
-        assert_eq!(error.failure_kind(), FailureKind::NonFinite);
+        assert_eq!(error.failure_kind(), FailureKind::Diverged(Divergence::NonFinite.into()));
     }
 }

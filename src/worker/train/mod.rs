@@ -6,7 +6,7 @@
 //! order: `pairs`, `preferences` with `duplicates` and `groups`, `judgements`, `conversations`,
 //! `blocks` and `batches` say what is trained on and in which order, `pack`, `trunk`, `head` and `loss` compute a
 //! micro-batch, `schedule`, `adamw` and `learners` make a step of it, `trainer` is the loop,
-//! `rescore` holds the models to what is stored, `state` saves and resumes it, `lora` and `adapter_files` are adapters' part, `report` holds a
+//! `rescore` holds the models to what is stored, `state` saves and resumes it (`saver`: when), `lora` and `adapter_files` are adapters' part, `report` holds a
 //! reward model to what it never saw, `weights` and `publish` write the folder, `average` makes one of two, `start` and `job`
 //! put it together for the file mode and (`unit`) for the daemon. May not enter: the protocol's
 //! frames.
@@ -36,6 +36,7 @@ pub mod reference;
 pub mod report;
 pub mod rescore;
 pub mod reward_head;
+mod saver;
 pub mod schedule;
 mod start;
 pub mod state;

@@ -3,6 +3,7 @@
 //! In: the numbers of a step. Out: a line of JSON, and back. steps.jsonl lies in the checkpoint
 //! folder under its manifest, so it may hold neither a time nor a path. May not enter: tensors.
 
+use rlhfd_domain::train::TrainStep;
 use serde::{Deserialize, Serialize};
 
 /// One optimiser step. All means are over the step's pairs, or, of supervised fine-tuning, over its
@@ -39,6 +40,22 @@ pub struct StepRow {
     /// Share of learnt tokens that no other id was likelier than. Only for supervised fine-tuning.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub token_accuracy: Option<f64>,
+}
+
+impl From<&StepRow> for TrainStep {
+    fn from(row: &StepRow) -> Self {
+        Self {
+            step: row.step,
+            loss: row.loss,
+            lr: row.lr,
+            grad_norm: row.grad_norm,
+            accuracy: row.accuracy,
+            margin: row.margin,
+            implicit_reward_chosen: row.implicit_reward_chosen,
+            implicit_reward_rejected: row.implicit_reward_rejected,
+            token_accuracy: row.token_accuracy,
+        }
+    }
 }
 
 /// The rows as JSON lines, each ended by a newline.

@@ -5,9 +5,8 @@
 //! device, and, if they are finite, one update. Nothing else is synchronised to the host. May not
 //! enter: text, model folders, the protocol.
 
-use std::time::{Duration, Instant};
-
 use rlhfd_config::TrainSettings;
+use rlhfd_domain::divergence::{Diverged, Limits, Lookout};
 use tch::{Device, Kind, Tensor};
 
 use super::adamw::AdamConfig;
@@ -19,6 +18,7 @@ use super::head::{self, Scored, Wanted};
 use super::learners::Learners;
 use super::loss::{DpoLoss, Logprobs, PairLoss, RewardLoss, token_sums};
 use super::pack::{Example, Packed, TokenPair};
+use super::saver::Saver;
 use super::schedule::Schedule;
 use super::state::{self, StatePlace};
 use super::steps::StepRow;
@@ -92,7 +92,7 @@ impl Training<'_> {
     /// Runs every step that is not done yet.
     ///
     /// # Errors
-    /// `NonFinite` (the step is not applied), `Cancelled`, and what the state folder says.
+    /// `NonFinite` (the step is not applied), `Diverged`, `Cancelled`, and what the state folder says.
     pub fn run(
         mut self,
         mut learners: Learners,
@@ -110,12 +110,17 @@ impl Training<'_> {
             None => Vec::new(),
         };
         let first_step = rows.len() as u64 + 1;
+        let mut lookout = Lookout::new(self.limits(), steps);
+        for row in &rows {
+            look(&mut lookout, row)?;
+        }
         let mut saver = Saver::new(self.state.clone(), rows.len() as u64);
         while (rows.len() as u64) < steps {
             let index = rows.len() as u64;
             match self.step(index, schedule.rate(index), &mut learners, observer) {
                 Ok(row) => {
                     (observer.stepped)(&row, steps);
+                    look(&mut lookout, &row)?;
                     rows.push(row);
                 }
                 Err(error @ TrainError::Cancelled { .. }) => {
@@ -129,6 +134,15 @@ impl Training<'_> {
             }
         }
         Ok(Trained { rows, learners, first_step })
+    }
+
+    fn limits(&self) -> Limits {
+        Limits {
+            loss_growth_max: self.settings.loss_growth_max,
+            kl_max: self.settings.kl_max,
+            stuck_steps: self.settings.stuck_steps,
+            beta: self.settings.beta,
+        }
     }
 
     /// One optimiser step; `index` from 0.
@@ -382,38 +396,16 @@ pub fn sequence_sums(packed: &Packed, logprobs: &Tensor) -> Tensor {
     zeros.index_add(0, &packed.sequence_of, logprobs).detach()
 }
 
+/// What the figures of a step say of the whole training.
+fn look(lookout: &mut Lookout, row: &StepRow) -> Result<(), TrainError> {
+    match lookout.step(&row.into()) {
+        None => Ok(()),
+        Some(Diverged { divergence, figures }) => {
+            Err(TrainError::Diverged { step: row.step, divergence, figures })
+        }
+    }
+}
+
 fn non_finite(index: u64, what: &'static str, example: Option<String>) -> TrainError {
     TrainError::NonFinite { step: index + 1, what, example }
-}
-
-/// Saves every so many steps or seconds.
-struct Saver {
-    place: Option<StatePlace>,
-    saved_step: u64,
-    saved_at: Instant,
-}
-
-impl Saver {
-    fn new(place: Option<StatePlace>, step: u64) -> Self {
-        Self { place, saved_step: step, saved_at: Instant::now() }
-    }
-
-    fn save_if_due(&mut self, learners: &Learners, rows: &[StepRow]) -> Result<(), TrainError> {
-        let Some(place) = &self.place else { return Ok(()) };
-        let steps = rows.len() as u64 - self.saved_step;
-        let by_steps = place.every_steps > 0 && steps >= place.every_steps;
-        let by_time =
-            place.every_s > 0 && self.saved_at.elapsed() >= Duration::from_secs(place.every_s);
-        if by_steps || by_time { self.save(learners, rows) } else { Ok(()) }
-    }
-
-    fn save(&mut self, learners: &Learners, rows: &[StepRow]) -> Result<(), TrainError> {
-        let Some(place) = &self.place else { return Ok(()) };
-        if rows.len() as u64 > self.saved_step {
-            state::save(place, learners, rows)?;
-            self.saved_step = rows.len() as u64;
-            self.saved_at = Instant::now();
-        }
-        Ok(())
-    }
 }

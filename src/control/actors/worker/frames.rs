@@ -11,6 +11,7 @@ use rlhfd_domain::Cause;
 use rlhfd_protocol::WORKER_PROTOCOL;
 use rlhfd_protocol::frame::Frame;
 use rlhfd_protocol::worker::{FailureKind, FromWorker, ItemResult};
+use rlhfd_store::WentWrong;
 
 use super::{InHand, WorkerActor};
 use crate::actors::attempts::Ending;
@@ -148,8 +149,9 @@ impl WorkerActor {
                         Ending::died(unit, attempt, Cause::OutOfMemory, message)
                     }
                     FailureKind::Crashed => Ending::died(unit, attempt, Cause::Crashed, message),
-                    FailureKind::NonFinite => {
-                        Ending::died(unit, attempt, Cause::NonFinite, message)
+                    FailureKind::Diverged(divergence) => {
+                        let wrong = WentWrong { divergence: (*divergence).into(), message };
+                        Ending::Diverged { unit, attempt, wrong }
                     }
                     FailureKind::Input => Ending::Refused { unit, attempt, message },
                     FailureKind::Disk => Ending::Disk { unit, attempt, message },

@@ -1,6 +1,8 @@
 //! The numbers of a step: not finite, against the named reference, the head's gradients by hand.
 
 use rlhfd_config::Training;
+use rlhfd_domain::Divergence;
+use rlhfd_protocol::worker::FailureKind;
 use rlhfd_worker::model::rotary::Tree;
 use rlhfd_worker::model::{LoadOptions, ModelFolder, Precision, Trainable, Transformer};
 use rlhfd_worker::train::TrainError;
@@ -18,6 +20,32 @@ fn a_step_that_is_not_finite_is_not_applied() {
     let error = run_quietly(&job).unwrap_err();
     assert!(matches!(error, TrainError::NonFinite { .. }), "{error}");
     assert!(!job.out.exists());
+}
+
+/// How and at which step a small DPO training with these settings goes wrong.
+fn diverged(words: &[&str]) -> (Divergence, u64) {
+    let dir = tempfile::tempdir().unwrap();
+    let job = small(dir.path(), Training::Dpo, "tiny-tied", words);
+    let error = run_quietly(&job).unwrap_err();
+    assert!(!job.out.exists(), "nothing is published of a training that went wrong");
+    let TrainError::Diverged { divergence, step, .. } = &error else { unreachable!("{error}") };
+    let (divergence, step) = (*divergence, *step);
+    assert_eq!(error.failure_kind(), FailureKind::Diverged(divergence.into()));
+    (divergence, step)
+}
+
+#[test]
+fn a_training_that_goes_wrong_is_stopped_where_it_shows() {
+    // The first step is taken before anything moved; an absurd rate shows in the next epoch's first.
+    let absurd = ["learning_rate=1", "beta=1", "kl_max=0"];
+    assert_eq!(diverged(&absurd), (Divergence::LossExploded, 4));
+    // The loss alone would be no reason yet: the pairs of the second step are told apart.
+    assert_eq!(diverged(&["learning_rate=1", "kl_max=100"]), (Divergence::KlBeyondLimit, 2));
+    // Ten pairs, four a step, two epochs: six steps, none of which moves anything.
+    let idle = ["learning_rate=1e-12", "stuck_steps=6"];
+    assert_eq!(diverged(&idle), (Divergence::NothingLearnt, 6));
+    // A margin of 1e-60 nats has no slope in f32.
+    assert_eq!(diverged(&["beta=1e-60"]), (Divergence::NoGradient, 3));
 }
 
 #[test]
