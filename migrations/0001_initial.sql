@@ -23,6 +23,7 @@ CREATE TABLE runs (
     paused_by      TEXT CHECK (paused_by IN ('operator', 'daemon')),
     start_asked_ms INTEGER,                    -- `rlhfctl start` not yet served
     probed_key     TEXT,                       -- the models and settings that the last good probe covered
+    texts_swept_to INTEGER NOT NULL DEFAULT 0, -- iterations 1..this have no texts but those of preferences
     created_ms     INTEGER NOT NULL
 ) STRICT;
 CREATE UNIQUE INDEX runs_one_active ON runs(active) WHERE active = 1;
@@ -583,6 +584,11 @@ CREATE TABLE checkpoints (
     bytes          INTEGER NOT NULL DEFAULT 0,
     sound          INTEGER NOT NULL DEFAULT 1 CHECK (sound IN (0, 1)),
     rejected       INTEGER NOT NULL DEFAULT 0 CHECK (rejected IN (0, 1)), -- the gate kept the old head
+    pinned         INTEGER NOT NULL DEFAULT 0 CHECK (pinned IN (0, 1)), -- `rlhfctl pin`: its files stay
+    -- Its files are superfluous: marked first, then removed, then marked as gone. The row stays.
+    removal_ms     INTEGER,                    -- null: nobody wants them removed
+    removal_why    TEXT,
+    removed_ms     INTEGER,                    -- null: not gone yet
     unit_id        INTEGER REFERENCES units(id),
     created_ms     INTEGER NOT NULL,
     UNIQUE (run_id, name)

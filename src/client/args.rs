@@ -88,6 +88,16 @@ pub enum Verb {
         #[arg(long, value_name = "TEXT")]
         reason: Option<String>,
     },
+    /// Keep a checkpoint's files, however old they are
+    Pin {
+        /// Its name, as `checkpoints` lists it
+        checkpoint: String,
+    },
+    /// Let a pinned checkpoint's files go once they are old
+    Unpin {
+        /// Its name
+        checkpoint: String,
+    },
     /// Copy the database, while it is in use, into the state folder
     Backup,
     /// Cancel the open iteration (its prompts return to the pool), or a training job

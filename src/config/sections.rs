@@ -92,6 +92,14 @@ section! {
     StoreConfig {
         /// Free space below which a stage pauses.
         disk_free_min_mib: u64,
+        /// What the state folder may take; 0: the whole disk.
+        budget_mib: u64,
+        /// Newest checkpoints whose files stay; 0: all.
+        keep_checkpoints: u64,
+        /// Newest iterations whose unpaired responses keep their texts; 0: all.
+        keep_responses: u64,
+        /// Days that events stay; 0: for ever.
+        keep_events_days: u64,
         /// How often a bad disk is tried again.
         disk_probe_ms: u64,
     }

@@ -13,11 +13,12 @@ use std::path::{Path, PathBuf};
 use rlhfd_domain::{RunId, UploadId, WorkKind};
 use rlhfd_store::{Checkpoint, Finish, Level, NewEvent, Run, Store, StoreError, UnitRow};
 
+use crate::advance::tidy;
 use crate::handles::now_ms;
 use crate::places::Places;
 use crate::stages::report;
+use crate::stages::steps::read_steps;
 use crate::stages::sums::{self, Published, SumError};
-use crate::stages::train::read_steps;
 
 /// Why the state could not be put in order.
 #[derive(Debug, thiserror::Error)]
@@ -56,6 +57,7 @@ pub fn adopt(store: &mut Store, places: &Places) -> Result<(), AdoptError> {
         for folder in ["iterations", "jobs", "checkpoints"] {
             sweep_half_written(&places.run(&run.name).join(folder))?;
         }
+        end_removals(store, places, &run)?;
         let checkpoints = store.checkpoints(run.id)?;
         check_rows(store, places, &run, &checkpoints)?;
         check_folders(store, places, &run, &checkpoints)?;
@@ -113,6 +115,16 @@ fn sweep_half_written(folder: &Path) -> Result<(), AdoptError> {
     for name in names(folder)?.into_iter().filter(|name| name.starts_with('.')) {
         tracing::info!(folder = name, "half-written, removed");
         remove(&folder.join(name))?;
+    }
+    Ok(())
+}
+
+/// Removals that were cut off.
+fn end_removals(store: &mut Store, places: &Places, run: &Run) -> Result<(), AdoptError> {
+    for checkpoint in store.removals_begun(run.id)? {
+        tidy::remove_folder(places, &run.name, &checkpoint)
+            .map_err(|(path, source)| AdoptError::Io { path, source })?;
+        store.end_removal(checkpoint.id, now_ms())?;
     }
     Ok(())
 }

@@ -9,6 +9,7 @@ mod jobs;
 mod lacks;
 mod reference;
 mod start;
+pub(crate) mod tidy;
 mod words;
 
 use std::sync::Arc;

@@ -35,6 +35,7 @@ pub async fn obey(
         Command::RollBack { iteration, reason } => {
             roll_back(ctx, &run, iteration, reason, uid).await
         }
+        Command::Pin { checkpoint, pinned } => pin(ctx, &run, checkpoint, pinned, uid).await,
         Command::CancelIteration { iteration } => cancel(ctx, &run, iteration, uid).await,
         Command::CancelJob { job } => cancel_job(ctx, &run, &job, uid).await,
         Command::Train { job, upload } => train(ctx, &run, &job, upload, uid).await,
@@ -149,6 +150,22 @@ async fn roll_back(
         })
         .await?;
     told(format!("the head is {name}: the next iteration begins with it"))
+}
+
+async fn pin(
+    ctx: &OrderContext,
+    run: &Run,
+    checkpoint: String,
+    pinned: bool,
+    uid: Option<u32>,
+) -> Result<(Told, Vec<UnitId>), AskError> {
+    let (id, name) = (run.id, checkpoint.clone());
+    ctx.stage.store.write(move |s| s.pin(id, &name, pinned, (uid, now_ms()))).await?;
+    told(if pinned {
+        format!("checkpoint {checkpoint} is pinned: its files stay")
+    } else {
+        format!("checkpoint {checkpoint} is not pinned: its files go once they are old")
+    })
 }
 
 async fn cancel(

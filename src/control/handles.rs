@@ -208,6 +208,13 @@ pub enum Command {
         /// For the events.
         reason: Option<String>,
     },
+    /// Keep a checkpoint's files, or let them go once they are old.
+    Pin {
+        /// Its name.
+        checkpoint: String,
+        /// Whether they stay.
+        pinned: bool,
+    },
     /// Cancel a training job.
     CancelJob {
         /// Which.

@@ -12,10 +12,11 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use rlhfd_config::CheckedConfig;
+use rlhfd_config::{CheckedConfig, StoreConfig};
 use tokio::sync::watch;
 
 use crate::live::LiveBoard;
+use crate::room;
 
 /// What the trial writes.
 const TRIAL_BYTES: usize = 256 * 1024;
@@ -98,7 +99,11 @@ impl Health {
             let ill = !self.is_well();
             let needed = self.needed_mib.load(Ordering::Relaxed);
             let floor = store.disk_free_min_mib.saturating_add(needed);
-            let looked = actix_rt::task::spawn_blocking(move || look(&state, floor, ill)).await;
+            let looked = actix_rt::task::spawn_blocking(move || {
+                look(&state, floor, ill)?;
+                within_budget(&state, &store, needed)
+            });
+            let looked = looked.await;
             match looked {
                 Ok(Ok(())) if ill => self.recovered(),
                 Ok(Ok(())) => {}
@@ -131,6 +136,18 @@ pub fn look(state: &Path, free_min_mib: u64, trial: bool) -> Result<(), String> 
         ));
     }
     if trial { try_write(state).map_err(|e| e.to_string()) } else { Ok(()) }
+}
+
+/// Whether the state folder, and so much more, is within its budget.
+fn within_budget(state: &Path, store: &StoreConfig, needed_mib: u64) -> Result<(), String> {
+    let used = room::used_mib(state, store);
+    if store.budget_mib > 0 && used.saturating_add(needed_mib) > store.budget_mib {
+        return Err(format!(
+            "it takes {used} MiB, {needed_mib} more are needed, and [store] budget_mib is {}",
+            store.budget_mib
+        ));
+    }
+    Ok(())
 }
 
 /// MiB that we may still write there.

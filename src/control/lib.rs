@@ -19,6 +19,7 @@ pub mod live;
 pub mod models;
 pub mod places;
 pub mod platform;
+pub mod room;
 pub mod schedule;
 pub mod stages;
 pub mod verbs;

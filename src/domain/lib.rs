@@ -22,6 +22,8 @@ pub mod plan;
 pub mod preference;
 pub mod prompt;
 pub mod response;
+pub mod retention;
+pub mod room;
 pub mod share;
 pub mod stage;
 pub mod train;

@@ -15,7 +15,7 @@
 //! | `POST /v1/training-jobs/{kind}/{name}?skip_bad=&client_key=` | JSONL | [`JobAdded`] |
 //! | `GET /v1/devices?history=` | – | [`Devices`] |
 //! | `GET /v1/events?since=&last=&follow=` | – | [`Event`]s: SSE or NDJSON |
-//! | `POST /v1/start`, `/v1/pause`, `/v1/resume`, `/v1/cancel` | [`Command`] | [`Done`] |
+//! | `POST /v1/start`, `/v1/pause`, `/v1/resume`, `/v1/cancel`, `/v1/rollback`, `/v1/pin`, `/v1/unpin`, `/v1/backup` | [`Command`] | [`Done`] |
 //! | `POST /v1/sql` | [`Sql`] | [`Table`] |
 //!
 //! Every error is an [`ErrorBody`]. A request's unknown keys are errors; an answer's unknown keys are

@@ -248,7 +248,11 @@ impl Store {
     pub fn mark_sound(&mut self, id: CheckpointId, now_ms: i64) -> Result<()> {
         self.transact(|conn| {
             let checkpoint = get(conn, id)?;
-            conn.execute("UPDATE checkpoints SET sound = 1 WHERE id = ?1", [id.get()])?;
+            conn.execute(
+                "UPDATE checkpoints SET sound = 1, removal_ms = NULL, removal_why = NULL,
+                     removed_ms = NULL WHERE id = ?1",
+                [id.get()],
+            )?;
             let text = format!("checkpoint {} is sound again", checkpoint.name);
             append(conn, &NewEvent::of(checkpoint.run, "checkpoint_sound", text), now_ms)?;
             Ok(())

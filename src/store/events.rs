@@ -3,7 +3,7 @@
 //! In: what to tell. Out: rows in the order in which they were told. May not enter: decisions.
 
 use rlhfd_domain::{EventId, RunId, UnitId, limits};
-use rusqlite::{Connection, Row, params};
+use rusqlite::{Connection, OptionalExtension, Row, params};
 
 use crate::error::Result;
 use crate::open::{Reader, Store};
@@ -146,6 +146,16 @@ impl Reader {
             .query_map(params![after.get(), rows.min(limits::EVENTS_PAGE_ROWS)], read)?
             .collect::<rusqlite::Result<_>>()?;
         Ok(rows)
+    }
+
+    /// When the oldest event was told; none before the first.
+    pub fn oldest_event_ms(&self) -> Result<Option<i64>> {
+        let at = self
+            .conn
+            .prepare_cached("SELECT at_ms FROM events ORDER BY id LIMIT 1")?
+            .query_row([], |row| row.get(0))
+            .optional()?;
+        Ok(at)
     }
 
     /// The newest event; 0 before the first.

@@ -97,12 +97,15 @@ pub struct Run {
     pub start_asked_ms: Option<i64>,
     /// The models and settings that the last good probe covered.
     pub probed_key: Option<String>,
+    /// Responses of iterations 1 to this have no texts but where a preference has them.
+    pub texts_swept_to: u32,
     /// When it was made.
     pub created_ms: i64,
 }
 
 const COLUMNS: &str = "id, name, seed, initial_id, reference_id, head_id, active, paused_reason, \
-                       paused_by, start_asked_ms, probed_key, created_ms, best_id, base_id, start_job";
+                       paused_by, start_asked_ms, probed_key, created_ms, best_id, base_id, start_job, \
+                       texts_swept_to";
 
 impl Run {
     /// Whether the policy that it begins with is there.
@@ -137,6 +140,7 @@ fn read(row: &Row<'_>) -> rusqlite::Result<Run> {
         best: row.get::<_, Option<i64>>(12)?.map(CheckpointId),
         base: CheckpointId(row.get(13)?),
         start_job: row.get(14)?,
+        texts_swept_to: row.get(15)?,
     })
 }
 

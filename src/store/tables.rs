@@ -62,7 +62,8 @@ impl Reader {
             "SELECT r.name AS run, c.name AS checkpoint, c.kind AS kind, c.iteration AS iteration,
                     p.name AS parent, c.id = r.head_id AS head, c.sound AS sound, c.bytes AS bytes,
                     c.created_ms AS created_ms, c.sha256 AS sha256, c.path AS path,
-                    coalesce(c.id = r.best_id, 0) AS best, c.rejected AS rejected
+                    coalesce(c.id = r.best_id, 0) AS best, c.rejected AS rejected,
+                    c.pinned AS pinned, c.removal_ms IS NOT NULL AS removed
              FROM checkpoints c JOIN runs r ON r.id = c.run_id
              LEFT JOIN checkpoints p ON p.id = c.parent_id
              WHERE ?1 IS NULL OR r.name = ?1 ORDER BY c.id DESC LIMIT ?2",

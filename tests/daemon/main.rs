@@ -20,6 +20,7 @@ mod offline;
 mod preferring;
 mod readers;
 mod references;
+mod retention;
 mod service;
 mod story;
 mod whole_run;

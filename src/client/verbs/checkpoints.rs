@@ -24,10 +24,9 @@ pub async fn run(daemon: &Daemon, lineage: Option<String>, json: bool) -> Result
 }
 
 /// Columns that are shown as a word behind the name.
-const MARKS: [&str; 3] = ["head", "best", "rejected"];
+const MARKS: [&str; 5] = ["head", "best", "rejected", "pinned", "removed"];
 
-/// Sums cut to what tells them apart, times and sizes as people read them, head, best and rejected
-/// marked.
+/// Sums cut to what tells them apart, times and sizes as people read them, [`MARKS`] behind the name.
 fn for_people(mut table: Table) -> Table {
     let name = table.column("checkpoint");
     for row in &mut table.rows {

@@ -9,6 +9,7 @@ mod gpus;
 mod iterations;
 mod jobs;
 mod pause;
+mod pin;
 mod preferences;
 mod prompts;
 mod resume;
@@ -50,6 +51,8 @@ pub async fn run(args: Args) -> Result<(), ClientError> {
         Verb::Rollback { iteration, reason } => {
             rollback::run(daemon, iteration, reason, json).await
         }
+        Verb::Pin { checkpoint } => pin::run(daemon, "pin", checkpoint, json).await,
+        Verb::Unpin { checkpoint } => pin::run(daemon, "unpin", checkpoint, json).await,
         Verb::Backup => backup::run(daemon, json).await,
         Verb::Train(verb) => train::run(daemon, verb, json).await,
         Verb::Jobs => jobs::run(daemon, json).await,

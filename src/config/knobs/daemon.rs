@@ -45,6 +45,31 @@ pub(crate) static STORE: Section = Section {
                   on by itself when there is room; too low: writes fail half-way",
             )
             .source(OURS),
+        Knob::new("budget_mib", count(0, 1 << 40), "0")
+            .unit("MiB")
+            .doc(
+                "what the state folder may take in all; the stage pauses before it is more; 0: the \
+                  disk itself is the limit",
+            )
+            .source(OURS),
+        Knob::new("keep_checkpoints", count(0, 1_000_000), "5")
+            .unit("checkpoints")
+            .doc(
+                "the files of the newest so many stay, and with them those of head, best, pinned \
+                  (`rlhfctl pin`), initial and reference; older ones go, their rows stay; 0: all stay",
+            )
+            .source(OURS),
+        Knob::new("keep_responses", count(0, 1_000_000), "10")
+            .unit("iterations")
+            .doc(
+                "responses of older iterations that no preference has lose text and ids, their rows \
+                  and scores stay; 0: all texts stay",
+            )
+            .source(OURS),
+        Knob::new("keep_events_days", count(0, 36_500), "365")
+            .unit("days")
+            .doc("older events go; 0: all stay")
+            .source(OURS),
         Knob::new("disk_probe_ms", count(100, 3_600_000), "15000")
             .unit("milliseconds")
             .doc("how often a full or failing disk is tried again")

@@ -11,11 +11,12 @@ use rlhfd_domain::{JobKind, ScorerId, Stage, UnitId, WorkKind};
 use rlhfd_store::{ModelIdentity, NewIteration, NewUnit, OfflineUse, Run, Store, StoreError};
 
 use super::lacks::{missing_sets, none_kept, short_of, vain_target};
-use super::{Advanced, NOTHING_KEPT, arms, identity, jobs, reference};
+use super::{Advanced, NOTHING_KEPT, arms, identity, jobs, reference, tidy};
 use crate::actors::iteration::OrderContext;
 use crate::actors::scheduler::uses_cuda;
 use crate::examples;
 use crate::handles::{AskError, now_ms};
+use crate::room;
 use crate::stages::plan::{self, Given, Scores, Sizes};
 use crate::stages::probe::Detail;
 use crate::stages::{average, summarise, sums, train};
@@ -26,6 +27,9 @@ pub(super) async fn between_iterations(
     config: &Arc<CheckedConfig>,
     run: &Run,
 ) -> Result<Advanced, AskError> {
+    if tidy::tidy(ctx, config, run).await? {
+        return Ok(Advanced::changed());
+    }
     let id = run.id;
     let (_, done) = ctx.stage.store.read(move |r| r.iterations_so_far(id)).await?;
     if config.run.iterations_max > 0 && u64::from(done) >= config.run.iterations_max {
@@ -86,6 +90,9 @@ async fn with_jobs(
         return Ok(Advanced::waits(sentence));
     }
     if let Some(sentence) = vain_target(ctx, config, run).await? {
+        return Ok(Advanced::waits(sentence));
+    }
+    if let Some(sentence) = room::for_iteration(&ctx.stage, config, run).await? {
         return Ok(Advanced::waits(sentence));
     }
     // What was queued after a reload never starts with the configuration before it.

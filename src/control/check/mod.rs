@@ -11,7 +11,7 @@ mod memory;
 mod report;
 mod run;
 mod system;
-mod weights;
+pub(crate) mod weights;
 
 use std::path::Path;
 use std::process::ExitCode;

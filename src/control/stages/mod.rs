@@ -19,6 +19,7 @@ pub mod probe;
 pub mod render;
 pub mod report;
 pub mod score;
+pub mod steps;
 pub mod summarise;
 pub mod sums;
 pub mod train;

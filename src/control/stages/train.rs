@@ -12,22 +12,21 @@ use std::sync::Arc;
 use rlhfd_config::{CheckedConfig, SavePolicy, Training};
 use rlhfd_domain::checkpoint::{iteration_name, job_checkpoint_name};
 use rlhfd_domain::limits::PAIRS_PAGE_ROWS;
-use rlhfd_domain::train::{History, Replay, TrainStep, check_steps};
+use rlhfd_domain::train::{History, Replay};
 use rlhfd_domain::{JobKind, UnitId, WorkKind};
 use rlhfd_protocol::manifest::FolderKind;
 use rlhfd_protocol::worker::{ModelRef, TrainTarget, Work};
 use rlhfd_store::{Iteration, Job, Reader, Run, StoreError, UnitRow, UploadKind};
-use serde::Deserialize;
 
 use super::folders::{self, Draft};
 use super::report;
+use super::steps::read_steps;
 use super::sums::{self, SumError};
 use crate::actors::stage::{Conclude, ItemKeys, Prepared, StageContext, StageError, finish};
 use crate::examples;
 use crate::handles::now_ms;
+use crate::room;
 
-/// Written by the worker into each checkpoint folder, under its manifest.
-const STEPS: &str = "steps.jsonl";
 /// Switches resuming off, for the one test that shows that it matters.
 const NO_RESUME: &str = "RLHFD_TEST_NO_RESUME";
 
@@ -73,8 +72,9 @@ async fn dpo(ctx: &StageContext, unit: &Arc<UnitRow>) -> Result<Work, StageError
     let reference = ctx.model(iteration.reference).await?;
     let initial = ctx.model(run.initial).await?;
     let folder = ctx.places.iteration(&run.name, number);
-    iteration_folder(ctx, unit, &config, &folder, &policy).await?;
     let out = ctx.places.checkpoints(&run.name).join(checkpoint_name(&iteration));
+    fits(ctx, unit, &run, (&policy, config.train.settings.lora_rank), &out).await?;
+    iteration_folder(ctx, unit, &config, &folder, &policy).await?;
     let target = target(ctx, unit, &run, out, config.train.save, &policy.sha256)?;
     Ok(Work::TrainDpo { policy, reference, initial, folder, target })
 }
@@ -86,6 +86,21 @@ pub fn history(config: &CheckedConfig) -> History {
         rlhfd_config::History::All => History::All,
         rlhfd_config::History::Newest => History::Newest,
     }
+}
+
+/// Whether what the training is going to write has room; a checkpoint that stands already needs none.
+async fn fits(
+    ctx: &StageContext,
+    unit: &UnitRow,
+    run: &Run,
+    (base, lora_rank): (&ModelRef, u32),
+    out: &Path,
+) -> Result<(), StageError> {
+    if out.is_dir() {
+        return Ok(());
+    }
+    let saved = ctx.places.unit_state(&run.name, unit.id.get());
+    room::for_training(ctx, (&base.path, lora_rank > 0), saved).await
 }
 
 /// The name of what an iteration trains.
@@ -177,6 +192,9 @@ async fn of_job(ctx: &StageContext, unit: &Arc<UnitRow>) -> Result<Work, StageEr
     };
     let base = ModelRef { path: ctx.places.resolve(&base.path), sha256: base.sha256.clone() };
     let section = examples::section(&config, job.kind);
+    let name = job_checkpoint_name(job.kind, &job.slug());
+    let out = ctx.places.checkpoints(&run.name).join(name);
+    fits(ctx, unit, &run, (&base, section.settings.lora_rank), &out).await?;
     let (settings, save) = (section.settings_toml(), section.save);
     let data = match examples::data_of(job.kind) {
         UploadKind::Conversations => "conversations.jsonl",
@@ -189,8 +207,6 @@ async fn of_job(ctx: &StageContext, unit: &Arc<UnitRow>) -> Result<Work, StageEr
     })
     .await
     .map_err(|_| StageError::Input("the job's folder could not be written: a defect".into()))??;
-    let name = job_checkpoint_name(job.kind, &job.slug());
-    let out = ctx.places.checkpoints(&run.name).join(name);
     let target = target(ctx, unit, &run, out, save, &base.sha256)?;
     Ok(match job.kind {
         JobKind::Sft => Work::TrainSft { base, folder, target },
@@ -257,51 +273,6 @@ fn target(
         save_every_s: save.every_s,
         parent_sha256: parent_sha256.to_owned(),
     })
-}
-
-/// A line of steps.jsonl; keys that only a person reads are passed over.
-#[derive(Debug, Deserialize)]
-struct StepLine {
-    step: u64,
-    loss: f64,
-    lr: f64,
-    grad_norm: f64,
-    accuracy: Option<f64>,
-    margin: Option<f64>,
-    implicit_reward_chosen: Option<f64>,
-    implicit_reward_rejected: Option<f64>,
-    token_accuracy: Option<f64>,
-}
-
-/// The steps that a checkpoint folder tells of. It blocks.
-pub fn read_steps(folder: &Path) -> Result<Vec<TrainStep>, StageError> {
-    let path = folder.join(STEPS);
-    let text = fs::read_to_string(&path)
-        .map_err(|source| StageError::Place { path: path.clone(), source })?;
-    let bad = |why: String| StageError::Answers(format!("{}: {why}", path.display()));
-    let steps: Vec<TrainStep> = text
-        .lines()
-        .map(|line| serde_json::from_str::<StepLine>(line).map(TrainStep::from))
-        .collect::<Result<_, _>>()
-        .map_err(|error| bad(error.to_string()))?;
-    check_steps(&steps).map_err(|error| bad(error.to_string()))?;
-    Ok(steps)
-}
-
-impl From<StepLine> for TrainStep {
-    fn from(line: StepLine) -> Self {
-        Self {
-            step: line.step,
-            loss: line.loss,
-            lr: line.lr,
-            grad_norm: line.grad_norm,
-            accuracy: line.accuracy,
-            margin: line.margin,
-            implicit_reward_chosen: line.implicit_reward_chosen,
-            implicit_reward_rejected: line.implicit_reward_rejected,
-            token_accuracy: line.token_accuracy,
-        }
-    }
 }
 
 /// The place of the checkpoint that a train unit makes (and its checkpoint unit admits).
@@ -402,21 +373,6 @@ impl StageError {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn steps_are_read_and_a_gap_is_refused() {
-        let folder = tempfile::tempdir().unwrap();
-        let line = |step: u64| {
-            format!(
-                "{{\"step\":{step},\"loss\":0.5,\"lr\":0.1,\"grad_norm\":1.0,\"accuracy\":1.0,\"margin\":0.1,\"implicit_reward_chosen\":null,\"implicit_reward_rejected\":null}}\n"
-            )
-        };
-        fs::write(folder.path().join(STEPS), line(1) + &line(2)).unwrap();
-        let steps = read_steps(folder.path()).unwrap();
-        assert_eq!((steps.len(), steps[1].step, steps[0].implicit_reward_chosen), (2, 2, None));
-        fs::write(folder.path().join(STEPS), line(1) + &line(3)).unwrap();
-        assert!(matches!(read_steps(folder.path()), Err(StageError::Answers(_))));
-    }
 
     #[test]
     fn an_upload_becomes_the_jobs_folder_once() {

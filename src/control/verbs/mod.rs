@@ -12,6 +12,7 @@ mod gpus;
 mod iterations;
 mod jobs;
 mod pause;
+mod pin;
 mod preferences;
 mod prompts;
 mod resume;
@@ -113,6 +114,8 @@ pub fn routes(config: &mut web::ServiceConfig) {
         at("/v1/resume", "POST").route(web::post().to(resume::post)),
         at("/v1/cancel", "POST").route(web::post().to(cancel::post)),
         at("/v1/rollback", "POST").route(web::post().to(rollback::post)),
+        at("/v1/pin", "POST").route(web::post().to(pin::post)),
+        at("/v1/unpin", "POST").route(web::post().to(pin::unpin)),
         at("/v1/backup", "POST").route(web::post().to(backup::post)),
         at("/v1/sql", "POST").route(web::post().to(sql::post)),
     ];
@@ -158,6 +161,8 @@ async fn list() -> Answer {
         "POST /v1/resume": {},
         "POST /v1/cancel": { "iteration": "N (optional)", "job": "KIND/NAME (instead)" },
         "POST /v1/rollback": { "iteration": "N; 0 is the initial policy", "reason": "why (optional)" },
+        "POST /v1/pin": { "checkpoint": "NAME" },
+        "POST /v1/unpin": { "checkpoint": "NAME" },
         "POST /v1/backup": {},
         "POST /v1/sql": { "sql": "one SELECT", "rows_max": "N (optional)" },
     })))
@@ -175,6 +180,7 @@ async fn body(
         ("reason", body.reason.is_some()),
         ("iteration", body.iteration.is_some()),
         ("job", body.job.is_some()),
+        ("checkpoint", body.checkpoint.is_some()),
     ];
     match given.into_iter().find(|(key, given)| *given && !takes.contains(key)) {
         None => Ok(body),

@@ -1,4 +1,4 @@
-//! start, pause, resume, cancel, rollback, backup: one request and one answer for all.
+//! start, pause, resume, cancel, rollback, pin, unpin, backup: one request and one answer for all.
 
 use serde::{Deserialize, Serialize};
 
@@ -16,6 +16,9 @@ pub struct Command {
     /// `cancel`: a training job as `KIND/NAME` instead of an iteration.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub job: Option<String>,
+    /// `pin` and `unpin`: the checkpoint's name.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub checkpoint: Option<String>,
 }
 
 /// What a command did.

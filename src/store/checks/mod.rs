@@ -15,6 +15,7 @@ mod offline;
 mod opening;
 mod overlap;
 mod references;
+mod retention;
 mod sql_verb;
 mod storms;
 mod upload;

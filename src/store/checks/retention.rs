@@ -1,0 +1,91 @@
+//! What may go, and that its marks survive a kill at any point.
+
+use rlhfd_domain::train::ReferenceRule;
+
+use super::flow::Flow;
+use super::*;
+use crate::{Kept, StoreError};
+
+const KEPT: Kept = Kept { newest: 1, named: Vec::new(), reference: ReferenceRule::Fixed };
+
+/// Four iterations, each with a checkpoint.
+fn four() -> Flow {
+    let mut flow = Flow::new(20);
+    for number in 1..=4 {
+        // Of five prompts, the one of ordinal 4 ties.
+        flow.start(5, 0);
+        flow.bench.render(flow.run);
+        for work in [WorkKind::Generate, WorkKind::Score, WorkKind::Pair, WorkKind::Logprobs] {
+            flow.work(work);
+        }
+        flow.work(WorkKind::TrainDpo);
+        flow.work(WorkKind::Checkpoint);
+        flow.bench.store.end_without_update(flow.run, number, "a check", NOW).unwrap();
+    }
+    flow
+}
+
+#[test]
+fn a_removal_is_marked_before_and_after_and_begun_once() {
+    let mut flow = four();
+    let run = flow.run;
+    // The head is the initial policy; of the four the newest stays.
+    let first = flow.bench.store.next_removal(run, &KEPT).unwrap().unwrap();
+    assert_eq!(first.iteration, Some(1));
+    assert!(flow.bench.store.begin_removal(first.id, &KEPT, NOW).unwrap());
+    let mut bench = flow.bench.after_a_kill();
+    let begun = bench.store.removals_begun(run).unwrap();
+    assert_eq!(begun.iter().map(|one| one.id).collect::<Vec<_>>(), [first.id]);
+    assert_eq!(bench.store.next_removal(run, &KEPT).unwrap().unwrap().id, first.id);
+    assert!(bench.store.begin_removal(first.id, &KEPT, NOW).unwrap(), "begun already");
+    bench.store.end_removal(first.id, NOW).unwrap();
+    bench.store.end_removal(first.id, NOW).unwrap();
+    let told = "SELECT count(*) FROM events WHERE kind = 'checkpoint_removed'";
+    assert_eq!(bench.number(told), 1, "it is told once");
+    let next = bench.store.next_removal(run, &KEPT).unwrap().unwrap();
+    assert_eq!(next.iteration, Some(2));
+    // Pinned meanwhile: it stays, and the next one is found.
+    bench.store.pin(run, "iteration-0002", true, (None, NOW)).unwrap();
+    assert!(!bench.store.begin_removal(next.id, &KEPT, NOW).unwrap());
+    assert_eq!(bench.store.next_removal(run, &KEPT).unwrap().unwrap().iteration, Some(3));
+    let named = Kept { named: vec!["iteration-0003".into()], ..KEPT };
+    assert_eq!(bench.store.next_removal(run, &named).unwrap(), None);
+    let late = bench.store.pin(run, "iteration-0001", true, (None, NOW)).unwrap_err();
+    assert!(matches!(late, StoreError::Conflict { .. }), "{late:?}");
+    let unknown = bench.store.pin(run, "iteration-0009", true, (None, NOW)).unwrap_err();
+    assert!(matches!(unknown, StoreError::NotFound { .. }), "{unknown:?}");
+    assert_eq!(bench.store.integrity().unwrap(), Vec::<String>::new());
+}
+
+#[test]
+fn texts_that_no_preference_has_go_and_the_rows_stay() {
+    let mut flow = four();
+    let run = flow.run;
+    let (texts, rows) = ("SELECT count(*) FROM response_texts", "SELECT count(*) FROM responses");
+    let (before, all) = (flow.bench.number(texts), flow.bench.number(rows));
+    let unpaired = "SELECT count(*) FROM responses r WHERE r.iteration <= 3 AND NOT EXISTS
+        (SELECT 1 FROM preferences p WHERE r.id IN (p.chosen_id, p.rejected_id))";
+    let unpaired = flow.bench.number(unpaired);
+    assert!(unpaired > 0 && unpaired < all);
+    while flow.bench.store.sweep_texts(run, 3).unwrap() {}
+    assert_eq!(flow.bench.number(texts), before - unpaired);
+    assert_eq!(flow.bench.number(rows), all);
+    let lost = "SELECT count(*) FROM preferences p WHERE NOT EXISTS
+        (SELECT 1 FROM response_texts t WHERE t.response_id = p.chosen_id)
+        OR NOT EXISTS (SELECT 1 FROM response_texts t WHERE t.response_id = p.rejected_id)";
+    assert_eq!(flow.bench.number(lost), 0);
+    assert!(!flow.bench.store.sweep_texts(run, 3).unwrap(), "once is enough");
+}
+
+#[test]
+fn old_events_go_and_newer_ones_stay() {
+    let mut flow = Flow::new(4);
+    let before = flow.bench.number("SELECT count(*) FROM events");
+    let event = crate::NewEvent::of(flow.run, "later", "it happened later");
+    flow.bench.store.append_event(&event, NOW + 1_000).unwrap();
+    assert_eq!(flow.bench.store.oldest_event_ms().unwrap(), Some(NOW));
+    assert!(flow.bench.store.sweep_events(NOW + 1).unwrap());
+    assert!(before > 0 && !flow.bench.store.sweep_events(NOW + 1).unwrap());
+    assert_eq!(flow.bench.number("SELECT count(*) FROM events WHERE kind = 'later'"), 1);
+    assert_eq!(flow.bench.number("SELECT count(*) FROM events"), 1);
+}
