@@ -37,6 +37,18 @@ impl CheckedConfig {
         text
     }
 
+    /// The machine's part as canonical text; no iteration keeps it.
+    #[must_use]
+    pub fn to_machine_toml(&self) -> String {
+        let mut text = String::new();
+        table(&mut text, "[control]", &self.control.values());
+        table(&mut text, "[store]", &self.store.values());
+        table(&mut text, "[devices]", &self.devices.values());
+        table(&mut text, "[scheduler]", &self.scheduler.values());
+        table(&mut text, "[worker]", &self.worker.values());
+        text
+    }
+
     /// This configuration with the iteration's part taken from a frozen text: the machine's part
     /// (devices, timeouts, worker) stays that of today.
     ///

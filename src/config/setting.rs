@@ -282,20 +282,8 @@ macro_rules! words {
     };
 }
 
-/// A struct whose field names are its section's keys; with `frozen`, it can be written again.
+/// A struct whose field names are its section's keys.
 macro_rules! section {
-    ($(#[$meta:meta])* frozen $name:ident { $($(#[$about:meta])* $field:ident: $type:ty,)+ }) => {
-        $crate::setting::section! {
-            $(#[$meta])* $name { $($(#[$about])* $field: $type,)+ }
-        }
-
-        impl $name {
-            /// Its keys and values, in the order of the fields.
-            pub(crate) fn values(&self) -> Vec<(&'static str, Option<$crate::values::Value>)> {
-                vec![$((stringify!($field), $crate::setting::Setting::value(&self.$field)),)+]
-            }
-        }
-    };
     ($(#[$meta:meta])* $name:ident { $($(#[$about:meta])* $field:ident: $type:ty,)+ }) => {
         $(#[$meta])*
         #[derive(Debug, Clone, PartialEq)]
@@ -315,6 +303,11 @@ macro_rules! section {
                         $crate::setting::Setting::of(value.as_ref(), base_dir)?
                     },)+
                 })
+            }
+
+            /// Its keys and values, in the order of the fields.
+            pub(crate) fn values(&self) -> Vec<(&'static str, Option<$crate::values::Value>)> {
+                vec![$((stringify!($field), $crate::setting::Setting::value(&self.$field)),)+]
             }
         }
     };

@@ -71,7 +71,7 @@ words! {
 section! {
     /// Everything that shapes a training besides its data and its seed. Ranges, defaults and their
     /// sources stand in the rows of `knobs`.
-    frozen TrainSettings {
+    TrainSettings {
         /// The per-pair loss (DPO only).
         loss: Loss,
         /// Strength of the pull towards the reference; above 0 (DPO only).

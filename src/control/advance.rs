@@ -10,7 +10,7 @@ mod lacks;
 mod reference;
 mod start;
 pub(crate) mod tidy;
-mod words;
+pub(crate) mod words;
 
 use std::sync::Arc;
 

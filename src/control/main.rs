@@ -30,6 +30,9 @@ enum Verb {
     Check {
         #[command(flatten)]
         places: PlaceOptions,
+        /// Tell too what the shipped system service needs: which drop-ins, and what it cannot see
+        #[arg(long)]
+        as_service: bool,
     },
 }
 
@@ -67,6 +70,9 @@ fn main() -> ExitCode {
             platform::start_log(log_format);
             daemon::run(&places.into())
         }
-        Verb::Check { places } => check::run(&places.into()),
+        Verb::Check { places, as_service } => {
+            let runner = if as_service { check::Runner::Service } else { check::Runner::Oneself };
+            check::run(&places.into(), runner)
+        }
     }
 }

@@ -5,7 +5,7 @@ use std::os::unix::net::UnixDatagram;
 use std::time::Duration;
 
 use rlhfd_tests::scene::{Scene, Settings, signal};
-use rlhfd_tests::wait;
+use rlhfd_tests::{dump, wait};
 use rustix::process::Signal;
 
 /// Long enough for a debug build on a busy machine, short enough for a test.
@@ -73,4 +73,31 @@ fn a_daemon_that_stands_still_is_not_heard() {
     signal(daemon.pid(), Signal::CONT);
     manager.until("WATCHDOG=1", &scene);
     assert!(daemon.terminate().success());
+}
+
+#[test]
+fn a_reload_tells_each_changed_knob_and_a_wrong_configuration_changes_nothing() {
+    let scene = Scene::fake(&Settings::default());
+    let daemon = scene.start();
+    let changed = Settings::default().set("store", "disk_probe_ms", "200").set(
+        "generate",
+        "max_new_tokens",
+        "6",
+    );
+    scene.configure(&changed);
+    signal(daemon.pid(), Signal::HUP);
+    let events = |kind: &str| format!("SELECT count(*) FROM events WHERE kind = '{kind}'");
+    scene.wait_number("the reload to be told", &events("config_reloaded"), 1);
+    let told = "SELECT message FROM events WHERE kind = 'config_reloaded'";
+    let told = dump::text(&scene.database(), told).unwrap();
+    for part in [
+        "store.disk_probe_ms = 200 (was 15000) [at once]",
+        "generate.max_new_tokens = 6 (was 8) [from the next iteration on]",
+    ] {
+        assert!(told.contains(part), "{told}");
+    }
+    scene.write("rlhfd.toml", "[run]\nsead = 1\n");
+    signal(daemon.pid(), Signal::HUP);
+    scene.wait_number("the refusal to be told", &events("config_refused"), 1);
+    assert_eq!(scene.status()["prompts"]["per_iteration"], 12, "the old one is in force");
 }

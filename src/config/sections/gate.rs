@@ -36,7 +36,7 @@ impl GateConfig {
 
 section! {
     /// `[gate]`; without any limit there is none.
-    frozen GateConfig {
+    GateConfig {
         /// Share of paired answers won at least.
         win_rate_min: Option<f64>,
         /// Of `win_rate_min`.

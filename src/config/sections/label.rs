@@ -174,7 +174,7 @@ pub enum ScorerModel {
 
 section! {
     /// `[pair]`.
-    frozen PairConfig {
+    PairConfig {
         /// Which pairs are kept.
         rule: PairRule,
         /// Which responses may meet.

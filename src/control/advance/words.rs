@@ -3,7 +3,7 @@
 //! In: canonical texts, numbers. Out: phrases. Pure. May not enter: anything else.
 
 /// What differs between two frozen configurations: `section.key` with both values.
-pub(super) fn changed_knobs(frozen: &str, today: &str) -> Vec<String> {
+pub(crate) fn changed_knobs(frozen: &str, today: &str) -> Vec<String> {
     let (before, after) = (knobs(frozen), knobs(today));
     let mut changed = Vec::new();
     for (key, value) in &after {

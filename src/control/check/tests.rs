@@ -61,7 +61,7 @@ fn all_that_is_wrong_with_the_models_is_told_at_once() {
     let text = "[run]\npolicy = 'policy'\nreference = 'nowhere'\n[devices]\nuse = ['GPU-x']\n\
                 [[label.scorers]]\nmodel = 'scorer'\n\
                 [[label.scorers]]\nname = 'watch'\nmodel = 'gone'\ncanary = true\n";
-    let report = examine(&asked(root.path(), text));
+    let report = examine(&asked(root.path(), text), Runner::Oneself);
     let found = bad(&report);
     has(&found, "gone: there is no model folder");
     has(&found, "it has no tokenizer.json");
@@ -80,7 +80,7 @@ fn sound_models_and_an_empty_state_are_well() {
     model(&root.path().join("scorer"), CONFIG, "score.weight");
     let text = "[run]\npolicy = 'policy'\n[devices]\nuse = ['cpu']\n\
                 [[label.scorers]]\nmodel = 'scorer'\n";
-    let report = examine(&asked(root.path(), text));
+    let report = examine(&asked(root.path(), text), Runner::Oneself);
     // The worker's program and libtorch are not part of every build of this crate.
     let found: Vec<String> = bad(&report)
         .into_iter()
@@ -101,7 +101,7 @@ fn a_database_that_is_none_and_a_wrong_configuration_are_both_told() {
     let root = tempfile::tempdir().unwrap();
     fs::create_dir_all(root.path().join("state/db")).unwrap();
     fs::write(root.path().join("state/db/rlhfd.db"), "no database").unwrap();
-    let found = bad(&examine(&asked(root.path(), "[run]\nsead = 1\n")));
+    let found = bad(&examine(&asked(root.path(), "[run]\nsead = 1\n"), Runner::Oneself));
     has(&found, "did you mean `seed`?");
     has(&found, "run.policy: is missing");
     has(&found, "database: ");
@@ -178,7 +178,7 @@ fn a_lora_target_that_matches_nothing_is_told_before_any_work() {
     let root = tempfile::tempdir().unwrap();
     model(&root.path().join("policy"), CONFIG, "model.norm.weight");
     let text = "[run]\npolicy = 'policy'\n[train]\nlora_rank = 8\nlora_targets = ['q_pro']\n";
-    let report = examine(&asked(root.path(), text));
+    let report = examine(&asked(root.path(), text), Runner::Oneself);
     has(&bad(&report), "lora_targets: \"q_pro\" matches no linear map");
 }
 
@@ -228,7 +228,7 @@ fn every_training_that_the_chain_needs_is_planned() {
     let text = "[run]\npolicy = 'policy'\nstart = 'sft/main'\n[devices]\nuse = ['cpu']\n\
                 [preference]\ndata = ['p.jsonl']\nbase = 'gone'\n[sft]\nblock_tokens = 4000000\n\
                 micro_batch_sequences = 1000\n";
-    let report = examine(&asked(root.path(), text));
+    let report = examine(&asked(root.path(), text), Runner::Oneself);
     let found = bad(&report);
     has(&found, "sft: does not fit");
     has(&found, "preference: ");
@@ -288,4 +288,31 @@ fn a_gate_without_prompts_kept_for_evaluation_is_told() {
     // What training itself says needs no evaluation.
     assert!(told("chosen_logprob_fall_max = 10").is_empty());
     assert!(told("").is_empty());
+}
+
+#[test]
+fn what_the_service_cannot_see_is_told_with_the_drop_in_that_opens_it() {
+    let root = tempfile::tempdir().unwrap();
+    let look = |policy: &str, rest: &str| {
+        let text = format!("[run]\npolicy = '{policy}'\n{rest}");
+        let config = CheckedConfig::from_text(&text, root.path()).unwrap();
+        let room = |name: &str| system::Room { name: name.into(), is_cuda: true, free_mib: 1 };
+        let mut report = Report::default();
+        service::drop_ins(&config, &[room("a"), room("b")][..rest.len().min(2)], &mut report);
+        report
+    };
+    let told = |report: &Report, level: Level| -> Vec<String> {
+        let found = report.0.iter().filter(|(found, _, _)| *found == level);
+        found.map(|(_, _, what)| what.clone()).collect()
+    };
+    let closed = look("/var/lib/rlhfd/models/p", "");
+    assert!(told(&closed, Level::Warn).is_empty() && closed.is_well());
+    let home = look("/home/someone/p", "");
+    has(&told(&home, Level::Warn), "home-models.conf");
+    has(&told(&home, Level::Warn), "[run] policy lies at /home/someone/p");
+    let open =
+        look("/opt/p", "[control]\nreaders_socket = '/opt/r.sock'\n[reward]\ndata = ['/tmp/d']\n");
+    has(&told(&open, Level::Warn), "multi-gpu.conf");
+    has(&bad(&open), "[reward] data lies at /tmp/d");
+    has(&bad(&open), "readers_socket is /opt/r.sock");
 }
