@@ -39,7 +39,7 @@ words! {
 
 section! {
     /// `[run]`.
-    frozen RunConfig {
+    RunConfig {
         /// The run's name; safe as a file's name.
         name: String,
         /// The initial policy's folder.
@@ -100,6 +100,8 @@ section! {
         keep_responses: u64,
         /// Days that events stay; 0: for ever.
         keep_events_days: u64,
+        /// The write-ahead log's size from which it is told.
+        log_max_mib: u64,
         /// How often a bad disk is tried again.
         disk_probe_ms: u64,
     }
@@ -141,7 +143,7 @@ section! {
 
 section! {
     /// `[prompts]`.
-    frozen PromptsConfig {
+    PromptsConfig {
         /// Longer prompts are set aside.
         prompt_tokens_max: u32,
     }

@@ -12,7 +12,7 @@ use std::time::Duration;
 
 use actix::prelude::*;
 use rlhfd_config::{CheckedConfig, ConfigError};
-use rlhfd_store::{Store, StoreError};
+use rlhfd_store::{NewEvent, Store, StoreError};
 use sd_notify::NotifyState;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
@@ -37,9 +37,11 @@ use crate::handles::{AppState, Command, IterationHandle, StoreHandle, now_ms, wi
 use crate::health::Health;
 use crate::listener::{self, BindError};
 use crate::live::LiveBoard;
+use crate::log_watch;
 use crate::models::Models;
 use crate::places::{Asked, PlaceError, Places};
 use crate::platform;
+use crate::reload::reload;
 use crate::watchdog::{self, Core};
 
 /// Between two questions whether the workers are gone.
@@ -114,6 +116,7 @@ async fn live(asked: &Asked) -> Result<(), StartError> {
         config.control.readers_socket.as_ref().map(|place| place.path.clone());
     let _lock = places.lock()?;
     let mut store = Store::open(&places.state)?;
+    tell_copy(&mut store, &places)?;
     adopt(&mut store, &places)?;
     let (listeners, socket_files) = listener::bind(&places.socket, readers_socket.as_deref())?;
 
@@ -144,7 +147,7 @@ async fn live(asked: &Asked) -> Result<(), StartError> {
     );
     notify(&[NotifyState::Ready]);
     let watchdog = actix_rt::spawn(watchdog::keep(daemon.cores(), daemon.live.clone()));
-    signals.until_stop(&places, &config).await;
+    signals.until_stop(&places, &config, &daemon.store).await;
 
     notify(&[NotifyState::Stopping, NotifyState::ExtendTimeoutUsec(drain_usec(&config.borrow()))]);
     // Streams end first: an open one would hold the server up.
@@ -157,6 +160,16 @@ async fn live(asked: &Asked) -> Result<(), StartError> {
     daemon.close().await?;
     drop(socket_files);
     tracing::info!("stopped");
+    Ok(())
+}
+
+/// An older schema was brought to this version's: where the copy from before lies.
+fn tell_copy(store: &mut Store, places: &Places) -> Result<(), StoreError> {
+    let Some(copy) = store.copied() else { return Ok(()) };
+    let copy = places.relative(copy);
+    let text = format!("the database has this version's schema now; {copy} is what it was before");
+    tracing::info!("{text}");
+    store.append_event(&NewEvent::about("database_migrated", text), now_ms())?;
     Ok(())
 }
 
@@ -193,6 +206,7 @@ impl Daemon {
         let live = LiveBoard::new();
         let health = Health::new(places.state.clone(), live.clone());
         actix_rt::spawn(health.clone().keep(config.clone()));
+        actix_rt::spawn(log_watch::keep(store.clone(), places.database(), config.clone()));
         let stage =
             StageContext { store: store.clone(), places: Arc::clone(places), config, health };
         let stages = Stages {
@@ -293,12 +307,24 @@ impl Signals {
     }
 
     /// Until SIGTERM or SIGINT; SIGHUP reads the configuration again.
-    async fn until_stop(&mut self, places: &Places, config: &watch::Sender<Arc<CheckedConfig>>) {
+    async fn until_stop(
+        &mut self,
+        places: &Places,
+        config: &watch::Sender<Arc<CheckedConfig>>,
+        store: &StoreHandle,
+    ) {
         loop {
             tokio::select! {
                 _ = self.terminate.recv() => return,
                 _ = self.interrupt.recv() => return,
-                _ = self.hangup.recv() => reload(places, config),
+                _ = self.hangup.recv() => {
+                    notify(&[NotifyState::Reloading]);
+                    let event = reload(places, config);
+                    notify(&[NotifyState::Ready]);
+                    if let Err(error) = store.write(move |s| s.append_event(&event, now_ms())).await {
+                        tracing::warn!("an event is lost: {error}");
+                    }
+                }
             }
         }
     }
@@ -309,20 +335,4 @@ impl Signals {
             _ = self.interrupt.recv() => {}
         }
     }
-}
-
-/// A configuration that cannot be read changes nothing.
-fn reload(places: &Places, config: &watch::Sender<Arc<CheckedConfig>>) {
-    notify(&[NotifyState::Reloading]);
-    match CheckedConfig::load(&places.config) {
-        Ok(new) => {
-            let changed = new.to_frozen_toml() != config.borrow().to_frozen_toml();
-            config.send_replace(Arc::new(new));
-            tracing::info!(changed, "the configuration is read again");
-        }
-        Err(error) => {
-            tracing::error!("the configuration stays as it was: {}", with_causes(&error));
-        }
-    }
-    notify(&[NotifyState::Ready]);
 }

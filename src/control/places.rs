@@ -164,7 +164,7 @@ impl Places {
     /// Copies of the database.
     #[must_use]
     pub fn backups(&self) -> PathBuf {
-        self.state.join("backups")
+        self.state.join(rlhfd_store::open::BACKUPS)
     }
 
     /// Uploads while they arrive.

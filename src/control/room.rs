@@ -121,6 +121,7 @@ mod tests {
             keep_checkpoints: 0,
             keep_responses: 0,
             keep_events_days: 0,
+            log_max_mib: 1,
             disk_probe_ms: 1000,
         }
     }

@@ -27,6 +27,45 @@ pub fn examine(state: &Path) -> Result<Vec<String>> {
     Reader::open(state)?.integrity()
 }
 
+/// Copies a database into a folder, which is made where it is missing. The name is there only once the
+/// copy is whole; what stood under it is replaced.
+pub(crate) fn into_place(conn: &Connection, folder: &Path, name: &str) -> Result<PathBuf> {
+    let place = |action, path: &Path| {
+        let path = path.to_owned();
+        move |source| StoreError::Place { action, path, source }
+    };
+    std::fs::create_dir_all(folder).map_err(place("make", folder))?;
+    let whole = folder.join(name);
+    let part = whole.with_extension("part");
+    // Left by a copy that was cut off.
+    let _ = std::fs::remove_file(&part);
+    let made = copy(conn, &part).and_then(|()| {
+        std::fs::rename(&part, &whole).map_err(place("rename", &part))?;
+        std::fs::File::open(folder)
+            .and_then(|folder| folder.sync_all())
+            .map_err(place("sync", folder))
+    });
+    if made.is_err() {
+        // What is wrong was told; a piece that stays behind is not worth a second error.
+        let _ = std::fs::remove_file(&part);
+    }
+    made.map(|()| whole)
+}
+
+fn copy(conn: &Connection, path: &Path) -> Result<()> {
+    let mut copy = Connection::open(path)?;
+    let backup = Backup::new(conn, &mut copy)?;
+    backup.run_to_completion(PAGES, Duration::from_millis(5), None)?;
+    drop(backup);
+    copy.query_row("PRAGMA journal_mode = DELETE", [], |_| Ok(()))?;
+    copy.close().map_err(|(_, error)| StoreError::from(error))?;
+    std::fs::File::open(path).and_then(|file| file.sync_all()).map_err(|source| StoreError::Place {
+        action: "sync",
+        path: path.to_owned(),
+        source,
+    })
+}
+
 impl Reader {
     /// Copies the database, while it is in use, to a file that must not exist.
     pub fn backup_to(&self, path: &Path) -> Result<()> {
@@ -37,15 +76,7 @@ impl Reader {
                 why: "stands already: choose another place".to_owned(),
             });
         }
-        let mut copy = Connection::open(path)?;
-        let backup = Backup::new(&self.conn, &mut copy)?;
-        backup.run_to_completion(PAGES, Duration::from_millis(5), None)?;
-        drop(backup);
-        copy.query_row("PRAGMA journal_mode = DELETE", [], |_| Ok(()))?;
-        copy.close().map_err(|(_, error)| StoreError::from(error))?;
-        std::fs::File::open(path)
-            .and_then(|file| file.sync_all())
-            .map_err(|source| StoreError::Place { action: "sync", path: path.to_owned(), source })
+        copy(&self.conn, path)
     }
 
     /// As [`Self::backup_to`], in a folder that is made where it is missing and under a name of its
@@ -53,24 +84,7 @@ impl Reader {
     ///
     /// Errors: the place's; what was copied of a copy that failed is taken away again.
     pub fn backup_into(&self, folder: &Path, now_ms: i64) -> Result<PathBuf> {
-        let place = |action, path: &Path| {
-            let path = path.to_owned();
-            move |source| StoreError::Place { action, path, source }
-        };
-        std::fs::create_dir_all(folder).map_err(place("make", folder))?;
-        let whole = folder.join(format!("rlhfd-{now_ms}.db"));
-        let part = whole.with_extension("part");
-        let made = self.backup_to(&part).and_then(|()| {
-            std::fs::rename(&part, &whole).map_err(place("rename", &part))?;
-            std::fs::File::open(folder)
-                .and_then(|folder| folder.sync_all())
-                .map_err(place("sync", folder))
-        });
-        if made.is_err() {
-            // What is wrong was told; a piece that stays behind is not worth a second error.
-            let _ = std::fs::remove_file(&part);
-        }
-        made.map(|()| whole)
+        into_place(&self.conn, folder, &format!("rlhfd-{now_ms}.db"))
     }
 
     /// SQLite's whole check and that of the foreign keys: what is wrong, one sentence each; empty is

@@ -25,6 +25,7 @@ pub mod jobs;
 pub mod journal;
 pub mod labels;
 pub mod leases;
+pub mod log;
 pub mod memory;
 pub mod migrations;
 pub mod offline;
@@ -72,6 +73,7 @@ pub use iterations::{Drawn, Iteration, NewIteration};
 pub use jobs::{Job, JobStatus, NewJob};
 pub use labels::{Logprobs, Scored};
 pub use leases::{DeviceRow, Lease};
+pub use log::Log;
 pub use offline::{NewOffline, PreferenceSet};
 pub use offline_pairs::{
     OfflineDrawn, OfflineLogprobItem, OfflineRenderItem, OfflineUse, PairIds, PairLogprobs,

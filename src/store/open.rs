@@ -18,10 +18,12 @@ use crate::{migrations, probe};
 
 /// The database's folder within the state folder.
 pub const FOLDER: &str = "db";
+/// The folder of its copies, beside it.
+pub const BACKUPS: &str = "backups";
 /// The database's name there, and the name of the link to it in the state folder.
 pub const FILE: &str = "rlhfd.db";
 
-const BUSY: Duration = Duration::from_secs(10);
+pub(crate) const BUSY: Duration = Duration::from_secs(10);
 /// The log is folded back into the file at about so many pages (of 4 KiB).
 const WAL_PAGES: i64 = 4_000;
 
@@ -36,6 +38,7 @@ pub struct Reader {
 pub struct Store {
     reader: Reader,
     path: PathBuf,
+    copied: Option<PathBuf>,
 }
 
 impl Deref for Store {
@@ -72,8 +75,8 @@ impl Store {
         if version > migrations::newest() {
             return Err(StoreError::Newer { path, found: version, known: migrations::newest() });
         }
-        migrations::migrate(&mut conn)?;
-        Ok(Self { reader: Reader { conn }, path })
+        let copied = migrations::upgrade(&mut conn, &state.join(BACKUPS))?;
+        Ok(Self { reader: Reader { conn }, path, copied })
     }
 
     /// Leaves a database that can be read without the right to write its folder. Readers must be
@@ -96,6 +99,12 @@ impl Store {
         }
         conn.close().map_err(|(_, error)| StoreError::from(error))?;
         Ok(clean)
+    }
+
+    /// The copy that was made at the opening, where the schema was an older one.
+    #[must_use]
+    pub fn copied(&self) -> Option<&Path> {
+        self.copied.as_deref()
     }
 
     /// Where the database lies.

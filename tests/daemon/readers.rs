@@ -5,8 +5,8 @@ use std::os::unix::fs::PermissionsExt;
 use std::os::unix::process::CommandExt;
 use std::process::Command;
 
-use rlhfd_tests::http;
 use rlhfd_tests::scene::{Scene, Settings, text};
+use rlhfd_tests::{dump, http};
 
 use crate::story;
 
@@ -132,4 +132,24 @@ fn the_readers_door_answers_questions_and_takes_no_orders() {
     assert_eq!(scene.number("SELECT count(*) FROM prompts"), 0);
     let mode = fs::metadata(scene.socket()).unwrap().permissions().mode() & 0o777;
     assert_eq!(mode, 0o660, "{mode:o}");
+}
+
+#[test]
+fn a_log_that_a_long_reader_lets_grow_is_told_with_who_reads() {
+    let settings =
+        Settings::default().set("store", "log_max_mib", "1").set("store", "disk_probe_ms", "100");
+    let scene = Scene::fake(&settings);
+    let _daemon = scene.start();
+    let reader = rusqlite::Connection::open(scene.database()).unwrap();
+    reader.execute_batch("BEGIN").unwrap();
+    let _: i64 = reader.query_row("SELECT count(*) FROM runs", [], |row| row.get(0)).unwrap();
+    scene.add_prompts("many", 0, 20_000, "0");
+    let grown = "SELECT count(*) FROM events WHERE kind = 'log_grown' AND level = 'warn'";
+    scene.wait_number("the log to be told", grown, 1);
+    let who = format!("(process {})", std::process::id());
+    let told = dump::text(&scene.database(), "SELECT message FROM events WHERE kind = 'log_grown'");
+    assert!(told.as_ref().is_some_and(|told| told.contains(&who)), "{told:?}");
+    drop(reader);
+    let folded = "SELECT count(*) FROM events WHERE kind = 'log_folded'";
+    scene.wait_number("the log to be folded back", folded, 1);
 }

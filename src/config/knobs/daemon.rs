@@ -70,6 +70,13 @@ pub(crate) static STORE: Section = Section {
             .unit("days")
             .doc("older events go; 0: all stay")
             .source(OURS),
+        Knob::new("log_max_mib", count(1, 1 << 20), "256")
+            .unit("MiB")
+            .doc(
+                "a write-ahead log larger than this is told as an event, with the programs that read the \
+                  database: one that never ends its reading lets the log grow",
+            )
+            .source(OURS),
         Knob::new("disk_probe_ms", count(100, 3_600_000), "15000")
             .unit("milliseconds")
             .doc("how often a full or failing disk is tried again")

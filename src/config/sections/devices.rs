@@ -4,8 +4,9 @@
 
 use std::path::Path;
 
-use super::get;
+use super::{Rows, get};
 use crate::hours::Hours;
+use crate::setting::Setting;
 use crate::values::{Entry, Value};
 
 /// Which devices may be used.
@@ -53,5 +54,22 @@ impl DevicesConfig {
             yield_for_s: get(entry, "yield_for_s", base_dir)?,
             look_ms: get(entry, "look_ms", base_dir)?,
         })
+    }
+
+    pub(crate) fn values(&self) -> Rows {
+        let use_devices = match &self.use_devices {
+            UseDevices::Auto => Value::Text("auto".to_owned()),
+            UseDevices::Named(names) => Value::Texts(names.clone()),
+        };
+        let quiet = self.quiet_hours.iter().map(ToString::to_string).collect();
+        vec![
+            ("use", Some(use_devices)),
+            ("reserve_mib", self.reserve_mib.value()),
+            ("temperature_max_c", self.temperature_max_c.value()),
+            ("quiet_hours", Some(Value::Texts(quiet))),
+            ("yield_above_mib", self.yield_above_mib.value()),
+            ("yield_for_s", self.yield_for_s.value()),
+            ("look_ms", self.look_ms.value()),
+        ]
     }
 }

@@ -291,3 +291,44 @@ fn a_full_disk_is_told_as_one_and_leaves_the_state_as_it_was() {
     bench.store.conn.pragma_update(None, "max_page_count", i64::from(i32::MAX)).unwrap();
     assert_eq!(bench.store.append_prompts(upload, &rows).unwrap().kept, 2_000);
 }
+
+#[test]
+fn a_schema_is_brought_forward_after_a_copy_of_what_it_was() {
+    let mut bench = Bench::new();
+    let run = bench.run();
+    assert_eq!(bench.store.copied(), None, "nothing to copy before there is anything");
+    let initial = include_str!("../../../migrations/0001_initial.sql");
+    let steps = [initial, "CREATE TABLE later (id INTEGER PRIMARY KEY) STRICT;"];
+    let backups = bench.dir.path().join("backups");
+    let conn = bench.store.conn_mut();
+    let copy = crate::migrations::upgrade_by(conn, &backups, &steps).unwrap().unwrap();
+    assert_eq!(bench.number("SELECT count(*) FROM later"), 0);
+    assert_eq!(bench.number("PRAGMA user_version"), 2);
+    let old = rusqlite::Connection::open(&copy).unwrap();
+    let version: i64 = old.query_row("PRAGMA user_version", [], |row| row.get(0)).unwrap();
+    let name: String = old.query_row("SELECT name FROM runs", [], |row| row.get(0)).unwrap();
+    assert_eq!((version, name), (1, run.name));
+    let again = crate::migrations::upgrade_by(bench.store.conn_mut(), &backups, &steps).unwrap();
+    assert_eq!(again, None);
+    assert_eq!(std::fs::read_dir(&backups).unwrap().count(), 1, "no half of a copy is left");
+    // A step that fails changes nothing, and what it was stands aside.
+    let broken = [initial, steps[1], "CREATE TABLE later (x) STRICT;"];
+    crate::migrations::upgrade_by(bench.store.conn_mut(), &backups, &broken).unwrap_err();
+    assert_eq!(bench.number("PRAGMA user_version"), 2);
+    assert!(backups.join("schema-0002.db").is_file());
+}
+
+#[test]
+fn a_log_that_a_reader_holds_grows_and_is_cut_once_it_ends() {
+    let mut bench = Bench::new();
+    bench.run();
+    let reader = rusqlite::Connection::open(bench.store.path()).unwrap();
+    reader.execute_batch("BEGIN").unwrap();
+    let _: i64 = reader.query_row("SELECT count(*) FROM runs", [], |row| row.get(0)).unwrap();
+    bench.add("s", 0.0, &texts(0, 3_000));
+    let held = bench.store.fold_log().unwrap();
+    assert!(!held.folded && held.bytes > 100_000, "{held:?}");
+    reader.execute_batch("COMMIT").unwrap();
+    let cut = bench.store.fold_log().unwrap();
+    assert_eq!(cut, crate::Log { bytes: 0, folded: true });
+}
