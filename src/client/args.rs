@@ -98,6 +98,8 @@ pub enum Verb {
         /// Its name
         checkpoint: String,
     },
+    /// Look at database, checkpoints, disk, devices and configuration, and tell what to do about each finding
+    Doctor,
     /// Copy the database, while it is in use, into the state folder
     Backup,
     /// Cancel the open iteration (its prompts return to the pool), or a training job

@@ -85,6 +85,12 @@ pub enum ClientError {
         /// What to do.
         mend: String,
     },
+    /// `doctor` found something that is wrong; what, stands above.
+    #[error("{count} findings are bad\ntry: what stands beside each of them")]
+    Unwell {
+        /// How many.
+        count: usize,
+    },
     /// `wait` ended without what it waited for.
     #[error("{what}\ntry: {mend}")]
     InVain {

@@ -16,6 +16,7 @@
 //! | `GET /v1/devices?history=` | – | [`Devices`] |
 //! | `GET /v1/events?since=&last=&follow=` | – | [`Event`]s: SSE or NDJSON |
 //! | `POST /v1/start`, `/v1/pause`, `/v1/resume`, `/v1/cancel`, `/v1/rollback`, `/v1/pin`, `/v1/unpin`, `/v1/backup` | [`Command`] | [`Done`] |
+//! | `POST /v1/doctor` | [`Command`] | [`Doctor`] |
 //! | `POST /v1/sql` | [`Sql`] | [`Table`] |
 //!
 //! Every error is an [`ErrorBody`]. A request's unknown keys are errors; an answer's unknown keys are
@@ -23,6 +24,7 @@
 
 mod commands;
 mod devices;
+mod doctor;
 mod errors;
 mod events;
 mod jobs;
@@ -37,6 +39,7 @@ mod tables;
 
 pub use commands::{Command, Done};
 pub use devices::{DeviceEvent, Devices, DevicesQuery};
+pub use doctor::{Doctor, Finding};
 pub use errors::{BadLine, ErrorBody, ErrorDetail};
 pub use events::{Event, EventsQuery};
 pub use jobs::{Job, JobAdded, Jobs, UploadQuery};

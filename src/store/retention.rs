@@ -14,7 +14,7 @@ use rusqlite::{Connection, params};
 
 use crate::checkpoints::{self, Checkpoint};
 use crate::error::{Result, StoreError};
-use crate::events::{Level, NewEvent, append};
+use crate::events::{NewEvent, append};
 use crate::open::{Reader, Store};
 use crate::references::{self, NextReference};
 use crate::runs;
@@ -55,6 +55,15 @@ impl Reader {
             .query_map([run.get()], |row| row.get(0))?
             .collect::<rusqlite::Result<_>>()?;
         ids.into_iter().map(|id| checkpoints::get(&self.conn, CheckpointId(id))).collect()
+    }
+
+    /// Checkpoints whose files are gone.
+    pub fn removed(&self, run: RunId) -> Result<Vec<CheckpointId>> {
+        let mut statement = self.conn.prepare_cached(
+            "SELECT id FROM checkpoints WHERE run_id = ?1 AND removed_ms IS NOT NULL",
+        )?;
+        let ids = statement.query_map([run.get()], |row| Ok(CheckpointId(row.get(0)?)))?;
+        Ok(ids.collect::<rusqlite::Result<_>>()?)
     }
 
     /// The number of the newest iteration that has ended; 0: none has.

@@ -6,7 +6,7 @@ use std::path::Path;
 
 use rlhfd_tests::dump;
 use rlhfd_tests::models::copy;
-use rlhfd_tests::scene::{Scene, Settings};
+use rlhfd_tests::scene::{Scene, Settings, text};
 
 use crate::story;
 
@@ -105,4 +105,29 @@ fn an_upload_that_was_open_at_a_kill_is_swept() {
     scene.wait_number("its rows to be swept", left, 1);
     story::queue(&scene);
     story::ends_the_same(&scene, "a swept upload");
+}
+
+#[test]
+fn the_doctor_finds_what_is_wrong_and_says_what_to_do() {
+    let scene = ended();
+    let _daemon = scene.start();
+    let well = scene.ctl(&["doctor"]);
+    let said = text(&well.stdout);
+    assert!(well.status.success(), "{said}{}", text(&well.stderr));
+    assert!(said.contains("are as their sums say") && said.contains("orphans"), "{said}");
+    // A byte of a checkpoint that is not the head, where only a long look finds it.
+    let checkpoints = scene.state().join("runs/main/checkpoints");
+    let weights = checkpoints.join("iteration-0001/model.safetensors");
+    let mut bytes = fs::read(&weights).unwrap();
+    bytes[100] ^= 1;
+    fs::write(&weights, bytes).unwrap();
+    copy(&checkpoints.join("iteration-0002"), &checkpoints.join("stranger"));
+    let ill = scene.ctl(&["doctor"]);
+    let said = text(&ill.stdout);
+    assert_eq!(ill.status.code(), Some(1), "{said}");
+    let bad = said.lines().find(|line| line.starts_with("BAD")).unwrap_or_default();
+    assert!(bad.contains("iteration-0001 of main") && bad.contains("restore the folder"), "{said}");
+    assert!(said.contains("checkpoints/stranger belongs to no checkpoint"), "{said}");
+    let unchanged = "SELECT count(*) FROM checkpoints WHERE sound = 1";
+    assert_eq!(scene.number(unchanged), 3, "the doctor only looks");
 }

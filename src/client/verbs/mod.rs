@@ -4,6 +4,7 @@
 mod backup;
 mod cancel;
 mod checkpoints;
+mod doctor;
 mod events;
 mod gpus;
 mod iterations;
@@ -53,6 +54,7 @@ pub async fn run(args: Args) -> Result<(), ClientError> {
         }
         Verb::Pin { checkpoint } => pin::run(daemon, "pin", checkpoint, json).await,
         Verb::Unpin { checkpoint } => pin::run(daemon, "unpin", checkpoint, json).await,
+        Verb::Doctor => doctor::run(daemon, json).await,
         Verb::Backup => backup::run(daemon, json).await,
         Verb::Train(verb) => train::run(daemon, verb, json).await,
         Verb::Jobs => jobs::run(daemon, json).await,

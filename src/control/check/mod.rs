@@ -8,8 +8,9 @@
 mod data;
 mod folder;
 mod memory;
-mod report;
+pub(crate) mod report;
 mod run;
+mod service;
 mod system;
 pub(crate) mod weights;
 
@@ -29,16 +30,25 @@ pub(crate) use memory::{
 };
 use report::Report;
 
+/// Who is going to run the daemon.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Runner {
+    /// Whoever asks.
+    Oneself,
+    /// The shipped system service, which is closed off.
+    Service,
+}
+
 /// Checks everything, prints the report, and says by the exit code whether a run may begin.
 #[must_use]
-pub fn run(asked: &Asked) -> ExitCode {
-    let report = examine(asked);
+pub fn run(asked: &Asked, runner: Runner) -> ExitCode {
+    let report = examine(asked, runner);
     // A closed pipe is the reader's own decision.
     let _ = report.print(&mut std::io::stdout().lock());
     if report.is_well() { ExitCode::SUCCESS } else { ExitCode::from(exit::CONFIG) }
 }
 
-fn examine(asked: &Asked) -> Report {
+pub(crate) fn examine(asked: &Asked, runner: Runner) -> Report {
     let mut report = Report::default();
     let places = match Places::find(asked, |name| std::env::var_os(name)) {
         Ok(places) => Some(places),
@@ -57,6 +67,9 @@ fn examine(asked: &Asked) -> Report {
         let facts = models(config, &mut report);
         data::files(config, &mut report);
         memory::plan(config, &facts, &devices, &mut report);
+        if runner == Runner::Service {
+            service::drop_ins(config, &devices, &mut report);
+        }
         if let Some(places) = &places {
             system::disk(config, facts.policy.as_ref(), &places.state, &mut report);
         }

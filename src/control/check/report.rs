@@ -15,6 +15,17 @@ pub(crate) enum Level {
     Bad,
 }
 
+impl Level {
+    /// The word of answers.
+    pub(crate) fn label(self) -> &'static str {
+        match self {
+            Self::Well => "well",
+            Self::Warn => "warn",
+            Self::Bad => "bad",
+        }
+    }
+}
+
 /// Findings so far.
 #[derive(Debug, Default)]
 pub(crate) struct Report(pub(crate) Vec<(Level, &'static str, String)>);

@@ -7,6 +7,7 @@
 mod backup;
 mod cancel;
 mod checkpoints;
+mod doctor;
 mod events;
 mod gpus;
 mod iterations;
@@ -44,6 +45,9 @@ const STREAMS_MAX: usize = 64;
 /// Backups at once.
 const BACKUPS_MAX: usize = 1;
 
+/// Examinations at once.
+const DOCTORS_MAX: usize = 1;
+
 /// Questions to `sql` at once.
 const SQL_MAX: usize = 2;
 
@@ -55,6 +59,7 @@ pub struct Shared {
     streams: Arc<Semaphore>,
     sql: Arc<Semaphore>,
     backups: Arc<Semaphore>,
+    doctors: Arc<Semaphore>,
 }
 
 impl Shared {
@@ -67,6 +72,7 @@ impl Shared {
             streams: Arc::new(Semaphore::new(STREAMS_MAX)),
             sql: Arc::new(Semaphore::new(SQL_MAX)),
             backups: Arc::new(Semaphore::new(BACKUPS_MAX)),
+            doctors: Arc::new(Semaphore::new(DOCTORS_MAX)),
         }
     }
 }
@@ -117,6 +123,7 @@ pub fn routes(config: &mut web::ServiceConfig) {
         at("/v1/pin", "POST").route(web::post().to(pin::post)),
         at("/v1/unpin", "POST").route(web::post().to(pin::unpin)),
         at("/v1/backup", "POST").route(web::post().to(backup::post)),
+        at("/v1/doctor", "POST").route(web::post().to(doctor::post)),
         at("/v1/sql", "POST").route(web::post().to(sql::post)),
     ];
     for resource in all {
@@ -164,6 +171,7 @@ async fn list() -> Answer {
         "POST /v1/pin": { "checkpoint": "NAME" },
         "POST /v1/unpin": { "checkpoint": "NAME" },
         "POST /v1/backup": {},
+        "POST /v1/doctor": {},
         "POST /v1/sql": { "sql": "one SELECT", "rows_max": "N (optional)" },
     })))
 }
