@@ -16,6 +16,7 @@ mod gate;
 mod gpus;
 mod jobs;
 mod labels;
+mod memory;
 mod offline;
 mod preferring;
 mod readers;
