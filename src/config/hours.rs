@@ -29,6 +29,13 @@ impl Hours {
     }
 }
 
+impl std::fmt::Display for Hours {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let (from, to) = (self.from_minute, self.to_minute);
+        write!(f, "{:02}:{:02}-{:02}:{:02}", from / 60, from % 60, to / 60, to % 60)
+    }
+}
+
 fn minute(text: &str) -> Option<u32> {
     let (hour, minute) = text.split_once(':')?;
     let number = |text: &str, below: u32| {
@@ -50,6 +57,7 @@ mod tests {
     #[test]
     fn hours_begin_with_their_first_minute_and_end_before_their_last() {
         let day = Hours::parse("08:30-17:00").unwrap();
+        assert_eq!(day.to_string(), "08:30-17:00");
         assert!(!day.hold(at(8, 29)) && day.hold(at(8, 30)));
         assert!(day.hold(at(16, 59)) && !day.hold(at(17, 0)));
     }
