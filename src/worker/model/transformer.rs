@@ -21,6 +21,7 @@ use super::parts::{Adapting, Parts};
 use super::reward_head::ScoreHead;
 use super::rotary::{Rope, RopeTables, Tree};
 use crate::errors::{ModelError, first_line};
+use crate::process::give_back_freed_memory;
 
 /// The type that a model computes in.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -109,9 +110,16 @@ impl Transformer {
             let own = head.to_device(options.device).to_kind(options.precision.kind());
             parameters.push((SCORE.to_owned(), own));
         }
-        Self::assemble(folder.config.clone(), *options, parameters).map_err(|name| {
-            ModelError::Tensor { name, problem: "is missing".to_owned(), dir: folder.dir.clone() }
-        })
+        let model =
+            Self::assemble(folder.config.clone(), *options, parameters).map_err(|name| {
+                ModelError::Tensor {
+                    name,
+                    problem: "is missing".to_owned(),
+                    dir: folder.dir.clone(),
+                }
+            })?;
+        give_back_freed_memory();
+        Ok(model)
     }
 
     /// Builds a model from named parameters, which it keeps and shares.
