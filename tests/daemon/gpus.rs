@@ -45,7 +45,7 @@ fn told(scene: &Scene, device: &str, kind: &str, decision: &str) {
 /// The GPU, of two, whose worker holds.
 fn held_on(scene: &Scene) -> usize {
     let pid = scene.held("here");
-    let sql = format!("SELECT devices FROM leases WHERE pid = {pid} AND ended_ms IS NULL");
+    let sql = format!("SELECT devices FROM leases WHERE pid = {pid} ORDER BY id LIMIT 1");
     let devices = dump::text(&scene.database(), &sql).expect("the lease of a worker that holds");
     usize::from(!devices.contains("GPU-fake-0"))
 }
@@ -167,6 +167,27 @@ fn a_driver_that_stops_answering_ends_nothing_and_the_cpu_never_takes_over() {
     scene.wait_iterations(2);
     assert_eq!(scene.number("SELECT count(*) FROM attempts WHERE outcome = 'died'"), 0);
     assert_eq!(scene.number("SELECT count(*) FROM leases WHERE devices LIKE '%cpu%'"), 0);
+}
+
+#[test]
+fn a_driver_that_hangs_holds_nobody_up() {
+    let Some((scene, mut gpus)) = scene(1, &settings()) else { return };
+    hold(&scene, "generate");
+    let _daemon = scene.start();
+    story::queue(&scene);
+    scene.held("here");
+    // A look makes a dozen calls: it takes seconds now, and is due every 50 ms.
+    gpus.set("delay_ms", "300");
+    told(&scene, &uuid(0), "silent", REST);
+    let hangs = "SELECT count(*) FROM device_events WHERE device = 'driver' AND seen = 'it hangs'";
+    assert_eq!(scene.number(hangs), 1);
+    scene.release("here");
+    let done = "SELECT count(*) FROM units WHERE work = 'generate' AND state = 'done'";
+    scene.wait_number("what ran to be finished", done, 1);
+    gpus.unset("delay_ms");
+    told(&scene, &uuid(0), "free", WORK);
+    scene.wait_iterations(2);
+    assert_eq!(scene.number("SELECT count(*) FROM attempts WHERE outcome = 'died'"), 0);
 }
 
 #[test]

@@ -8,6 +8,7 @@
  *   gpu.0.mem_total_mib= .mem_used_mib=                   gpu.0.temp= .util= .power_mw= .ecc=
  *   gpu.0.slice.1.KEY=        the same of a slice
  *   gpu.0.err=15              every call on GPU 0 fails: 15 is "lost"
+ *   delay_ms=400              every call takes so long
  *   err.nvmlInit_v2=9         this call fails: 9 is "driver not loaded", 18 "version mismatch"
  *   event=SEQ:GPU:TYPE:DATA   once for each new SEQ; type 8 is an Xid, 2 an uncorrected ECC error
  */
@@ -67,6 +68,7 @@ static Big of(const struct device *device, const char *name, Big otherwise) {
 /* Whether a call is to fail: by its own name, or because its GPU does. */
 static Answer fails(const char *call, const struct device *device) {
     char key[96];
+    usleep((unsigned)number("delay_ms", 0) * 1000);
     snprintf(key, sizeof key, "err.%s", call);
     Answer answer = (Answer)number(key, OK);
     if (answer || !device) return answer;

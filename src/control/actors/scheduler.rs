@@ -48,6 +48,8 @@ pub struct SchedulerActor {
     wanted: Option<Vec<String>>,
     /// What the driver said of itself at the last look.
     driver: Option<String>,
+    /// While the driver is asked: how many looks were due since.
+    unanswered: Option<u32>,
     leases: BTreeMap<u64, Lease>,
     passed: BTreeMap<UnitId, u32>,
     /// What ready units need of a GPU's memory, as far as it was asked.
@@ -85,6 +87,7 @@ impl SchedulerActor {
                 devices: Vec::new(),
                 wanted: None,
                 driver: None,
+                unanswered: None,
                 leases: BTreeMap::new(),
                 passed: BTreeMap::new(),
                 needs: Needs::new(),
@@ -230,7 +233,7 @@ impl SchedulerActor {
                     self.hand(lease.cast_unsigned(), found);
                 }
             }
-            Placement::Open { devices } => self.open(devices, ready.len()),
+            Placement::Open { devices } => self.open(devices),
             Placement::Drain { lease } => self.drain(lease.cast_unsigned()),
             Placement::End { lease } => self.end(lease.cast_unsigned()),
         }
@@ -263,11 +266,8 @@ impl SchedulerActor {
         });
     }
 
-    fn open(&mut self, devices: Vec<String>, waiting: usize) {
+    fn open(&self, devices: Vec<String>) {
         let Some(supervisor) = &self.supervisor else { return };
-        for uuid in &devices {
-            self.tell_lease(uuid, format!("{waiting} units wait"), "open a lease", "it is free");
-        }
         let cuda = devices.iter().any(|uuid| uuid != gpu::CPU);
         // The supervisor answers by `LeaseOpening`; until then the devices are held.
         let _ = supervisor.try_send(OpenLease { devices, cuda });

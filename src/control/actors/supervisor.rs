@@ -186,7 +186,10 @@ impl Handler<OpenLease> for SupervisorActor {
         self.next += 1;
         let devices = open.devices;
         self.born.insert(number, (devices.clone(), Instant::now(), false));
-        super::tell(&self.scheduler, LeaseOpening { number, devices: devices.clone() });
+        // On the CPU a worker holds nothing of a GPU.
+        let device_mib = (!computes_on_gpu(&devices)).then_some(0);
+        let opening = LeaseOpening { number, devices: devices.clone(), device_mib };
+        super::tell(&self.scheduler, opening);
         let wait = back_off(self.deaths.get(&devices).copied().unwrap_or(0));
         ctx.run_later(wait, move |supervisor, _| supervisor.spawn(number, devices));
     }

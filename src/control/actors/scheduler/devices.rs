@@ -18,6 +18,9 @@ use crate::handles::now_ms;
 use crate::live::{LiveBoard, LiveDevice};
 use crate::schedule::standing::{Hold, Rules, Seen, Standing, stand};
 
+/// So many looks may pass without an answer until the driver is taken to hang.
+const UNANSWERED_MAX: u32 = 6;
+
 /// A device that the configuration names, for as long as it does.
 #[derive(Debug, Clone, Default)]
 pub(super) struct Tracked {
@@ -27,6 +30,8 @@ pub(super) struct Tracked {
     pub(super) foreign_mib: Option<u64>,
     /// The same when no lease of ours stood on it.
     foreign_before_mib: u64,
+    /// What was used at the look before.
+    used_before_mib: Option<u64>,
     /// An error of its hardware, since the last look.
     broke: Option<String>,
 }
@@ -50,7 +55,7 @@ pub(super) fn rules(devices: &DevicesConfig) -> Rules {
 
 impl SchedulerActor {
     /// Looks, and again after `[devices] look_ms`.
-    pub(super) fn keep_looking(&self, own: &mut Context<Self>) {
+    pub(super) fn keep_looking(&mut self, own: &mut Context<Self>) {
         self.look_at_devices(own);
         let pause = Duration::from_millis(self.ctx.config.borrow().devices.look_ms);
         own.run_later(pause, |scheduler, own| {
@@ -60,10 +65,20 @@ impl SchedulerActor {
         });
     }
 
-    fn look_at_devices(&self, own: &mut Context<Self>) {
+    /// One look at a time: a driver that hangs holds one thread, not one a look.
+    fn look_at_devices(&mut self, own: &mut Context<Self>) {
+        if let Some(unanswered) = &mut self.unanswered {
+            *unanswered = unanswered.saturating_add(1);
+            if *unanswered >= UNANSWERED_MAX {
+                self.take_inventory(&Inventory::DriverFault("it hangs".to_owned()), own);
+            }
+            return;
+        }
+        self.unanswered = Some(0);
         let probe = Arc::clone(&self.probe);
         let looked = actix_rt::task::spawn_blocking(move || probe.look());
         own.spawn(looked.into_actor(self).map(|looked, scheduler, own| {
+            scheduler.unanswered = None;
             if let Ok(inventory) = looked {
                 scheduler.take_inventory(&inventory, own);
             }
@@ -138,11 +153,12 @@ impl SchedulerActor {
             if old.is_none() {
                 self.tell_found(&fact);
             }
+            let used_before_mib = old.as_ref().and_then(|old| old.fact.memory_used_mib);
             // One that is lost keeps the name by which it was known.
             let name =
                 old.as_ref().filter(|_| fact.fault.is_some()).map(|old| old.fact.name.clone());
             let fact = DeviceFact { name: name.unwrap_or_else(|| fact.name.clone()), ..fact };
-            tracked.push(Tracked { fact, ..old.unwrap_or_default() });
+            tracked.push(Tracked { fact, used_before_mib, ..old.unwrap_or_default() });
         }
         tracked.sort_by_key(|device| place_of(&known, device));
         self.devices = tracked;
@@ -250,13 +266,15 @@ impl Handler<Heard> for SchedulerActor {
     }
 }
 
-/// What others use: what is used less what our own workers hold. Where one of ours does not say, it is
-/// what others used before that one came.
+/// What others use: what is used less what our own workers hold. A worker's word is some moments old, and
+/// what it took since is not others': so the less of this look and the one before counts. Where one of ours
+/// does not say, it is what others used before that one came.
 fn foreign_use(device: &mut Tracked, held_by_us_mib: Option<u64>) {
     let Some(used) = device.fact.memory_used_mib else {
         device.foreign_mib = None;
         return;
     };
+    let used = device.used_before_mib.map_or(used, |before| before.min(used));
     let foreign = match held_by_us_mib {
         Some(held) => used.saturating_sub(held),
         None => device.foreign_before_mib.min(used),
@@ -331,6 +349,11 @@ mod tests {
         assert_eq!(foreign(used(3000, 0), Some(0)), (Some(3000), Some(6000)));
         assert_eq!(foreign(used(3000, 0), Some(2500)), (Some(500), Some(8500)));
         assert_eq!(foreign(used(3000, 0), Some(3500)), (Some(0), Some(9000)));
+        // It took 2000 since it last said what it holds; then it gave them back.
+        let grows = Tracked { used_before_mib: Some(1000), ..used(3000, 0) };
+        assert_eq!(foreign(grows, Some(1000)), (Some(0), Some(9000)));
+        let shrinks = Tracked { used_before_mib: Some(3000), ..used(1000, 0) };
+        assert_eq!(foreign(shrinks, Some(1000)), (Some(0), Some(9000)));
         // A worker that does not say: what was there before it came.
         assert_eq!(foreign(used(3000, 200), None), (Some(200), Some(8800)));
         assert_eq!(foreign(Tracked::default(), Some(0)), (None, None));

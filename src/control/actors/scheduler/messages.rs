@@ -56,12 +56,17 @@ pub struct LeaseOpening {
     pub number: u64,
     /// UUIDs.
     pub devices: Vec<String>,
+    /// What it holds of their memory; none: its worker will say.
+    pub device_mib: Option<u64>,
 }
 
 impl Handler<LeaseOpening> for SchedulerActor {
     type Result = ();
 
     fn handle(&mut self, opening: LeaseOpening, _: &mut Self::Context) {
+        for uuid in &opening.devices {
+            self.tell_lease(uuid, "a unit waits".into(), "open a lease", "it is free");
+        }
         let lease = Lease {
             devices: opening.devices,
             worker: None,
@@ -69,7 +74,7 @@ impl Handler<LeaseOpening> for SchedulerActor {
             queue: VecDeque::new(),
             loaded: Vec::new(),
             killed: false,
-            device_mib: None,
+            device_mib: opening.device_mib,
         };
         self.leases.insert(opening.number, lease);
     }
