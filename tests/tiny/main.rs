@@ -7,6 +7,7 @@
 mod arms;
 mod chain;
 mod diverged;
+mod gpus;
 mod judge;
 mod references;
 mod rescore;
