@@ -2,8 +2,9 @@
 //! it of earlier iterations.
 //!
 //! In: a run, a rule. Out: a checkpoint, or the moving average that has to be made first. All of it
-//! follows from the head's line of parents: a checkpoint that the gate rejected, that is not sound or
-//! that a rollback left behind is no part of it. May not enter: weights, when an iteration starts.
+//! follows from the head's line of parents: a checkpoint that the gate rejected, that is not sound (or
+//! whose files are removed) or that a rollback left behind is no part of it. May not enter: weights,
+//! when an iteration starts.
 
 use rlhfd_domain::train::{History, ReferenceRule, last_multiple};
 use rlhfd_domain::{CheckpointId, RunId};
