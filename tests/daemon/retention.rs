@@ -146,3 +146,34 @@ fn a_state_folder_at_its_budget_pauses_and_goes_on_when_there_is_room() {
     scene.wait_iterations(2);
     story::check_laws(&scene);
 }
+
+#[test]
+fn a_training_does_not_begin_where_its_checkpoint_would_not_fit() {
+    let settings = Settings::default()
+        .set("run", "iterations_max", "1")
+        .set("store", "disk_probe_ms", "100")
+        .set("store", "budget_mib", "12");
+    let scene = Scene::fake(&settings);
+    scene.plan(
+        r#"{"faults": [{"name": "here", "work": "logprobs", "after": 1, "act": {"kind": "hold"}}]}"#,
+    );
+    let _daemon = scene.start();
+    story::queue(&scene);
+    scene.held("here");
+    let ballast = scene.state().join("ballast");
+    fs::write(&ballast, vec![0; 13 << 20]).unwrap();
+    let told =
+        || scene.status()["waits_for"].to_string().contains("[store] budget_mib").then_some(());
+    wait::until("status to speak of the budget", told, || scene.told());
+    scene.release("here");
+    // What runs ends, and its rows are kept; nothing begins after it.
+    let asked = "SELECT count(*) FROM units WHERE work = 'logprobs' AND state = 'done'";
+    scene.wait_number("the running unit to end", asked, 1);
+    let trained = "SELECT count(*) FROM training_steps";
+    assert_eq!(scene.number(trained), 0);
+    fs::remove_file(&ballast).unwrap();
+    scene.wait_iterations(1);
+    assert!(scene.number(trained) > 0);
+    assert_eq!(scene.number("SELECT count(*) FROM attempts WHERE counted = 1"), 0);
+    story::check_laws(&scene);
+}
