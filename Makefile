@@ -7,7 +7,7 @@ PYTHON ?= python3
 # The part of the workspace that links no libtorch.
 LIGHT := --workspace --exclude rlhfd-worker-torch
 
-.PHONY: help setup build install uninstall demo study bench test check planes parity tiny bless golden doc clean
+.PHONY: help setup build install uninstall demo study bench torture test check planes parity tiny bless golden doc clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -35,6 +35,11 @@ bench: build ## how fast, against the machine's limit and (PEER=1) transformers 
 	@$(PYTHON) scripts/demo-model
 	@$(if $(PEER),$(PYTHON) scripts/parity-env)
 	@target/release/rlhfd-worker bench $(if $(PEER),--peer .parity/bin/python) $(BENCH)
+
+torture: setup ## broken on purpose N times (SEED=…): every round ends as an undisturbed one
+	$(CARGO) build --workspace --locked
+	@TORTURE_FAULTS=$(or $(N),100) TORTURE_SEED=$(or $(SEED),1) RLHFD_REQUIRE_TORCH=1 \
+		$(CARGO) test --locked -p rlhfd-tests --test torture -- --nocapture
 
 test: setup ## all tests
 	$(PYTHON) -m unittest discover -s tests/scripts
