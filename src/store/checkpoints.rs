@@ -5,7 +5,7 @@
 //! May not enter: the folders themselves.
 
 use rlhfd_domain::checkpoint::CheckpointKind;
-use rlhfd_domain::{CheckpointId, RunId, ScorerId, UnitId, limits};
+use rlhfd_domain::{CheckpointId, RunId, ScorerId, UnitId};
 use rusqlite::{Connection, OptionalExtension, Row, params};
 
 use crate::error::{Result, StoreError};
@@ -159,12 +159,10 @@ impl Reader {
         by_name(&self.conn, run, name)
     }
 
-    /// All checkpoints of a run, oldest first.
+    /// All checkpoints of a run, oldest first: one or two an iteration. None may be left out, for a folder
+    /// without a row is taken for a stranger.
     pub fn checkpoints(&self, run: RunId) -> Result<Vec<Checkpoint>> {
-        let text = format!(
-            "SELECT {COLUMNS} FROM checkpoints WHERE run_id = ?1 ORDER BY id LIMIT {}",
-            limits::LIST_ROWS_MAX
-        );
+        let text = format!("SELECT {COLUMNS} FROM checkpoints WHERE run_id = ?1 ORDER BY id");
         let mut statement = self.conn.prepare_cached(&text)?;
         let rows = statement.query_map([run.get()], read)?;
         rows.map(|row| whole(row?)).collect()
@@ -261,11 +259,9 @@ impl Store {
 }
 
 fn sound_ancestor(conn: &Connection, from: &Checkpoint) -> Result<Option<CheckpointId>> {
-    let mut at = from.parent;
-    // A lineage is as long as its run has iterations; the bound only keeps a broken row from
-    // looping for ever.
-    for _ in 0..limits::LIST_ROWS_MAX {
-        let Some(id) = at else { return Ok(None) };
+    let (mut at, mut below) = (from.parent, from.id);
+    // A parent is older than its child; what is not is a broken row, which would loop for ever.
+    while let Some(id) = at.filter(|id| *id < below) {
         let ancestor = get(conn, id)?;
         // The run began after it: nothing was ever held to it.
         if ancestor.kind == CheckpointKind::Base {
@@ -274,7 +270,7 @@ fn sound_ancestor(conn: &Connection, from: &Checkpoint) -> Result<Option<Checkpo
         if ancestor.sound {
             return Ok(Some(id));
         }
-        at = ancestor.parent;
+        (at, below) = (ancestor.parent, id);
     }
     Ok(None)
 }

@@ -34,10 +34,16 @@ pub struct Kept {
 }
 
 impl Reader {
-    /// The checkpoint whose files are to go next: one whose removal was begun, else the oldest that
-    /// nothing needs.
-    pub fn next_removal(&self, run: RunId, kept: &Kept) -> Result<Option<Checkpoint>> {
-        if let Some(begun) = self.removals_begun(run)?.into_iter().next() {
+    /// The checkpoint whose files are to go next: one whose removal was begun and whose folder is not
+    /// among those `passed` over, else the oldest that nothing needs.
+    pub fn next_removal(
+        &self,
+        run: RunId,
+        kept: &Kept,
+        passed: &BTreeSet<String>,
+    ) -> Result<Option<Checkpoint>> {
+        let mut begun = self.removals_begun(run)?.into_iter();
+        if let Some(begun) = begun.find(|begun| !passed.contains(&begun.path)) {
             return Ok(Some(begun));
         }
         let oldest = all_superfluous(&self.conn, run, kept)?.into_iter().next();
@@ -240,7 +246,11 @@ fn why_removed(conn: &Connection, id: CheckpointId) -> Result<String> {
 }
 
 /// All that may go, the oldest first.
-fn all_superfluous(conn: &Connection, run: RunId, kept: &Kept) -> Result<Vec<CheckpointId>> {
+pub(crate) fn all_superfluous(
+    conn: &Connection,
+    run: RunId,
+    kept: &Kept,
+) -> Result<Vec<CheckpointId>> {
     if kept.newest == 0 {
         return Ok(Vec::new());
     }
@@ -297,6 +307,10 @@ fn needed(conn: &Connection, run: RunId, kept: &Kept) -> Result<BTreeSet<Checkpo
              WHERE a.run_id = ?1 AND i.ended_ms IS NULL
          UNION SELECT u.policy_id FROM units u WHERE u.run_id = ?1
              AND u.state IN ('open', 'running') AND u.policy_id IS NOT NULL
+         -- What an average is made from, beside its policy, stands in its unit's detail alone.
+         UNION SELECT c.id FROM checkpoints c WHERE c.run_id = ?1 AND c.kind = 'reference'
+             AND EXISTS (SELECT 1 FROM units u WHERE u.run_id = ?1 AND u.work = 'average'
+                         AND u.state IN ('open', 'running'))
          UNION SELECT c.id FROM checkpoints c WHERE c.run_id = ?1 AND (
              EXISTS (SELECT 1 FROM checkpoints o WHERE o.run_id <> ?1 AND o.sha256 = c.sha256)
              OR EXISTS (SELECT 1 FROM scorers s WHERE s.sha256 = c.sha256)

@@ -63,7 +63,7 @@ pub(crate) static STORE: Section = Section {
             .unit("iterations")
             .doc(
                 "responses of older iterations that no preference has lose text and ids, their rows \
-                  and scores stay; 0: all texts stay",
+                  and scores stay; answers of evaluations keep theirs; 0: all texts stay",
             )
             .source(OURS),
         Knob::new("keep_events_days", count(0, 36_500), "365")

@@ -2,7 +2,7 @@
 //!
 //! In: a policy's folder, the folder of the average before it, a decay. Out: a published folder with
 //! the policy's files, whose every weight is decay × before + (1 − decay) × policy. Weight by weight,
-//! in f64 on the CPU: at most two tensors are in memory, and the bits depend on the folders alone. May
+//! in f64 on the CPU: at most three copies of one tensor are in memory, and the bits depend on the folders alone. May
 //! not enter: computation with a model.
 
 use std::collections::BTreeMap;
