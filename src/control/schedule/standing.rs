@@ -134,6 +134,10 @@ impl Standing {
 #[must_use]
 pub fn stand(before: &Standing, seen: &Seen, rules: &Rules, now_ms: i64) -> Standing {
     let mut after = before.clone();
+    // The driver tells it once: it counts also where the device does not answer at this look.
+    if let Some(why) = &seen.broke {
+        rest(&mut after, why, now_ms);
+    }
     let fault = match &seen.fault {
         Some(Fault::Lost(why)) => Some(Hold::Lost(why.clone())),
         Some(Fault::Silent(why)) => {
@@ -166,14 +170,17 @@ pub fn stand(before: &Standing, seen: &Seen, rules: &Rules, now_ms: i64) -> Stan
     after
 }
 
+fn rest(after: &mut Standing, why: &str, now_ms: i64) {
+    after.rests_until_ms = Some((now_ms.saturating_add(REST_MS), why.to_owned()));
+}
+
 /// A look at a device that answers.
 fn look_at(after: &mut Standing, seen: &Seen, rules: &Rules, now_ms: i64) {
     let known = after.ecc_uncorrected.or(seen.ecc_uncorrected);
     let risen = seen.ecc_uncorrected.zip(known).is_some_and(|(now, known)| now > known);
     after.ecc_uncorrected = seen.ecc_uncorrected.or(known);
-    let errors = || "a memory error that could not be corrected".to_owned();
-    if let Some(why) = seen.broke.clone().or_else(|| risen.then(errors)) {
-        after.rests_until_ms = Some((now_ms.saturating_add(REST_MS), why));
+    if risen {
+        rest(after, "a memory error that could not be corrected", now_ms);
     } else if after.rests_until_ms.as_ref().is_some_and(|(until, _)| *until <= now_ms) {
         after.rests_until_ms = None;
     }
@@ -260,6 +267,16 @@ mod tests {
         assert_eq!(after(&[(0, broke.clone()), (REST_MS, at(30))]).hold, None);
         let lost = faulty(Fault::Lost("gone".into()));
         assert_eq!(after(&[(0, broke), (1, lost), (2, at(30))]).hold, None);
+    }
+
+    #[test]
+    fn an_error_of_the_hardware_counts_also_where_the_device_does_not_answer() {
+        for fault in [Fault::Silent("unknown error".into()), Fault::Driver("mismatch".into())] {
+            let both = Seen { broke: Some("Xid 79".into()), ..faulty(fault) };
+            let broken = Some(Hold::Broken("Xid 79".into()));
+            assert_eq!(after(&[(0, both.clone())]).hold, broken);
+            assert_eq!(after(&[(0, both), (1, at(30))]).hold, broken);
+        }
     }
 
     #[test]
