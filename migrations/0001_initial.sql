@@ -332,7 +332,7 @@ CREATE TABLE device_events (
 CREATE TABLE memory_factors (
     work           TEXT    PRIMARY KEY,
     factor         REAL    NOT NULL CHECK (factor > 0),
-    planned_mib    INTEGER NOT NULL,           -- of the last unit that was measured, corrected
+    planned_mib    INTEGER NOT NULL,           -- of the last unit that was measured, before correction
     peak_mib       INTEGER NOT NULL,           -- that it had
     measured       INTEGER NOT NULL,           -- units so far
     at_ms          INTEGER NOT NULL

@@ -28,7 +28,7 @@ impl Reader {
 }
 
 impl Store {
-    /// A unit that was planned with `planned_mib` (corrected) had this peak.
+    /// A unit whose plan was `planned_mib`, as it was before any correction, had this peak.
     pub fn measure_memory(
         &mut self,
         work: WorkKind,
@@ -38,7 +38,7 @@ impl Store {
     ) -> Result<()> {
         let known = self.memory_factor(work)?;
         #[expect(clippy::cast_precision_loss, reason = "MiB are far below 2^52")]
-        let measured = known * peak_mib as f64 / planned_mib.max(1) as f64;
+        let measured = peak_mib as f64 / planned_mib.max(1) as f64;
         let factor = if measured > known { measured } else { known + (measured - known) * FALL };
         let factor = factor.clamp(FACTORS.0, FACTORS.1);
         self.transact(|conn| {
@@ -73,8 +73,11 @@ mod tests {
         assert_eq!(store.memory_factor(work).unwrap(), 1.0);
         store.measure_memory(work, 1000, 1500, 7).unwrap();
         assert_eq!(store.memory_factor(work).unwrap(), 1.5);
-        // Planned with 1500 now, and half of that sufficed: 1.5 + (0.75 - 1.5) / 8.
-        store.measure_memory(work, 1500, 750, 8).unwrap();
+        // Another that was handed out before the first ended adds nothing to that.
+        store.measure_memory(work, 1000, 1500, 7).unwrap();
+        assert_eq!(store.memory_factor(work).unwrap(), 1.5);
+        // Three quarters of the plan sufficed: 1.5 + (0.75 - 1.5) / 8.
+        store.measure_memory(work, 1000, 750, 8).unwrap();
         assert_eq!(store.memory_factor(work).unwrap(), 1.406_25);
         store.measure_memory(work, 1, 1_000_000, 9).unwrap();
         assert_eq!(store.memory_factor(work).unwrap(), 4.0);

@@ -29,8 +29,8 @@ pub enum Ending {
         keys: ItemKeys,
         /// All answers.
         answers: Vec<Answer>,
-        /// What it was planned to need of the device's memory.
-        planned_mib: Option<u64>,
+        /// What the memory plan says that it needs of the device's, before any correction.
+        plan_mib: Option<u64>,
         /// What the worker says of the whole.
         summary: Box<Summary>,
     },
@@ -106,8 +106,8 @@ impl Ending {
 pub async fn conclude(ctx: &WorkerContext, ending: Ending) -> Option<String> {
     let stage = &ctx.stage;
     match ending {
-        Ending::Done { unit, attempt, keys, answers, planned_mib, summary } => {
-            if let Some((planned, peak)) = planned_mib.zip(summary.device_peak_mib) {
+        Ending::Done { unit, attempt, keys, answers, plan_mib, summary } => {
+            if let Some((planned, peak)) = plan_mib.zip(summary.device_peak_mib) {
                 measure(stage, unit.work, planned, peak).await;
             }
             let summary = *summary;
@@ -153,8 +153,8 @@ pub async fn conclude(ctx: &WorkerContext, ending: Ending) -> Option<String> {
 }
 
 /// Corrects the memory plan by what a unit measured.
-async fn measure(stage: &StageContext, work: WorkKind, planned_mib: u64, peak_mib: u64) {
-    let write = move |s: &mut Store| s.measure_memory(work, planned_mib, peak_mib, now_ms());
+async fn measure(stage: &StageContext, work: WorkKind, plan_mib: u64, peak_mib: u64) {
+    let write = move |s: &mut Store| s.measure_memory(work, plan_mib, peak_mib, now_ms());
     if let Err(error) = stage.write_patiently(write).await {
         tracing::warn!("a measurement of memory is lost: {error}");
     }

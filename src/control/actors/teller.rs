@@ -26,7 +26,7 @@ const INPUT_BYTES_MAX: usize = 5 << 20;
 pub enum Tell {
     /// What the worker said of itself, for the lease's row.
     Name(String),
-    /// The next unit, and what it was planned to need of the device's memory.
+    /// The next unit, and what the memory plan says that it needs of the device's, before any correction.
     Unit(Arc<UnitRow>, Option<u64>),
     /// This attempt, which has not begun, is not wanted of this worker.
     Cancel(AttemptId),
@@ -77,8 +77,8 @@ impl Teller {
                 }
                 Tell::Drain => deaf |= self.say(&ToWorker::Drain, &[]).await.is_err(),
                 Tell::Unit(unit, _) if deaf => self.not_handed(&unit),
-                Tell::Unit(unit, planned_mib) => {
-                    deaf |= self.unit(&mut lease, unit, planned_mib).await.is_err();
+                Tell::Unit(unit, plan_mib) => {
+                    deaf |= self.unit(&mut lease, unit, plan_mib).await.is_err();
                 }
                 Tell::Ended(reason) => {
                     self.close(&mut lease, reason).await;
@@ -109,7 +109,7 @@ impl Teller {
         &self,
         lease: &mut Lease,
         unit: Arc<UnitRow>,
-        planned_mib: Option<u64>,
+        plan_mib: Option<u64>,
     ) -> Result<(), Deaf> {
         let attempt = match self.begin(lease, &unit).await {
             Ok(attempt) => attempt,
@@ -127,7 +127,7 @@ impl Teller {
                 self.conclude_empty(unit, attempt, prepared).await;
                 Ok(())
             }
-            Ok(prepared) => self.send(lease, (unit, attempt, planned_mib), prepared).await,
+            Ok(prepared) => self.send(lease, (unit, attempt, plan_mib), prepared).await,
             Err(error) => {
                 attempts::failed(&self.ctx.stage, &unit, attempt, error).await;
                 self.not_handed(&unit);
@@ -165,7 +165,7 @@ impl Teller {
     async fn send(
         &self,
         lease: &mut Lease,
-        (unit, attempt, planned_mib): (Arc<UnitRow>, AttemptId, Option<u64>),
+        (unit, attempt, plan_mib): (Arc<UnitRow>, AttemptId, Option<u64>),
         prepared: Prepared,
     ) -> Result<(), Deaf> {
         let Prepared { work, load, items, keys } = prepared;
@@ -176,7 +176,7 @@ impl Teller {
             keys,
             items: u32::try_from(items.len()).unwrap_or(u32::MAX),
             loads: load.as_ref().is_some_and(|models| !models.is_empty()),
-            planned_mib,
+            plan_mib,
         };
         let number = attempt.get().cast_unsigned();
         let frames = match encoded(number, work, items) {
@@ -215,7 +215,7 @@ impl Teller {
             attempt,
             keys: prepared.keys,
             answers: Vec::new(),
-            planned_mib: None,
+            plan_mib: None,
             summary: Box::default(),
         };
         attempts::conclude(&self.ctx, ending).await;

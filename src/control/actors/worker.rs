@@ -84,8 +84,8 @@ struct InHand {
     bytes: usize,
     /// Its models are not loaded yet.
     loads: bool,
-    /// What it was planned to need of the device's memory.
-    planned_mib: Option<u64>,
+    /// What the memory plan says that it needs of the device's, before any correction.
+    plan_mib: Option<u64>,
 }
 
 /// What the supervisor knows of a new process.

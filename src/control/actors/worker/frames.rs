@@ -136,7 +136,7 @@ impl WorkerActor {
                     attempt: hand.attempt,
                     keys: hand.keys,
                     answers: hand.answers,
-                    planned_mib: hand.planned_mib,
+                    plan_mib: hand.plan_mib,
                     summary: Box::new(summary.clone()),
                 }))
             }

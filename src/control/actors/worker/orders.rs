@@ -24,8 +24,8 @@ use crate::live::WorkerState;
 pub struct Hand {
     /// The unit.
     pub unit: Arc<UnitRow>,
-    /// What it was planned to need of the device's memory.
-    pub planned_mib: Option<u64>,
+    /// What the memory plan says that it needs of the device's, before any correction.
+    pub plan_mib: Option<u64>,
 }
 
 impl Handler<Hand> for WorkerActor {
@@ -33,7 +33,7 @@ impl Handler<Hand> for WorkerActor {
 
     fn handle(&mut self, hand: Hand, _: &mut Self::Context) {
         let id = hand.unit.id;
-        if self.tell.try_send(Tell::Unit(hand.unit, hand.planned_mib)).is_err() {
+        if self.tell.try_send(Tell::Unit(hand.unit, hand.plan_mib)).is_err() {
             // Never more than the queue's depth is handed; were it so, the unit is still open.
             crate::actors::tell(&self.ctx.scheduler, UnitEnded { number: self.number, unit: id });
         }
@@ -54,15 +54,15 @@ pub struct Handed {
     pub items: u32,
     /// Whether models are loaded first.
     pub loads: bool,
-    /// What it was planned to need of the device's memory.
-    pub planned_mib: Option<u64>,
+    /// What the memory plan says that it needs of the device's, before any correction.
+    pub plan_mib: Option<u64>,
 }
 
 impl Handler<Handed> for WorkerActor {
     type Result = ();
 
     fn handle(&mut self, handed: Handed, _: &mut Self::Context) {
-        let Handed { unit, attempt, keys, items, loads, planned_mib } = handed;
+        let Handed { unit, attempt, keys, items, loads, plan_mib } = handed;
         self.hands.push_back(InHand {
             unit,
             attempt,
@@ -71,7 +71,7 @@ impl Handler<Handed> for WorkerActor {
             answers: Vec::new(),
             bytes: 0,
             loads,
-            planned_mib,
+            plan_mib,
         });
         if self.hands.len() == 1 {
             self.show_front();
