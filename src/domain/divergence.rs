@@ -10,7 +10,8 @@ use std::f64::consts::LN_2;
 use crate::train::TrainStep;
 
 /// Steps over which a loss or a divergence is averaged before it is held against its limit: one odd
-/// batch stops nothing.
+/// batch among good ones stops nothing. Of the first steps there are fewer to average, and one far
+/// beyond a limit ends the training.
 const RECENT_STEPS: usize = 5;
 /// Steps in a row without any gradient,
 const NO_GRADIENT_STEPS: u64 = 3;
@@ -95,8 +96,10 @@ pub struct Limits {
     pub loss_growth_max: f64,
     /// Mean nats a response by which the log-probs fell below the reference's; 0: no limit.
     pub kl_max: f64,
-    /// Steps of chance; 0: no limit.
+    /// Steps of chance once the learning rate is up; 0: no limit.
     pub stuck_steps: u32,
+    /// The learning rate at its highest.
+    pub learning_rate: f64,
     /// The β of implicit rewards.
     pub beta: f64,
 }
@@ -122,13 +125,16 @@ pub struct Lookout {
     recent: VecDeque<TrainStep>,
     /// Steps in a row without a gradient.
     still: u64,
+    /// Steps since the learning rate first was half of its highest: what is still warming up may well
+    /// not have learnt anything.
+    warm: usize,
 }
 
 impl Lookout {
     /// Before the first step of so many.
     #[must_use]
     pub fn new(limits: Limits, steps: u64) -> Self {
-        Self { limits, steps, first: None, recent: VecDeque::new(), still: 0 }
+        Self { limits, steps, first: None, recent: VecDeque::new(), still: 0, warm: 0 }
     }
 
     /// Looks at the next step.
@@ -136,6 +142,9 @@ impl Lookout {
         self.first.get_or_insert(step.loss);
         let still = step.grad_norm == 0.0 && step.loss > LEARNT_LOSS;
         self.still = if still { self.still + 1 } else { 0 };
+        if self.warm > 0 || step.lr >= self.limits.learning_rate / 2.0 {
+            self.warm += 1;
+        }
         self.recent.push_back(*step);
         let kept = RECENT_STEPS.max(self.limits.stuck_steps as usize);
         while self.recent.len() > kept {
@@ -190,7 +199,7 @@ impl Lookout {
 
     fn learning(&self) -> Option<Diverged> {
         let stuck = self.limits.stuck_steps as usize;
-        if stuck == 0 || self.recent.len() < stuck {
+        if stuck == 0 || self.warm < stuck {
             return None;
         }
         let loss = self.mean(stuck, |step| Some(step.loss))?;
@@ -221,8 +230,13 @@ impl Lookout {
 mod tests {
     use super::*;
 
-    const LIMITS: Limits =
-        Limits { loss_growth_max: 5.0, kl_max: 100.0, stuck_steps: 20, beta: 0.1 };
+    const LIMITS: Limits = Limits {
+        loss_growth_max: 5.0,
+        kl_max: 100.0,
+        stuck_steps: 20,
+        learning_rate: 1e-6,
+        beta: 0.1,
+    };
 
     fn healthy(loss: f64) -> TrainStep {
         TrainStep {
@@ -299,6 +313,12 @@ mod tests {
         assert_eq!(first(LIMITS, &[unmoved; 40]), Some((20, Divergence::NothingLearnt)));
         assert_eq!(first(LIMITS, &[chance; 19]), None);
         assert_eq!(first(Limits { stuck_steps: 0, ..LIMITS }, &[chance; 40]), None);
+        // A warm-up of 60 steps: those from half of the rate on count, however low it is later.
+        let warming = (0..60).map(|n| TrainStep { lr: 1e-6 * f64::from(n) / 60.0, ..chance });
+        let warming: Vec<_> = warming.collect();
+        assert_eq!(first(LIMITS, &warming), Some((50, Divergence::NothingLearnt)));
+        let late = [vec![chance], vec![TrainStep { lr: 1e-9, ..chance }; 19]].concat();
+        assert_eq!(first(LIMITS, &late), Some((20, Divergence::NothingLearnt)));
         // Right more often than not, or a loss that has begun to fall: it learns.
         let right = TrainStep { accuracy: Some(0.6), ..chance };
         assert_eq!(first(LIMITS, &[right; 40]), None);

@@ -48,8 +48,8 @@ const LOSS_GROWTH_MAX: Knob = Knob::new("loss_growth_max", NOT_NEGATIVE, "5.0")
 const STUCK_STEPS: Knob = Knob::new("stuck_steps", count(0, 1_000_000), "100")
     .unit("steps")
     .doc(
-        "so many in a row with the loss (0.693) and the accuracy (one half) of chance stop the \
-          training: nothing is learnt; 0: no such limit",
+        "so many in a row with the loss (0.693) and the accuracy (one half) of chance, from half of \
+          learning_rate on, stop the training: nothing is learnt; 0: no such limit",
     )
     .source(OURS);
 const WEIGHT_DECAY: Knob = Knob::new("weight_decay", NOT_NEGATIVE, "0.0")

@@ -141,6 +141,7 @@ impl Training<'_> {
             loss_growth_max: self.settings.loss_growth_max,
             kl_max: self.settings.kl_max,
             stuck_steps: self.settings.stuck_steps,
+            learning_rate: self.settings.learning_rate,
             beta: self.settings.beta,
         }
     }
