@@ -54,6 +54,10 @@ fn counts(change: &str) -> &'static str {
         ("scheduler", "unit_tokens_cpu" | "unit_tokens_gpu") => "[from the next iteration on]",
         ("scheduler", "stop_timeout_s") | ("control" | "store" | "devices", _) => "[at once]",
         ("scheduler", _) => "[for workers that start from now on]",
+        ("run", "policy" | "start" | "reference" | "seed") => {
+            "[for a new run only: it needs a new run.name]"
+        }
+        ("sft" | "reward" | "preference", _) => "[for jobs made from now on]",
         _ => "[from the next iteration on]",
     }
 }
@@ -75,7 +79,7 @@ mod tests {
         let after = config(
             "seed = 5\n[control]\nreaders_socket = '/run/rlhfd/r.sock'\n[store]\n\
              disk_free_min_mib = 5\n[worker]\nnice = 3\n[scheduler]\nunit_tokens_cpu = 7\n\
-             [devices]\nuse = ['cpu']\n",
+             [devices]\nuse = ['cpu']\n[generate]\nmax_new_tokens = 7\n[reward]\nepochs = 7\n",
         );
         let said = told(&before, &after);
         for part in [
@@ -84,7 +88,9 @@ mod tests {
             "devices.use = [\"cpu\"] (was \"auto\") [at once]",
             "scheduler.unit_tokens_cpu = 7 (was 20000) [from the next iteration on]",
             "worker.nice = 3 (was 10) [for workers that start from now on]",
-            "run.seed = 5 (was 1) [from the next iteration on]",
+            "run.seed = 5 (was 1) [for a new run only: it needs a new run.name]",
+            "generate.max_new_tokens = 7 (was 2048) [from the next iteration on]",
+            "reward.epochs = 7 (was 1) [for jobs made from now on]",
         ] {
             assert!(said.contains(part), "{part}\nnot in\n{said}");
         }
