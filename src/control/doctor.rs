@@ -60,13 +60,19 @@ fn by_rows(reader: &Reader, places: &Places, report: &mut Report) -> Result<(), 
                 ),
             );
         }
-        let begun = reader.removals_begun(run.id)?;
-        let gone = |row: &Checkpoint| begun.iter().any(|one| one.id == row.id);
         let rows = reader.checkpoints(run.id)?;
+        let before = reader.removed(run.id)?;
+        let standing = rows.iter().filter(|row| !before.contains(&row.id));
+        let looked: Vec<_> = standing.map(|row| (row, differs(places, row))).collect();
+        // Asked after that long look: a removal that began meanwhile is no fault.
+        let begun = reader.removals_begun(run.id)?;
         let removed = reader.removed(run.id)?;
+        let gone = |row: &Checkpoint| {
+            removed.contains(&row.id) || begun.iter().any(|one| one.id == row.id)
+        };
         let mut well = 0_u64;
-        for row in rows.iter().filter(|row| !removed.contains(&row.id) && !gone(row)) {
-            match differs(places, row) {
+        for (row, problem) in looked.into_iter().filter(|(row, _)| !gone(row)) {
+            match problem {
                 None => well += 1,
                 Some(problem) => report.bad("checkpoint", told(&run, row, &problem)),
             }
