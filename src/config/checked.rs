@@ -189,12 +189,23 @@ fn build(table: &RawTable, base_dir: &Path, findings: &mut Findings) -> Option<C
         );
         findings.add(scheduler_line, "scheduler.silence_timeout_s", what);
     }
+    let look_line = devices.line_of("look_ms");
+    let devices = DevicesConfig::of(&devices, base_dir)?;
+    // Memory counts as others' only where it is seen at two looks and no heartbeat told that it is ours.
+    if devices.yield_above_mib > 0 && devices.look_ms < 2 * scheduler.heartbeat_ms {
+        let what = format!(
+            "is {}, less than two heartbeats of {} ms, so that with yield_above_mib a worker that grows \
+             would be taken for others; raise it, or lower heartbeat_ms",
+            devices.look_ms, scheduler.heartbeat_ms
+        );
+        findings.add(look_line, "devices.look_ms", what);
+    }
     Some(CheckedConfig {
         base_dir: base_dir.to_path_buf(),
         run: run_config,
         control: ControlConfig::of(&control, &control, base_dir)?,
         store: StoreConfig::of(&store, &store, base_dir)?,
-        devices: DevicesConfig::of(&devices, base_dir)?,
+        devices,
         scheduler,
         worker: WorkerConfig::of(&worker, &worker, base_dir)?,
         prompts: PromptsConfig::of(&prompts, &prompts, base_dir)?,

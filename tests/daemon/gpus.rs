@@ -263,7 +263,7 @@ fn a_hot_gpu_gets_no_new_unit_until_it_is_some_degrees_cooler() {
 #[test]
 fn a_gpu_is_left_to_others_after_the_unit_that_runs_and_taken_again_once_it_is_free() {
     let settings = settings()
-        .with("devices", "look_ms = 50\nyield_above_mib = 2000\nyield_for_s = 1\nreserve_mib = 0");
+        .with("devices", "look_ms = 100\nyield_above_mib = 2000\nyield_for_s = 1\nreserve_mib = 0");
     let Some((scene, mut gpus)) = scene(1, &settings) else { return };
     scene.plan(
         r#"{"device_mib": 3000, "faults": [
@@ -403,4 +403,35 @@ fn what_units_measure_corrects_the_plan_for_the_next() {
     gpus.set("gpu.0.mem_used_mib", "0");
     scene.wait_iterations(2);
     story::check_laws(&scene);
+}
+
+#[test]
+fn a_reload_that_names_no_gpu_that_is_there_gives_up_the_one_in_use() {
+    let Some((scene, _gpus)) = scene(1, &settings()) else { return };
+    hold(&scene, "generate");
+    let daemon = scene.start();
+    story::queue(&scene);
+    scene.held("here");
+    scene.configure(&settings().with("devices", "look_ms = 50\nuse = [\"GPU-typo\"]"));
+    rlhfd_tests::scene::signal(daemon.pid(), rustix::process::Signal::HUP);
+    let said = || scene.status()["waits_for"].to_string().contains("names GPU-typo").then_some(());
+    wait::until("status to name it", said, || scene.told());
+    scene.release("here");
+    let left = "SELECT count(*) = 0 FROM leases WHERE ended_ms IS NULL";
+    scene.wait_number("the lease to end", left, 1);
+    assert_eq!(scene.number("SELECT count(*) FROM attempts WHERE outcome = 'died'"), 0);
+}
+
+#[test]
+fn what_is_too_large_for_a_gpu_is_no_fault_once_the_cpu_computes() {
+    let Some((scene, mut gpus)) = scene(1, &settings()) else { return };
+    gpus.set("gpu.0.mem_total_mib", "450");
+    let daemon = scene.start();
+    story::queue(&scene);
+    too_large(&scene);
+    scene.configure(&settings().with("devices", "look_ms = 50\nuse = [\"cpu\"]"));
+    rlhfd_tests::scene::signal(daemon.pid(), rustix::process::Signal::HUP);
+    scene.wait_iterations(2);
+    let told = scene.status()["waits_for"].to_string();
+    assert!(!told.contains("MiB of a GPU"), "{told}");
 }

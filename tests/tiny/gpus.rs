@@ -10,7 +10,7 @@ use crate::{TRAIN, frozen, queue};
 
 fn settings() -> Settings {
     crate::settings()
-        .with("devices", "look_ms = 50\nreserve_mib = 0\nyield_above_mib = 1000\nyield_for_s = 1")
+        .with("devices", "look_ms = 400\nreserve_mib = 0\nyield_above_mib = 1000\nyield_for_s = 1")
         .set("scheduler", "unit_tokens_gpu", "600")
 }
 

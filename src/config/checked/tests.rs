@@ -199,6 +199,7 @@ fn rules_between_knobs_hold() {
         ("[train]\nlabel_smoothing = 0.1\n", "use `loss = \"cdpo\"`"),
         ("[reward]\nbeta = 0.1\n", "it belongs in [train]"),
         ("[scheduler]\nheartbeat_ms = 60000\n", "less than three heartbeats"),
+        ("[devices]\nyield_above_mib = 1\nlook_ms = 1999\n", "less than two heartbeats"),
         ("[evaluate]\ntemperatures = [1.0, 1]\n", "a list of different numbers"),
         ("[gate]\nwin_rate_min = 1.5\n", "must be a number from 0 to 1"),
         ("[gate]\nagainst = 'best'\n", "must be \"initial\" or \"previous\""),

@@ -129,7 +129,10 @@ pub(crate) static DEVICES: Section = Section {
             .source(OURS),
         Knob::new("look_ms", count(50, 600_000), "5000")
             .unit("milliseconds")
-            .doc("how often the devices are looked at")
+            .doc(
+                "how often the devices are looked at; where yield_above_mib is set, at least two \
+                  heartbeats",
+            )
             .source(OURS),
     ],
 };

@@ -206,11 +206,10 @@ impl SchedulerActor {
 
     fn hand(&mut self, number: u64, ready: &Ready) {
         let (unit, models) = (&ready.unit, &ready.models);
-        let planned_mib = self.needs_mib(ready);
         let Some(lease) = self.leases.get_mut(&number) else { return };
         let Some(worker) = &lease.worker else { return };
         // A refused unit is still open: the next plan hands it.
-        let hand = Hand { unit: Arc::clone(unit), planned_mib };
+        let hand = Hand { unit: Arc::clone(unit), plan_mib: ready.plan_mib };
         if worker.try_send(hand).is_ok() {
             lease.queue.push_back((unit.id, unit.work.trains()));
             if !models.is_empty() || unit.work.trains() {
@@ -248,11 +247,11 @@ impl SchedulerActor {
 
     /// A unit that no device could ever hold waits, and is told.
     fn tell_too_large(&self, devices: &[DeviceState], ready: &[Ready]) {
-        let Some(most) = devices.iter().map(|device| device.memory_free_mib).max().flatten() else {
-            return;
-        };
+        // On the CPU none is known, and nothing is too large.
+        let most = devices.iter().map(|device| device.memory_free_mib).max().flatten();
         let largest = ready.iter().max_by_key(|ready| self.needs_mib(ready));
         let too_large = largest.and_then(|ready| {
+            let most = most?;
             let needs = self.needs_mib(ready).filter(|needs| *needs > most)?;
             Some(format!(
                 "unit {} needs about {needs} MiB of a GPU, and at most {most} are free for us: a larger \
@@ -278,7 +277,9 @@ impl SchedulerActor {
         let Some(lease) = self.leases.get_mut(&number) else { return };
         lease.state = LeaseState::Draining;
         // Killed once: a process that hangs in the driver takes its time.
-        if let (Some(worker), false) = (&lease.worker, std::mem::replace(&mut lease.killed, true)) {
+        if let Some(worker) = &lease.worker
+            && !std::mem::replace(&mut lease.killed, true)
+        {
             let devices = lease.devices.join(", ");
             super::tell(worker, LoseDevice(format!("its device {devices} is lost")));
         }

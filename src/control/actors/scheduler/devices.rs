@@ -56,7 +56,10 @@ pub(super) fn rules(devices: &DevicesConfig) -> Rules {
 impl SchedulerActor {
     /// Looks, and again after `[devices] look_ms`.
     pub(super) fn keep_looking(&mut self, own: &mut Context<Self>) {
-        self.look_at_devices(own);
+        match self.unanswered {
+            None => self.look_at_devices(own),
+            Some(looks) => self.miss_look(looks.saturating_add(1), own),
+        }
         let pause = Duration::from_millis(self.ctx.config.borrow().devices.look_ms);
         own.run_later(pause, |scheduler, own| {
             // A nudge that met a full mailbox is made up for here.
@@ -65,13 +68,17 @@ impl SchedulerActor {
         });
     }
 
+    /// A look was due while the one before is not answered yet.
+    fn miss_look(&mut self, unanswered: u32, own: &mut Context<Self>) {
+        self.unanswered = Some(unanswered);
+        if unanswered >= UNANSWERED_MAX {
+            self.take_inventory(&Inventory::DriverFault("it hangs".to_owned()), own);
+        }
+    }
+
     /// One look at a time: a driver that hangs holds one thread, not one a look.
     fn look_at_devices(&mut self, own: &mut Context<Self>) {
-        if let Some(unanswered) = &mut self.unanswered {
-            *unanswered = unanswered.saturating_add(1);
-            if *unanswered >= UNANSWERED_MAX {
-                self.take_inventory(&Inventory::DriverFault("it hangs".to_owned()), own);
-            }
+        if self.unanswered.is_some() {
             return;
         }
         self.unanswered = Some(0);
@@ -96,6 +103,8 @@ impl SchedulerActor {
                     live.faults.insert("devices".into(), sentence);
                     live.devices.clear();
                 });
+                // What stood on devices that are not named any more leaves them.
+                self.settle_leases();
                 return;
             }
         };
