@@ -143,6 +143,8 @@ impl Reader {
         }
         let conn = connect(&path, OpenFlags::SQLITE_OPEN_READ_ONLY)?;
         conn.pragma_update(None, "query_only", true)?;
+        // In KiB. Several readers stay open, and the kernel has the file's pages as well.
+        conn.pragma_update(None, "cache_size", -512)?;
         Ok(Self { conn })
     }
 }
