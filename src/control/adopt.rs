@@ -10,11 +10,11 @@ use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 
-use rlhfd_domain::{RunId, UploadId, WorkKind};
+use rlhfd_domain::{CheckpointId, RunId, UploadId, WorkKind};
 use rlhfd_store::{Checkpoint, Finish, Level, NewEvent, Run, Store, StoreError, UnitRow};
 
 use crate::advance::tidy;
-use crate::handles::now_ms;
+use crate::handles::{now_ms, with_causes};
 use crate::places::Places;
 use crate::stages::report;
 use crate::stages::steps::read_steps;
@@ -57,9 +57,10 @@ pub fn adopt(store: &mut Store, places: &Places) -> Result<(), AdoptError> {
         for folder in ["iterations", "jobs", "checkpoints"] {
             sweep_half_written(&places.run(&run.name).join(folder))?;
         }
-        end_removals(store, places, &run)?;
+        let going = end_removals(store, places, &run)?;
         let checkpoints = store.checkpoints(run.id)?;
-        check_rows(store, places, &run, &checkpoints)?;
+        let staying = checkpoints.iter().filter(|row| !going.contains(&row.id));
+        check_rows(store, places, &run, staying)?;
         check_folders(store, places, &run, &checkpoints)?;
         sweep_unit_states(store, places, &run)?;
     }
@@ -113,28 +114,41 @@ fn sweep_upload_files(store: &Store, places: &Places) -> Result<(), AdoptError> 
 /// Folders in the making begin with a dot; only a unit that runs writes one, and none runs now.
 fn sweep_half_written(folder: &Path) -> Result<(), AdoptError> {
     for name in names(folder)?.into_iter().filter(|name| name.starts_with('.')) {
-        tracing::info!(folder = name, "half-written, removed");
-        remove(&folder.join(name))?;
+        match remove(&folder.join(&name)) {
+            Ok(()) => tracing::info!(folder = name, "half-written, removed"),
+            // What is left of a checkpoint that nobody needs any more is no reason not to start.
+            Err(error) if name.ends_with(".removed") => tracing::warn!("{}", with_causes(&error)),
+            Err(error) => return Err(error),
+        }
     }
     Ok(())
 }
 
-/// Removals that were cut off.
-fn end_removals(store: &mut Store, places: &Places, run: &Run) -> Result<(), AdoptError> {
-    for checkpoint in store.removals_begun(run.id)? {
-        tidy::remove_folder(places, &run.name, &checkpoint)
-            .map_err(|(path, source)| AdoptError::Io { path, source })?;
-        store.end_removal(checkpoint.id, now_ms())?;
-    }
-    Ok(())
-}
-
-/// Rows whose folder is not as it was.
-fn check_rows(
+/// Removals that were cut off. Gives those whose folders do not go: they stay begun, and hold up nothing.
+fn end_removals(
     store: &mut Store,
     places: &Places,
     run: &Run,
-    checkpoints: &[Checkpoint],
+) -> Result<Vec<CheckpointId>, AdoptError> {
+    let mut left = Vec::new();
+    for checkpoint in store.removals_begun(run.id)? {
+        match tidy::remove_folder(places, &run.name, &checkpoint) {
+            Ok(()) => store.end_removal(checkpoint.id, now_ms())?,
+            Err((path, error)) => {
+                tracing::warn!("{} cannot be removed: {error}", path.display());
+                left.push(checkpoint.id);
+            }
+        }
+    }
+    Ok(left)
+}
+
+/// Rows whose folder is not as it was.
+fn check_rows<'a>(
+    store: &mut Store,
+    places: &Places,
+    run: &Run,
+    checkpoints: impl Iterator<Item = &'a Checkpoint>,
 ) -> Result<(), AdoptError> {
     // The head is computed with, and so are what waits for its verdict and what it is held to.
     let current = store.current_iteration(run.id)?;
@@ -194,7 +208,8 @@ fn check_folders(
     checkpoints: &[Checkpoint],
 ) -> Result<(), AdoptError> {
     let parent = places.checkpoints(&run.name);
-    for name in names(&parent)? {
+    // Behind a dot stands at most what could not be removed.
+    for name in names(&parent)?.into_iter().filter(|name| !name.starts_with('.')) {
         let folder = parent.join(&name);
         let path = places.relative(&folder);
         if checkpoints.iter().any(|row| row.path == path) {

@@ -59,6 +59,11 @@ impl Advanced {
 /// Looks at the active run, once.
 pub async fn advance(ctx: &OrderContext) -> Result<Advanced, AskError> {
     if !ctx.stage.health.is_well() {
+        // What nobody needs may be just what fills the place. Where nothing can be written at all, the
+        // fault that stands says so.
+        if tidy::make_room(ctx).await.unwrap_or(false) {
+            return Ok(Advanced::changed());
+        }
         let faults = ctx.live.now().faults;
         return Ok(Advanced { waits_for: faults.into_values().collect(), ..Advanced::default() });
     }

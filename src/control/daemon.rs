@@ -30,6 +30,7 @@ use crate::actors::supervisor::SupervisorActor;
 use crate::actors::training::TrainingActor;
 use crate::actors::worker::WorkerContext;
 use crate::adopt::{AdoptError, adopt};
+use crate::advance::tidy::Stuck;
 use crate::exit;
 use crate::gpu::nvml::NvmlProbe;
 use crate::gpu::xids::{self, Listening};
@@ -229,6 +230,7 @@ impl Daemon {
             stages: stages.clone(),
             live: live.clone(),
             models: Arc::new(Models::default()),
+            stuck: Stuck::default(),
         };
         let iteration = IterationActor::start_with(order, scheduler.clone());
         actors::tell(

@@ -34,10 +34,16 @@ pub struct Kept {
 }
 
 impl Reader {
-    /// The checkpoint whose files are to go next: one whose removal was begun, else the oldest that
-    /// nothing needs.
-    pub fn next_removal(&self, run: RunId, kept: &Kept) -> Result<Option<Checkpoint>> {
-        if let Some(begun) = self.removals_begun(run)?.into_iter().next() {
+    /// The checkpoint whose files are to go next: one whose removal was begun and whose folder is not
+    /// among those `passed` over, else the oldest that nothing needs.
+    pub fn next_removal(
+        &self,
+        run: RunId,
+        kept: &Kept,
+        passed: &BTreeSet<String>,
+    ) -> Result<Option<Checkpoint>> {
+        let mut begun = self.removals_begun(run)?.into_iter();
+        if let Some(begun) = begun.find(|begun| !passed.contains(&begun.path)) {
             return Ok(Some(begun));
         }
         let oldest = all_superfluous(&self.conn, run, kept)?.into_iter().next();

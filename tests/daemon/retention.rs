@@ -177,3 +177,44 @@ fn a_training_does_not_begin_where_its_checkpoint_would_not_fit() {
     assert_eq!(scene.number("SELECT count(*) FROM attempts WHERE counted = 1"), 0);
     story::check_laws(&scene);
 }
+
+/// One more iteration, of the four prompts that are left.
+fn sixth(settings: Settings) -> Settings {
+    settings.set("run", "iterations_max", "6").set("run", "prompts_per_iteration", "4")
+}
+
+#[test]
+fn a_state_folder_full_of_what_nobody_needs_is_tidied_and_goes_on() {
+    let scene = ended();
+    // Superfluous checkpoints fill the budget; nothing but their removal makes room.
+    for iteration in [2, 3] {
+        fs::write(folder(&scene, iteration).join("ballast"), vec![0; 20 << 20]).unwrap();
+    }
+    let settings =
+        settings("1").set("store", "disk_probe_ms", "100").set("store", "budget_mib", "30");
+    scene.configure(&sixth(settings));
+    let _daemon = scene.start();
+    scene.wait_iterations(6);
+    assert!(!folder(&scene, 2).exists() && !folder(&scene, 3).exists());
+    story::check_laws(&scene);
+}
+
+#[test]
+fn a_folder_that_does_not_go_is_told_once_and_holds_up_nothing() {
+    let scene = ended();
+    // Its removal was begun, and what stands there is no folder: it fails, for root too.
+    fs::remove_dir_all(folder(&scene, 2)).unwrap();
+    fs::write(folder(&scene, 2), "x").unwrap();
+    let database = Connection::open(scene.database()).unwrap();
+    let begin = "UPDATE checkpoints SET removal_ms = 1, sound = 0 WHERE iteration = 2";
+    database.execute_batch(begin).unwrap();
+    drop(database);
+    scene.configure(&sixth(settings("1")));
+    let _daemon = scene.start();
+    scene.wait_iterations(6);
+    let gone = "SELECT count(*) FROM checkpoints WHERE removed_ms NOTNULL";
+    scene.wait_number("another one to go", gone, 1);
+    assert_eq!(begun(&scene), 1);
+    assert_eq!(scene.number("SELECT count(*) FROM events WHERE kind = 'folder_stuck'"), 1);
+    assert!(!scene.status().to_string().contains("cannot be written"));
+}

@@ -13,6 +13,7 @@ use tokio::sync::oneshot;
 
 use super::scheduler::{Consider, SchedulerActor, Withdraw};
 use super::stage::{StageContext, Stages};
+use crate::advance::tidy::Stuck;
 use crate::advance::{self, Advanced};
 use crate::commands;
 use crate::handles::{AskError, Command, Told, with_causes};
@@ -36,6 +37,8 @@ pub struct OrderContext {
     pub live: LiveBoard,
     /// Sums of the configuration's model folders.
     pub models: Arc<Models>,
+    /// Folders that could not be removed.
+    pub stuck: Stuck,
 }
 
 /// The actor.

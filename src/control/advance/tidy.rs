@@ -1,16 +1,18 @@
-//! Between two iterations: what nobody needs any more goes.
+//! Between two iterations, and whenever there is no room: what nobody needs any more goes.
 //!
 //! In: the configuration, the run. Out: files of old checkpoints and old training inputs removed, old texts
 //! and events deleted, a piece a look. A checkpoint is marked before its folder goes and after, so that a
 //! crash in between is made good by the next start (`adopt`). May not enter: which ones may go
 //! (`rlhfd_domain::retention`).
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use rlhfd_config::{ArmPolicy, CheckedConfig};
-use rlhfd_store::{Checkpoint, Kept, Run};
+use rlhfd_store::{Checkpoint, Kept, Level, NewEvent, Run};
 
 use crate::actors::iteration::OrderContext;
 use crate::handles::{AskError, now_ms};
@@ -18,6 +20,17 @@ use crate::places::Places;
 use crate::stages::average;
 
 const DAY_MS: i64 = 24 * 3600 * 1000;
+
+/// Folders of this daemon that could not be removed: told once, passed over until the next start.
+pub type Stuck = Arc<Mutex<BTreeSet<String>>>;
+
+/// Removes one folder that the active run does not need, also while an iteration is open. False: there
+/// is none.
+pub(super) async fn make_room(ctx: &OrderContext) -> Result<bool, AskError> {
+    let config = ctx.stage.config.borrow().clone();
+    let Some(run) = ctx.stage.store.read(|r| r.active_run()).await? else { return Ok(false) };
+    Ok(checkpoints(ctx, &config, &run).await? || inputs(ctx, &config, &run).await?)
+}
 
 /// Does one piece of it. False: there is nothing to do.
 pub(super) async fn tidy(
@@ -37,8 +50,8 @@ async fn checkpoints(
 ) -> Result<bool, AskError> {
     let (id, kept) = (run.id, kept(config));
     let store = &ctx.stage.store;
-    let wanted = kept.clone();
-    let Some(old) = store.read(move |r| r.next_removal(id, &wanted)).await? else {
+    let (wanted, passed) = (kept.clone(), stuck(ctx));
+    let Some(old) = store.read(move |r| r.next_removal(id, &wanted, &passed)).await? else {
         return Ok(false);
     };
     let checkpoint = old.id;
@@ -48,10 +61,32 @@ async fn checkpoints(
     let (places, name) = (ctx.stage.places.clone(), run.name.clone());
     let removed = actix_rt::task::spawn_blocking(move || remove_folder(&places, &name, &old)).await;
     if let Err((path, error)) = removed.map_err(|_| AskError::Gone)? {
-        ctx.stage.health.tell(&format!("{} cannot be removed: {error}", path.display()));
-        return Ok(false);
+        return pass_over(ctx, run, &path, &error).await;
     }
     store.write(move |s| s.end_removal(checkpoint, now_ms())).await?;
+    Ok(true)
+}
+
+fn stuck(ctx: &OrderContext) -> BTreeSet<String> {
+    ctx.stuck.lock().unwrap_or_else(PoisonError::into_inner).clone()
+}
+
+/// A folder that does not go holds up nothing else. It is told once; there may be others: look again.
+async fn pass_over(
+    ctx: &OrderContext,
+    run: &Run,
+    folder: &Path,
+    error: &io::Error,
+) -> Result<bool, AskError> {
+    let path = ctx.stage.places.relative(folder);
+    let text = format!(
+        "{path} cannot be removed ({error}): look at its owner and mode; it is tried again when the \
+         daemon starts"
+    );
+    tracing::warn!("{text}");
+    ctx.stuck.lock().unwrap_or_else(PoisonError::into_inner).insert(path);
+    let event = NewEvent { level: Level::Warn, ..NewEvent::of(run.id, "folder_stuck", text) };
+    ctx.stage.store.write(move |s| s.append_event(&event, now_ms())).await?;
     Ok(true)
 }
 
@@ -106,28 +141,28 @@ async fn inputs(ctx: &OrderContext, config: &CheckedConfig, run: &Run) -> Result
     }
     let id = run.id;
     let newest = ctx.stage.store.read(move |r| r.newest_ended(id)).await?;
-    let (places, name) = (ctx.stage.places.clone(), run.name.clone());
+    let (places, name, passed) = (ctx.stage.places.clone(), run.name.clone(), stuck(ctx));
     let removed = actix_rt::task::spawn_blocking(move || {
-        let oldest = oldest_input(&places.run(&name).join("iterations"))
-            .filter(|oldest| *oldest <= newest.saturating_sub(keep))?;
+        let is_stuck = |number| passed.contains(&places.relative(&places.iteration(&name, number)));
+        let standing = input_numbers(&places.run(&name).join("iterations"));
+        let oldest = standing.into_iter().find(|number| !is_stuck(*number));
+        let oldest = oldest.filter(|oldest| *oldest <= newest.saturating_sub(keep))?;
         let folder = places.iteration(&name, oldest);
         Some(remove_aside(&folder).map_err(|error| (folder, error)))
     });
     match removed.await.map_err(|_| AskError::Gone)? {
         None => Ok(false),
         Some(Ok(())) => Ok(true),
-        Some(Err((path, error))) => {
-            ctx.stage.health.tell(&format!("{} cannot be removed: {error}", path.display()));
-            Ok(false)
-        }
+        Some(Err((path, error))) => pass_over(ctx, run, &path, &error).await,
     }
 }
 
-/// The lowest number of an iteration whose folder stands.
-fn oldest_input(folder: &Path) -> Option<u32> {
-    let names =
-        fs::read_dir(folder).ok()?.filter_map(|entry| entry.ok()?.file_name().into_string().ok());
-    names.filter_map(|name| name.parse().ok()).min()
+/// Numbers of iterations whose folders stand. A folder that is named otherwise is none of ours.
+fn input_numbers(folder: &Path) -> BTreeSet<u32> {
+    let Ok(entries) = fs::read_dir(folder) else { return BTreeSet::new() };
+    let names = entries.filter_map(|entry| entry.ok()?.file_name().into_string().ok());
+    let number = |name: String| name.parse().ok().filter(|number| name == format!("{number:04}"));
+    names.filter_map(number).collect()
 }
 
 /// Texts and events.
@@ -154,6 +189,15 @@ async fn rows(ctx: &OrderContext, config: &CheckedConfig, run: &Run) -> Result<b
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn only_folders_that_are_named_as_ours_are_inputs() {
+        let root = tempfile::tempdir().unwrap();
+        for name in ["1", "01", "0002", "00003", "x", "12345", ".0004.removed"] {
+            fs::create_dir(root.path().join(name)).unwrap();
+        }
+        assert_eq!(input_numbers(root.path()), BTreeSet::from([2, 12_345]));
+    }
 
     #[test]
     fn a_removal_that_was_cut_off_anywhere_is_made_good() {

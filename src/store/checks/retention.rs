@@ -1,5 +1,7 @@
 //! What may go, and that its marks survive a kill at any point.
 
+use std::collections::BTreeSet;
+
 use rlhfd_domain::CheckpointId;
 use rlhfd_domain::train::ReferenceRule;
 
@@ -31,26 +33,32 @@ fn a_removal_is_marked_before_and_after_and_begun_once() {
     let mut flow = four();
     let run = flow.run;
     // The head is the initial policy; of the four the newest stays.
-    let first = flow.bench.store.next_removal(run, &KEPT).unwrap().unwrap();
+    let first = flow.bench.store.next_removal(run, &KEPT, &BTreeSet::new()).unwrap().unwrap();
     assert_eq!(first.iteration, Some(1));
     assert!(flow.bench.store.begin_removal(first.id, &KEPT, NOW).unwrap());
     let mut bench = flow.bench.after_a_kill();
     let begun = bench.store.removals_begun(run).unwrap();
     assert_eq!(begun.iter().map(|one| one.id).collect::<Vec<_>>(), [first.id]);
-    assert_eq!(bench.store.next_removal(run, &KEPT).unwrap().unwrap().id, first.id);
+    assert_eq!(
+        bench.store.next_removal(run, &KEPT, &BTreeSet::new()).unwrap().unwrap().id,
+        first.id
+    );
     assert!(bench.store.begin_removal(first.id, &KEPT, NOW).unwrap(), "begun already");
     bench.store.end_removal(first.id, NOW).unwrap();
     bench.store.end_removal(first.id, NOW).unwrap();
     let told = "SELECT count(*) FROM events WHERE kind = 'checkpoint_removed'";
     assert_eq!(bench.number(told), 1, "it is told once");
-    let next = bench.store.next_removal(run, &KEPT).unwrap().unwrap();
+    let next = bench.store.next_removal(run, &KEPT, &BTreeSet::new()).unwrap().unwrap();
     assert_eq!(next.iteration, Some(2));
     // Pinned meanwhile: it stays, and the next one is found.
     bench.store.pin(run, "iteration-0002", true, (None, NOW)).unwrap();
     assert!(!bench.store.begin_removal(next.id, &KEPT, NOW).unwrap());
-    assert_eq!(bench.store.next_removal(run, &KEPT).unwrap().unwrap().iteration, Some(3));
+    assert_eq!(
+        bench.store.next_removal(run, &KEPT, &BTreeSet::new()).unwrap().unwrap().iteration,
+        Some(3)
+    );
     let named = Kept { named: vec!["iteration-0003".into()], ..KEPT };
-    assert_eq!(bench.store.next_removal(run, &named).unwrap(), None);
+    assert_eq!(bench.store.next_removal(run, &named, &BTreeSet::new()).unwrap(), None);
     let late = bench.store.pin(run, "iteration-0001", true, (None, NOW)).unwrap_err();
     assert!(matches!(late, StoreError::Conflict { .. }), "{late:?}");
     let unknown = bench.store.pin(run, "iteration-0009", true, (None, NOW)).unwrap_err();
@@ -59,10 +67,21 @@ fn a_removal_is_marked_before_and_after_and_begun_once() {
 }
 
 #[test]
+fn a_folder_that_does_not_go_holds_up_no_other() {
+    let mut flow = four();
+    let (run, store) = (flow.run, &mut flow.bench.store);
+    let first = store.next_removal(run, &KEPT, &BTreeSet::new()).unwrap().unwrap();
+    assert!(store.begin_removal(first.id, &KEPT, NOW).unwrap());
+    let passed = BTreeSet::from([first.path]);
+    let next = store.next_removal(run, &KEPT, &passed).unwrap().unwrap();
+    assert_eq!(next.iteration, Some(2));
+}
+
+#[test]
 fn averages_stay_while_one_is_made_from_them() {
     let mut flow = four();
     let run = flow.run;
-    let first = flow.bench.store.next_removal(run, &KEPT).unwrap().unwrap();
+    let first = flow.bench.store.next_removal(run, &KEPT, &BTreeSet::new()).unwrap().unwrap();
     assert!(flow.bench.store.begin_removal(first.id, &KEPT, NOW).unwrap());
     flow.bench.store.end_removal(first.id, NOW).unwrap();
     let average = "INSERT INTO checkpoints (run_id, name, kind, parent_id, path, sha256, unit_id, created_ms)
