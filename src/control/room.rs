@@ -8,12 +8,12 @@ use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 
-use rlhfd_config::{CheckedConfig, StoreConfig};
+use rlhfd_config::{CheckedConfig, Reference, StoreConfig, TrainSettings};
 use rlhfd_domain::room::{Model, rollout_bytes};
 use rlhfd_store::Run;
 
 use crate::actors::stage::{StageContext, StageError};
-use crate::check::weights;
+use crate::check::weights::{self, Weights};
 use crate::handles::AskError;
 use crate::health;
 
@@ -28,14 +28,19 @@ pub async fn for_iteration(
     let head = run.head;
     let head = ctx.store.read(move |r| r.checkpoint(head)).await?;
     let (folder, state) = (ctx.places.resolve(&head.path), ctx.places.state.clone());
-    let (store, adapters) = (config.store.clone(), config.train.settings.lora_rank > 0);
+    let (store, settings) = (config.store.clone(), config.train.settings.clone());
+    let averages = config.train.reference.which == Reference::Average;
     let responses = config
         .run
         .prompts_per_iteration
         .saturating_mul(u64::from(config.generate.responses_per_prompt()));
     let rollouts = rollout_bytes(responses, u64::from(config.generate.max_new_tokens));
     let look = move || {
-        let update = model(&folder, adapters).map_or(0, |model| model.update_bytes());
+        let update = model(&folder, &settings).map_or(0, |model| {
+            // A moving average is a checkpoint of its own.
+            let average = if averages { model.checkpoint_bytes() } else { 0 };
+            model.update_bytes().saturating_add(average)
+        });
         lacking(&state, &store, rollouts.saturating_add(update), "the next iteration")
     };
     actix_rt::task::spawn_blocking(look).await.map_err(|_| AskError::Gone)
@@ -47,13 +52,14 @@ pub async fn for_iteration(
 /// Errors: `Place` where they do not: the unit waits until there is room.
 pub async fn for_training(
     ctx: &StageContext,
-    (base, adapters): (&Path, bool),
+    (base, settings): (&Path, &TrainSettings),
     saved: PathBuf,
 ) -> Result<(), StageError> {
-    let (base, state) = (base.to_path_buf(), ctx.places.state.clone());
+    let (base, settings) = (base.to_path_buf(), settings.clone());
+    let state = ctx.places.state.clone();
     let store = ctx.config.borrow().store.clone();
     let look = move || {
-        let bytes = model(&base, adapters).map_or(0, |model| model.update_bytes());
+        let bytes = model(&base, &settings).map_or(0, |model| model.update_bytes());
         let bytes = bytes.saturating_sub(folder_bytes(&saved));
         (lacking(&state, &store, bytes, "the training"), bytes)
     };
@@ -67,9 +73,19 @@ pub async fn for_training(
 }
 
 /// A model by its weights' headers; none where they cannot be read, which others tell of.
-fn model(folder: &Path, adapters: bool) -> Option<Model> {
+fn model(folder: &Path, settings: &TrainSettings) -> Option<Model> {
     let weights = weights::read(folder).ok()?;
-    Some(Model { bytes: weights.bytes, parameters: weights.parameters, adapters })
+    let learning = learning(&weights, settings);
+    Some(Model { bytes: weights.bytes, parameters: weights.parameters, learning })
+}
+
+/// Parameters that learn by these settings, but for adapters.
+fn learning(weights: &Weights, settings: &TrainSettings) -> u64 {
+    match (settings.lora_rank, settings.trainable_layers) {
+        (0, None) => weights.parameters,
+        (0, Some(top)) => weights.blocks.values().rev().take(top as usize).sum(),
+        _ => 0,
+    }
 }
 
 /// Why so many bytes more do not fit.
@@ -124,6 +140,17 @@ mod tests {
             log_max_mib: 1,
             disk_probe_ms: 1000,
         }
+    }
+
+    #[test]
+    fn only_what_learns_has_a_state() {
+        let blocks = [(0, 70), (1, 70), (2, 60), (10, 50)].into();
+        let weights = Weights { parameters: 400, blocks, ..Weights::default() };
+        let of = |text: &str| {
+            let settings = TrainSettings::read(rlhfd_config::Training::Dpo, text, &[]).unwrap();
+            learning(&weights, &settings)
+        };
+        assert_eq!((of(""), of("trainable_layers = 2"), of("lora_rank = 8")), (400, 110, 0));
     }
 
     #[test]

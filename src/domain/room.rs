@@ -19,24 +19,24 @@ pub struct Model {
     pub bytes: u64,
     /// Elements of all its tensors.
     pub parameters: u64,
-    /// Whether all that learns are adapters, which are small beside the model.
-    pub adapters: bool,
+    /// Those of them that learn; none where adapters do, which are small beside the model.
+    pub learning: u64,
 }
 
 impl Model {
-    /// The checkpoint to come: weights of the same size, and f32 masters beside them where they are
-    /// narrower.
+    /// The checkpoint to come: weights of the same size, and f32 masters beside them of what learnt, where
+    /// they are narrower.
     #[must_use]
     pub fn checkpoint_bytes(&self) -> u64 {
-        let wide = self.parameters.saturating_mul(4);
-        let masters = if self.adapters || self.bytes >= wide { 0 } else { wide };
+        let narrow = self.bytes < self.parameters.saturating_mul(4);
+        let masters = if narrow { self.learning.saturating_mul(4) } else { 0 };
         self.bytes.saturating_add(masters)
     }
 
     /// The training's own state while it runs.
     #[must_use]
     pub fn state_bytes(&self) -> u64 {
-        if self.adapters { 0 } else { self.parameters.saturating_mul(STATES * STATE_BYTES) }
+        self.learning.saturating_mul(STATES * STATE_BYTES)
     }
 
     /// What a training writes in all.
@@ -60,12 +60,15 @@ mod tests {
     #[test]
     fn a_checkpoint_has_masters_where_its_weights_are_narrow() {
         // A million parameters in bf16: 2 MB of weights, 4 MB of masters, 3 states of 12 MB.
-        let narrow = Model { bytes: 2_000_000, parameters: 1_000_000, adapters: false };
+        let narrow = Model { bytes: 2_000_000, parameters: 1_000_000, learning: 1_000_000 };
         assert_eq!(narrow.checkpoint_bytes(), 6_000_000);
         assert_eq!(narrow.update_bytes(), 6_000_000 + 36_000_000);
         let wide = Model { bytes: 4_000_000, ..narrow };
         assert_eq!(wide.checkpoint_bytes(), 4_000_000);
-        let adapters = Model { adapters: true, ..narrow };
+        // A tenth of it learns: masters and states are a tenth, the weights are all.
+        let top = Model { learning: 100_000, ..narrow };
+        assert_eq!(top.update_bytes(), 2_000_000 + 400_000 + 3_600_000);
+        let adapters = Model { learning: 0, ..narrow };
         assert_eq!((adapters.checkpoint_bytes(), adapters.state_bytes()), (2_000_000, 0));
         // 100 responses of 1,000 tokens: 100 · (12,000 + 512).
         assert_eq!(rollout_bytes(100, 1_000), 1_251_200);

@@ -4,7 +4,7 @@
 //! tensor lies; a file that is shorter or longer than its header says was cut or is still arriving.
 //! May not enter: libtorch, tensor values.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
 use std::io::Read;
 use std::path::Path;
@@ -20,6 +20,8 @@ const INDEX_BYTES_MAX: u64 = 64 << 20;
 pub(crate) struct Weights {
     /// Elements over all tensors.
     pub(crate) parameters: u64,
+    /// The same by block, from the bottom; what belongs to none is left out.
+    pub(crate) blocks: BTreeMap<u64, u64>,
     /// Bytes of all files.
     pub(crate) bytes: u64,
     /// Types that occur, as the header names them.
@@ -106,6 +108,10 @@ fn one_file(path: &Path, weights: &mut Weights) -> Result<(), String> {
         let (elements, tensor_end) = tensor_facts(tensor)
             .ok_or_else(|| format!("describes the tensor {name} wrongly: fetch it again"))?;
         weights.parameters = weights.parameters.saturating_add(elements);
+        if let Some(block) = block_of(name) {
+            let own = weights.blocks.entry(block).or_default();
+            *own = own.saturating_add(elements);
+        }
         weights.types.extend(tensor.get("dtype").and_then(Value::as_str).map(str::to_owned));
         weights.score_head |= name == "score.weight";
         end = end.max(tensor_end);
@@ -118,6 +124,11 @@ fn one_file(path: &Path, weights: &mut Weights) -> Result<(), String> {
     }
     weights.bytes += bytes;
     Ok(())
+}
+
+/// The number of the block that a tensor belongs to.
+fn block_of(name: &str) -> Option<u64> {
+    name.strip_prefix("model.layers.")?.split('.').next()?.parse().ok()
 }
 
 /// Elements of a tensor, and where its bytes end.

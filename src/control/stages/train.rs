@@ -9,7 +9,7 @@ use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use rlhfd_config::{CheckedConfig, SavePolicy, Training};
+use rlhfd_config::{CheckedConfig, SavePolicy, TrainSettings, Training};
 use rlhfd_domain::checkpoint::{iteration_name, job_checkpoint_name};
 use rlhfd_domain::limits::PAIRS_PAGE_ROWS;
 use rlhfd_domain::train::{History, Replay};
@@ -73,7 +73,7 @@ async fn dpo(ctx: &StageContext, unit: &Arc<UnitRow>) -> Result<Work, StageError
     let initial = ctx.model(run.initial).await?;
     let folder = ctx.places.iteration(&run.name, number);
     let out = ctx.places.checkpoints(&run.name).join(checkpoint_name(&iteration));
-    fits(ctx, unit, &run, (&policy, config.train.settings.lora_rank), &out).await?;
+    fits(ctx, unit, &run, (&policy, &config.train.settings), &out).await?;
     iteration_folder(ctx, unit, &config, &folder, &policy).await?;
     let target = target(ctx, unit, &run, out, config.train.save, &policy.sha256)?;
     Ok(Work::TrainDpo { policy, reference, initial, folder, target })
@@ -93,14 +93,14 @@ async fn fits(
     ctx: &StageContext,
     unit: &UnitRow,
     run: &Run,
-    (base, lora_rank): (&ModelRef, u32),
+    (base, settings): (&ModelRef, &TrainSettings),
     out: &Path,
 ) -> Result<(), StageError> {
     if out.is_dir() {
         return Ok(());
     }
     let saved = ctx.places.unit_state(&run.name, unit.id.get());
-    room::for_training(ctx, (&base.path, lora_rank > 0), saved).await
+    room::for_training(ctx, (&base.path, settings), saved).await
 }
 
 /// The name of what an iteration trains.
@@ -194,7 +194,7 @@ async fn of_job(ctx: &StageContext, unit: &Arc<UnitRow>) -> Result<Work, StageEr
     let section = examples::section(&config, job.kind);
     let name = job_checkpoint_name(job.kind, &job.slug());
     let out = ctx.places.checkpoints(&run.name).join(name);
-    fits(ctx, unit, &run, (&base, section.settings.lora_rank), &out).await?;
+    fits(ctx, unit, &run, (&base, &section.settings), &out).await?;
     let (settings, save) = (section.settings_toml(), section.save);
     let data = match examples::data_of(job.kind) {
         UploadKind::Conversations => "conversations.jsonl",
