@@ -2,11 +2,11 @@
 
 use std::path::{Path, PathBuf};
 
-use rlhfd_protocol::frame;
 use rlhfd_protocol::worker::{
     Arm, FailureKind, FromWorker, Item, ItemResult, Message, ModelRef, Purpose, ScorePosition,
     ToWorker, TrainTarget, Work,
 };
+use rlhfd_protocol::{WORKER_PROTOCOL, frame};
 use rlhfd_tests::link::Link;
 use rlhfd_tests::{binaries, models};
 
@@ -19,7 +19,7 @@ fn started(plan: &str, place: &Path) -> Link {
     std::fs::write(&path, plan).unwrap();
     let plan = path.to_string_lossy().into_owned();
     let mut link = Link::start(&fake(), &[], &[("FAKE_WORKER_PLAN", &plan)]);
-    assert!(matches!(link.greet(), FromWorker::Hello { protocol: 1, .. }));
+    assert!(matches!(link.greet(), FromWorker::Hello { protocol: WORKER_PROTOCOL, .. }));
     link
 }
 

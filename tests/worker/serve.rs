@@ -6,11 +6,11 @@
 use std::fs;
 use std::path::Path;
 
-use rlhfd_protocol::frame;
 use rlhfd_protocol::worker::{
     Arm, FailureKind, FromWorker, Item, ItemResult, Message, ModelRef, Published, Purpose,
     ScorePosition, ToWorker, TrainTarget, Work,
 };
+use rlhfd_protocol::{WORKER_PROTOCOL, frame};
 use rlhfd_tests::binaries::{program, program_if_built, root};
 use rlhfd_tests::link::Link;
 use rlhfd_tests::models::copy;
@@ -25,7 +25,7 @@ fn started() -> Option<Link> {
     let environment = [("RLHFD_LIBTORCH", libtorch.as_str())];
     let mut link = Link::start(&program("rlhfd-worker"), &["serve"], &environment);
     let hello = link.greet();
-    let FromWorker::Hello { protocol: 1, device, libtorch, .. } = &hello else {
+    let FromWorker::Hello { protocol: WORKER_PROTOCOL, device, libtorch, .. } = &hello else {
         panic!("{hello:?}");
     };
     assert_eq!(device, "cpu");
