@@ -72,7 +72,7 @@ fn at(path: &Path) -> impl FnOnce(io::Error) -> AdoptError {
 }
 
 /// Names in a folder; none where there is no such folder.
-fn names(folder: &Path) -> Result<Vec<String>, AdoptError> {
+pub(crate) fn names(folder: &Path) -> Result<Vec<String>, AdoptError> {
     let entries = match fs::read_dir(folder) {
         Ok(entries) => entries,
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),

@@ -4,12 +4,10 @@
 //! In: the places and the live state of a daemon that runs. Out: findings, each with what to do. It reads
 //! only, and it blocks: whole files are read. May not enter: mending.
 
-use std::fs;
-use std::path::Path;
-
 use rlhfd_protocol::control::{Doctor, Finding};
 use rlhfd_store::{Checkpoint, Reader, Run, StoreError};
 
+use crate::adopt::names;
 use crate::check::report::{Level, Report};
 use crate::check::{self, Runner};
 use crate::live::Live;
@@ -109,7 +107,8 @@ fn told(run: &Run, row: &Checkpoint, problem: &str) -> String {
 /// them: its name begins with a dot until it is whole.
 fn strangers(places: &Places, run: &Run, rows: &[Checkpoint], report: &mut Report) {
     let parent = places.checkpoints(&run.name);
-    for name in names(&parent).into_iter().filter(|name| !name.starts_with('.')) {
+    for name in names(&parent).unwrap_or_default().into_iter().filter(|name| !name.starts_with('.'))
+    {
         let path = places.relative(&parent.join(&name));
         if !rows.iter().any(|row| row.path == path) {
             let what = format!(
@@ -123,7 +122,7 @@ fn strangers(places: &Places, run: &Run, rows: &[Checkpoint], report: &mut Repor
 
 /// What an earlier start moved aside.
 fn orphans(places: &Places, report: &mut Report) {
-    let names = names(&places.orphans());
+    let names = names(&places.orphans()).unwrap_or_default();
     if names.is_empty() {
         report.well("orphans", "none".to_owned());
         return;
@@ -134,12 +133,4 @@ fn orphans(places: &Places, report: &mut Report) {
         places.orphans().display()
     );
     report.warn("orphans", what);
-}
-
-fn names(folder: &Path) -> Vec<String> {
-    let Ok(entries) = fs::read_dir(folder) else { return Vec::new() };
-    let mut names: Vec<String> =
-        entries.filter_map(|entry| entry.ok()?.file_name().into_string().ok()).collect();
-    names.sort();
-    names
 }

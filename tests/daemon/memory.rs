@@ -1,15 +1,6 @@
 //! The daemon's own memory does not grow with the units that it has seen.
 
-use std::fs;
-
 use rlhfd_tests::scene::{Scene, Settings};
-
-/// KiB that a process has in memory.
-fn resident_kib(pid: i32) -> u64 {
-    let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
-    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).unwrap();
-    line.trim().trim_end_matches(" kB").trim().parse().unwrap()
-}
 
 #[test]
 fn thousands_of_units_leave_the_daemons_memory_as_it_was() {
@@ -22,11 +13,11 @@ fn thousands_of_units_leave_the_daemons_memory_as_it_was() {
     scene.add_prompts("many", 0, 1_200, "0");
     // The first iteration fills caches: statements, mailboxes, the allocator's own pools.
     scene.wait_iterations(1);
-    let before = resident_kib(daemon.pid());
+    let before = daemon.resident_kib();
     let done = "SELECT count(*) FROM units WHERE state = 'done'";
     let units_before = scene.number(done);
     scene.wait_iterations(4);
-    let (after, units) = (resident_kib(daemon.pid()), scene.number(done) - units_before);
+    let (after, units) = (daemon.resident_kib(), scene.number(done) - units_before);
     println!("{units} units: from {before} to {after} KiB");
     assert!(units > 1_000, "{units}");
     // What a unit holds while it runs (its row, items, answers, frames) is some tens of KiB: kept, it

@@ -6,7 +6,7 @@ use std::fs;
 use rlhfd_protocol::frame;
 use rlhfd_tests::dump::{self, Dump};
 use rlhfd_tests::fake::compute;
-use rlhfd_tests::scene::{Scene, Settings, signal};
+use rlhfd_tests::scene::{Daemon, Scene, Settings, signal};
 use rustix::process::Signal;
 use serde_json::Value;
 
@@ -169,7 +169,7 @@ fn killed_among_earlier_pairs(calm: &Scene, undisturbed: &Dump, reference: &str,
     };
     let faults: Vec<String> = ["one", "two", "three"].map(hold).into();
     scene.plan(&format!(r#"{{"faults": [{}]}}"#, faults.join(", ")));
-    let mut running = scene.start();
+    let running = scene.start();
     queue(&scene);
     for name in ["one", "two"] {
         scene.held(name);
@@ -179,15 +179,26 @@ fn killed_among_earlier_pairs(calm: &Scene, undisturbed: &Dump, reference: &str,
     let at = "SELECT count(*) FROM attempts a JOIN units u ON u.id = a.unit_id
               WHERE a.ended_ms IS NULL AND u.work = 'logprobs' AND u.detail = '1'";
     assert_eq!(scene.number(at), 1, "it holds at a pair of an earlier iteration");
-    if daemon {
+    killed_it_ends_the_same(&scene, running, (worker, daemon), (undisturbed, reference));
+}
+
+/// Kills the daemon, or the worker that holds; what follows ends as the undisturbed run did.
+fn killed_it_ends_the_same<'a>(
+    scene: &'a Scene,
+    running: Daemon<'a>,
+    (worker, daemon): (i32, bool),
+    (undisturbed, what): (&Dump, &str),
+) {
+    let running = if daemon {
         running.kill();
-        running = scene.start();
+        scene.start()
     } else {
         signal(worker, Signal::KILL);
-    }
+        running
+    };
     scene.wait_iterations(4);
-    check(&scene);
-    dump::assert_same(undisturbed, &dump::dump(&scene.database()), reference);
+    check(scene);
+    dump::assert_same(undisturbed, &dump::dump(&scene.database()), what);
     drop(running);
 }
 
@@ -228,21 +239,12 @@ fn a_moving_average_is_made_once_and_survives_kills_before_and_after_it_stands()
         scene.plan(&format!(
             r#"{{"faults": [{{"name": "here", "work": "{point}", "act": {{"kind": "hold"}}}}]}}"#
         ));
-        let mut running = scene.start();
+        let running = scene.start();
         queue(&scene);
         let worker = scene.held("here");
-        if daemon {
-            running.kill();
-            running = scene.start();
-        } else {
-            signal(worker, Signal::KILL);
-        }
-        scene.wait_iterations(4);
-        check(&scene);
-        dump::assert_same(&dump, &dump::dump(&scene.database()), point);
+        killed_it_ends_the_same(&scene, running, (worker, daemon), (&dump, point));
         let orphans = fs::read_dir(scene.state().join("orphans")).into_iter().flatten().count();
         assert_eq!(orphans, 0, "an average was of use and lies among the orphans");
-        drop(running);
     }
 }
 

@@ -11,5 +11,6 @@ pub mod gpus;
 pub mod http;
 pub mod link;
 pub mod models;
+pub mod random;
 pub mod scene;
 pub mod wait;

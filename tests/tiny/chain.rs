@@ -6,6 +6,7 @@ use std::collections::VecDeque;
 use std::time::Duration;
 
 use rlhfd_tests::dump;
+use rlhfd_tests::random::drawn;
 use rlhfd_tests::scene::{Daemon, Scene, Settings, signal};
 use rlhfd_tests::wait;
 use rustix::process::Signal;
@@ -93,21 +94,13 @@ struct Kill {
     victim: Victim,
 }
 
-/// A number below `n` that a key determines: splitmix64.
-fn drawn(key: u64, n: u64) -> u64 {
-    let mut z = SEED.wrapping_add((key + 1).wrapping_mul(0x9e37_79b9_7f4a_7c15));
-    z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-    z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-    (z ^ (z >> 31)) % n
-}
-
 /// A moment in each tenth of the work, and who is killed then. The milliseconds let it fall into the
 /// middle of a unit as well.
 fn kills(whole: u64) -> VecDeque<Kill> {
     let kill = |n| Kill {
-        progress: (n * whole + drawn(n, whole)) / KILLS,
-        ms: drawn(KILLS + n, 60),
-        victim: if drawn(2 * KILLS + n, 2) == 0 { Victim::Worker } else { Victim::Daemon },
+        progress: (n * whole + drawn(SEED, n, whole)) / KILLS,
+        ms: drawn(SEED, KILLS + n, 60),
+        victim: if drawn(SEED, 2 * KILLS + n, 2) == 0 { Victim::Worker } else { Victim::Daemon },
     };
     (0..KILLS).map(kill).collect()
 }

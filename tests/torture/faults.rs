@@ -2,21 +2,24 @@
 //!
 //! Comes in: a [`Random`]. Goes out: a [`Fault`]. May not enter: processes.
 
-/// splitmix64: one stream of numbers a seed.
-pub struct Random(u64);
+use rlhfd_tests::random::drawn;
+
+/// One stream of numbers a seed.
+pub struct Random {
+    seed: u64,
+    drawn: u64,
+}
 
 impl Random {
     pub fn new(seed: u64) -> Self {
-        Self(seed)
+        Self { seed, drawn: 0 }
     }
 
     /// A number below `n`.
     pub fn below(&mut self, n: u64) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut z = self.0;
-        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        (z ^ (z >> 31)) % n
+        let number = drawn(self.seed, self.drawn, n);
+        self.drawn += 1;
+        number
     }
 }
 

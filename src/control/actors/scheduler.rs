@@ -123,6 +123,8 @@ impl SchedulerActor {
         own.spawn(asked.into_actor(self).map(|ready, scheduler, own| {
             scheduler.looking = false;
             match ready {
+                // Asked before the daemon began to stop: nothing is opened or handed out any more.
+                Ok(_) if scheduler.stopping => {}
                 Ok(ready) => {
                     let need = |ready: &Ready| (ready.key(), ready.plan_mib);
                     scheduler.needs = ready.iter().map(need).collect();

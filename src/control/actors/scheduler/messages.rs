@@ -99,9 +99,12 @@ impl Handler<LeaseOpened> for SchedulerActor {
                 supervisor.try_send(crate::actors::supervisor::Greeted { number: opened.number });
         }
         if let Some(lease) = self.leases.get_mut(&opened.number) {
+            if self.stopping {
+                lease.state = LeaseState::Draining;
+            }
             match lease.state {
                 LeaseState::Opening | LeaseState::Open => lease.state = LeaseState::Open,
-                // Its device was to be left before it said a word.
+                // Its device was to be left, or the daemon stops, before it said a word.
                 LeaseState::Draining => crate::actors::tell(&opened.worker, Drain),
             }
             lease.worker = Some(opened.worker);

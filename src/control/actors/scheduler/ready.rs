@@ -8,6 +8,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use rlhfd_domain::{UnitId, WorkKind};
+use rlhfd_protocol::worker::ModelRef;
 use rlhfd_store::UnitRow;
 
 use super::READY_MAX;
@@ -80,66 +81,46 @@ pub(super) async fn ready(
     let mut ready = Vec::with_capacity(units.len());
     for (factor, unit) in units {
         let unit = Arc::new(unit);
-        let models = models(ctx, &unit).await?;
+        let model = computes_with(ctx, &unit).await?;
         let plan_mib = match &known {
             None => None,
             Some(known) => match known.get(&key(&unit)) {
                 Some(plan) => *plan,
                 // What is wrong with a unit is told when it is prepared; here it is only not known.
-                None => plan_mib(ctx, &unit).await.unwrap_or(None),
+                None => plan_mib(ctx, &unit, model.as_ref()).await.unwrap_or(None),
             },
         };
+        let models = model.into_iter().map(|model| model.sha256).collect();
         ready.push(Ready { unit, models, plan_mib, factor });
     }
     Ok(ready)
 }
 
 /// What a unit needs by the memory plan.
-async fn plan_mib(ctx: &StageContext, unit: &Arc<UnitRow>) -> Result<Option<u64>, StageError> {
-    let Some(folder) = folder(ctx, unit).await? else { return Ok(None) };
+async fn plan_mib(
+    ctx: &StageContext,
+    unit: &Arc<UnitRow>,
+    model: Option<&ModelRef>,
+) -> Result<Option<u64>, StageError> {
+    let folder = match model {
+        Some(model) => Some(model.path.clone()),
+        None => trained(ctx, unit).await?,
+    };
+    let Some(folder) = folder else { return Ok(None) };
     let config = ctx.config_of(unit).await?;
     let unit = Arc::clone(unit);
     let looked = actix_rt::task::spawn_blocking(move || needs::on_a_gpu(&folder, &config, &unit));
     Ok(looked.await.unwrap_or(None))
 }
 
-/// The folder of the model that a unit computes with, or that it trains.
-async fn folder(ctx: &StageContext, unit: &UnitRow) -> Result<Option<PathBuf>, StageError> {
-    let model = match unit.work {
-        WorkKind::Generate => ctx.model(ctx.policy_of(unit).await?).await?,
-        WorkKind::Logprobs | WorkKind::LogprobsPairs => ctx.reference_of(unit).await?,
-        WorkKind::Score | WorkKind::Prefer => match unit.scorer {
-            Some(scorer) => score::scorer(ctx, scorer).await?,
-            None => return Ok(None),
-        },
-        WorkKind::TrainDpo => {
-            let (run, number) = (unit.run, unit.iteration.unwrap_or_default());
-            let iteration = ctx.store.read(move |r| r.iteration(run, number)).await?;
-            ctx.model(iteration.policy_in).await?
-        }
-        WorkKind::TrainSft | WorkKind::TrainReward | WorkKind::TrainPreference => {
-            let base = train::job_of(ctx, unit).await?.base;
-            return Ok(base.map(|base| ctx.places.resolve(&base.path)));
-        }
-        WorkKind::Probe
-        | WorkKind::Render
-        | WorkKind::Average
-        | WorkKind::RenderPairs
-        | WorkKind::Pair
-        | WorkKind::Checkpoint
-        | WorkKind::Summarise => return Ok(None),
-    };
-    Ok(Some(model.path))
-}
-
-/// Sums of the models that a unit computes with; a training loads its own.
-async fn models(ctx: &StageContext, unit: &UnitRow) -> Result<Vec<String>, StageError> {
+/// The model that a unit computes with; none of a training, which loads its own.
+async fn computes_with(ctx: &StageContext, unit: &UnitRow) -> Result<Option<ModelRef>, StageError> {
     Ok(match unit.work {
-        WorkKind::Generate => vec![ctx.model(ctx.policy_of(unit).await?).await?.sha256],
-        WorkKind::Logprobs | WorkKind::LogprobsPairs => vec![ctx.reference_of(unit).await?.sha256],
+        WorkKind::Generate => Some(ctx.model(ctx.policy_of(unit).await?).await?),
+        WorkKind::Logprobs | WorkKind::LogprobsPairs => Some(ctx.reference_of(unit).await?),
         WorkKind::Score | WorkKind::Prefer => match unit.scorer {
-            Some(scorer) => vec![score::scorer(ctx, scorer).await?.sha256],
-            None => Vec::new(),
+            Some(scorer) => Some(score::scorer(ctx, scorer).await?),
+            None => None,
         },
         WorkKind::Probe
         | WorkKind::Render
@@ -151,6 +132,22 @@ async fn models(ctx: &StageContext, unit: &UnitRow) -> Result<Vec<String>, Stage
         | WorkKind::TrainPreference
         | WorkKind::Pair
         | WorkKind::Checkpoint
-        | WorkKind::Summarise => Vec::new(),
+        | WorkKind::Summarise => None,
+    })
+}
+
+/// The folder of the model that a unit trains; none where it trains none.
+async fn trained(ctx: &StageContext, unit: &UnitRow) -> Result<Option<PathBuf>, StageError> {
+    Ok(match unit.work {
+        WorkKind::TrainDpo => {
+            let (run, number) = (unit.run, unit.iteration.unwrap_or_default());
+            let iteration = ctx.store.read(move |r| r.iteration(run, number)).await?;
+            Some(ctx.model(iteration.policy_in).await?.path)
+        }
+        WorkKind::TrainSft | WorkKind::TrainReward | WorkKind::TrainPreference => {
+            let base = train::job_of(ctx, unit).await?.base;
+            base.map(|base| ctx.places.resolve(&base.path))
+        }
+        _ => None,
     })
 }
