@@ -7,7 +7,7 @@ PYTHON ?= python3
 # The part of the workspace that links no libtorch.
 LIGHT := --workspace --exclude rlhfd-worker-torch
 
-.PHONY: help setup build install uninstall demo study bench torture test check planes parity tiny bless golden doc clean
+.PHONY: help setup build install uninstall demo study bench torture torture-plants test check planes parity tiny bless golden doc clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -36,10 +36,13 @@ bench: build ## how fast, against the machine's limit and (PEER=1) transformers 
 	@$(if $(PEER),$(PYTHON) scripts/parity-env)
 	@target/release/rlhfd-worker bench $(if $(PEER),--peer .parity/bin/python) $(BENCH)
 
-torture: setup ## broken on purpose N times (SEED=…): every round ends as an undisturbed one
+torture: setup ## broken on purpose N times (SEED=…, ROUND=… of it alone): every round ends as an undisturbed one
 	$(CARGO) build --workspace --locked
-	@TORTURE_FAULTS=$(or $(N),100) TORTURE_SEED=$(or $(SEED),1) RLHFD_REQUIRE_TORCH=1 \
+	@TORTURE_FAULTS=$(or $(N),100) TORTURE_SEED=$(or $(SEED),1) TORTURE_ROUND=$(ROUND) RLHFD_REQUIRE_TORCH=1 \
 		$(CARGO) test --locked -p rlhfd-tests --test torture -- --nocapture
+
+torture-plants: setup ## five planted bugs, each found by the torture within N faults (200; SEED=…)
+	@scripts/torture-plants $(or $(N),200) $(or $(SEED),1)
 
 test: setup ## all tests
 	$(PYTHON) -m unittest discover -s tests/scripts

@@ -15,6 +15,7 @@ use rlhfd_store::{Checkpoint, Finish, Level, NewEvent, Run, Store, StoreError, U
 
 use crate::advance::tidy;
 use crate::handles::{now_ms, with_causes};
+use crate::health;
 use crate::places::Places;
 use crate::stages::report;
 use crate::stages::steps::read_steps;
@@ -164,6 +165,10 @@ fn check_rows<'a>(
         let found = if used { sums::verify(&folder) } else { sized(&folder) };
         let problem = match found {
             Ok(published) if published.sha256 == row.sha256 => None,
+            // What cannot be read now may be whole.
+            Err(SumError::Io { path, source }) if health::may_pass(&source) => {
+                return Err(at(&path)(source));
+            }
             Ok(_) => Some("its manifest is another".to_owned()),
             Err(error) => Some(said(&error)),
         };
@@ -208,6 +213,11 @@ fn check_folders(
     checkpoints: &[Checkpoint],
 ) -> Result<(), AdoptError> {
     let parent = places.checkpoints(&run.name);
+    // A worker may have died before it made its folder's name durable; a row relies on it.
+    match fs::File::open(&parent).and_then(|parent| parent.sync_all()) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(at(&parent)(error)),
+        Ok(()) | Err(_) => {}
+    }
     // Behind a dot stands at most what could not be removed.
     for name in names(&parent)?.into_iter().filter(|name| !name.starts_with('.')) {
         let folder = parent.join(&name);

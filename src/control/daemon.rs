@@ -5,6 +5,7 @@
 //! ```
 //! In: places and a checked configuration. Out: an exit code. May not enter: what any actor does.
 
+use std::fs::File;
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -12,7 +13,7 @@ use std::time::Duration;
 
 use actix::prelude::*;
 use rlhfd_config::{CheckedConfig, ConfigError};
-use rlhfd_store::{NewEvent, Store, StoreError};
+use rlhfd_store::{DiskKind, NewEvent, Store, StoreError};
 use sd_notify::NotifyState;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
@@ -35,7 +36,7 @@ use crate::exit;
 use crate::gpu::nvml::NvmlProbe;
 use crate::gpu::xids::{self, Listening};
 use crate::handles::{AppState, Command, IterationHandle, StoreHandle, now_ms, with_causes};
-use crate::health::Health;
+use crate::health::{self, Health};
 use crate::listener::{self, BindError};
 use crate::live::LiveBoard;
 use crate::log_watch;
@@ -49,6 +50,8 @@ use crate::watchdog::{self, Core};
 const STOP_POLL: Duration = Duration::from_millis(20);
 /// So long the run's opening is waited for before the socket is served.
 const OPEN_WAIT: Duration = Duration::from_secs(2);
+/// So long one try to open the state folder may take, for the service manager.
+const OPEN_PATIENCE: Duration = Duration::from_secs(120);
 /// After a kill, this long for the processes to be reaped.
 const KILL_WAIT: Duration = Duration::from_secs(3);
 
@@ -84,11 +87,33 @@ impl StartError {
             Self::Bind(error) => error.exit_code(),
             Self::Store(error) | Self::Adopt(AdoptError::Store(error)) => match error {
                 // The place may be well again later; the service manager tries.
-                StoreError::Disk { .. } | StoreError::Busy { .. } => exit::BUSY,
+                StoreError::Disk { .. }
+                | StoreError::OutcomeUnknown { .. }
+                | StoreError::Busy { .. } => exit::BUSY,
+                StoreError::Place { source, .. } => exit::of_place(source),
                 _ => exit::CONFIG,
             },
-            Self::Config(_) | Self::Adopt(AdoptError::Io { .. }) => exit::CONFIG,
+            Self::Adopt(AdoptError::Io { source, .. }) => exit::of_place(source),
+            Self::Config(_) => exit::CONFIG,
             Self::Io(_) => exit::SOFTWARE,
+        }
+    }
+
+    /// Whether a disk that is full or fails kept it from coming up: then it waits until the disk is well. One
+    /// that is read-only may be a mistake of the configuration, for which nobody should wait.
+    fn may_pass(&self) -> bool {
+        match self {
+            Self::Place(PlaceError::Io { source, .. })
+            | Self::Store(StoreError::Place { source, .. })
+            | Self::Adopt(
+                AdoptError::Io { source, .. } | AdoptError::Store(StoreError::Place { source, .. }),
+            ) => health::may_pass(source),
+            Self::Store(error) | Self::Adopt(AdoptError::Store(error)) => matches!(
+                error,
+                StoreError::Disk { kind: DiskKind::Full | DiskKind::Io, .. }
+                    | StoreError::OutcomeUnknown { .. }
+            ),
+            Self::Place(_) | Self::Config(_) | Self::Bind(_) | Self::Io(_) => false,
         }
     }
 }
@@ -115,10 +140,9 @@ async fn live(asked: &Asked) -> Result<(), StartError> {
     let config = CheckedConfig::load(&places.config)?;
     let readers_socket: Option<PathBuf> =
         config.control.readers_socket.as_ref().map(|place| place.path.clone());
-    let _lock = places.lock()?;
-    let mut store = Store::open(&places.state)?;
-    tell_copy(&mut store, &places)?;
-    adopt(&mut store, &places)?;
+    let Some((_lock, store)) = opened(&places, &config, &mut signals).await? else {
+        return Ok(());
+    };
     let (listeners, socket_files) = listener::bind(&places.socket, readers_socket.as_deref())?;
 
     let (config, configs) = watch::channel(Arc::new(config));
@@ -162,6 +186,43 @@ async fn live(asked: &Asked) -> Result<(), StartError> {
     drop(socket_files);
     tracing::info!("stopped");
     Ok(())
+}
+
+/// The state folder, in order again. A disk that is full or fails is waited for; none where a signal came
+/// first.
+async fn opened(
+    places: &Places,
+    config: &CheckedConfig,
+    signals: &mut Signals,
+) -> Result<Option<(File, Store)>, StartError> {
+    let again = Duration::from_millis(config.store.disk_probe_ms);
+    let mut told = String::new();
+    loop {
+        let error = match open(places) {
+            Ok(opened) => return Ok(Some(opened)),
+            Err(error) if error.may_pass() => with_causes(&error),
+            Err(error) => return Err(error),
+        };
+        if error != told {
+            tracing::error!("{error}; it is tried again until the disk is well");
+            told = error;
+        }
+        let patience = again.saturating_add(OPEN_PATIENCE).as_micros();
+        let patience = u32::try_from(patience).unwrap_or(u32::MAX);
+        notify(&[NotifyState::Status(&told), NotifyState::ExtendTimeoutUsec(patience)]);
+        tokio::select! {
+            () = signals.again() => return Ok(None),
+            () = actix_rt::time::sleep(again) => {}
+        }
+    }
+}
+
+fn open(places: &Places) -> Result<(File, Store), StartError> {
+    let lock = places.lock()?;
+    let mut store = Store::open(&places.state)?;
+    tell_copy(&mut store, places)?;
+    adopt(&mut store, places)?;
+    Ok((lock, store))
 }
 
 /// An older schema was brought to this version's: where the copy from before lies.

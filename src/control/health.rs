@@ -150,6 +150,13 @@ fn within_budget(state: &Path, store: &StoreConfig, needed_mib: u64) -> Result<(
     Ok(())
 }
 
+/// Whether an error says that the disk is full or fails, which passes without anybody changing a setting.
+#[must_use]
+pub fn may_pass(error: &io::Error) -> bool {
+    let full = matches!(error.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded);
+    full || error.raw_os_error() == Some(rustix::io::Errno::IO.raw_os_error())
+}
+
 /// MiB that we may still write there.
 pub fn free_mib(place: &Path) -> io::Result<u64> {
     let stat = rustix::fs::statvfs(place)?;

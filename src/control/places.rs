@@ -60,15 +60,15 @@ pub enum PlaceError {
 }
 
 impl PlaceError {
-    /// The daemon's exit code: 75 (try later) for a lock, 78 (configuration) else.
+    /// The daemon's exit code: 75 (try later) for a lock and an ill disk, 78 (configuration) else.
     #[must_use]
     pub fn exit_code(&self) -> u8 {
         match self {
             Self::Locked { .. } => crate::exit::BUSY,
-            Self::NoConfig { .. }
-            | Self::Nowhere { .. }
-            | Self::SocketPath { .. }
-            | Self::Io { .. } => crate::exit::CONFIG,
+            Self::Io { source, .. } => crate::exit::of_place(source),
+            Self::NoConfig { .. } | Self::Nowhere { .. } | Self::SocketPath { .. } => {
+                crate::exit::CONFIG
+            }
         }
     }
 }

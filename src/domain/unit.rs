@@ -13,6 +13,8 @@
 //!                            │     in one piece  → open, and the run pauses
 //!                            ├── its training went wrong: set_aside
 //!                            └── cancelled (from open too)
+//!
+//!   done ──▶ open: a training whose checkpoint was altered before its row was written
 //! ```
 //!
 //! In: a unit and what happened to it. Out: the unit as it is now and what else must be done, or
@@ -103,6 +105,8 @@ pub enum Event {
     DiskFailed(AttemptId),
     /// The attempt was given back on purpose (drain, pause, a device handed over).
     Returned(AttemptId),
+    /// What it gave is altered or gone before anything came of it.
+    Spoiled,
     /// Nobody wants the unit any more.
     Cancelled,
 }
@@ -188,6 +192,9 @@ pub fn next(unit: Unit, event: Event) -> Result<Transition, IllegalEvent> {
         (State::Running(on), Event::Refused(by)) if on == by => Ok(hopeless(unit, Blame::Refused)),
         (State::Running(on), Event::Diverged(by)) if on == by && unit.work.trains() => {
             Ok(quiet(Unit { state: State::SetAside, ..unit }))
+        }
+        (State::Done, Event::Spoiled) if unit.work.trains() => {
+            Ok(quiet(Unit { state: State::Open, ..unit }))
         }
         (State::Running(on), Event::DiskFailed(by)) if on == by => Ok(Transition {
             unit: Unit { state: State::Open, ..unit },

@@ -10,6 +10,7 @@ use rusqlite::{Connection, OptionalExtension, Row, params};
 
 use crate::error::{Result, StoreError};
 use crate::events::{Level, NewEvent, append};
+use crate::iterations;
 use crate::open::{Reader, Store};
 use crate::rows::{count, found, int};
 use crate::runs::{get as get_run, set_head};
@@ -207,7 +208,8 @@ impl Store {
     }
 
     /// Keeps that a checkpoint's folder is not whole. Where it was the head, the head falls back to
-    /// its nearest sound ancestor, which is returned.
+    /// its nearest sound ancestor, which is returned. An iteration under way that goes on from it, or has
+    /// made it, is cancelled.
     pub fn mark_unsound(
         &mut self,
         id: CheckpointId,
@@ -225,6 +227,12 @@ impl Store {
                 ..NewEvent::of(run.id, "checkpoint_unsound", text)
             };
             append(conn, &event, now_ms)?;
+            if let Some(under_way) = iterations::current(conn, run.id)?
+                && (under_way.policy_in == id || under_way.policy_out == Some(id))
+            {
+                let why = format!(", since checkpoint {} is not sound", checkpoint.name);
+                iterations::cancel_open(conn, (run.id, under_way.iteration), &why, now_ms)?;
+            }
             if run.best == Some(id) {
                 // The next summary finds the best of those that are left.
                 conn.execute("UPDATE runs SET best_id = NULL WHERE id = ?1", [run.id.get()])?;

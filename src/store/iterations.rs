@@ -223,24 +223,7 @@ impl Store {
 
     /// Cancels the iteration under way: its prompts return to the pool, its rows stay.
     pub fn cancel_iteration(&mut self, run: RunId, iteration: u32, now_ms: i64) -> Result<()> {
-        self.transact(|conn| {
-            open_iteration(conn, run, iteration)?;
-            cancel_units(conn, run, iteration, now_ms)?;
-            draws::give_back(conn, run, iteration, now_ms)?;
-            conn.execute(
-                "UPDATE iterations SET ended_ms = ?3, cancelled_ms = ?3
-                 WHERE run_id = ?1 AND iteration = ?2",
-                params![run.get(), iteration, now_ms],
-            )?;
-            let text = format!("iteration {iteration} was cancelled: its prompts are back");
-            let event = NewEvent {
-                iteration: Some(iteration),
-                level: Level::Warn,
-                ..NewEvent::of(run, "iteration_cancelled", text)
-            };
-            append(conn, &event, now_ms)?;
-            Ok(())
-        })
+        self.transact(|conn| cancel_open(conn, (run, iteration), "", now_ms))
     }
 
     /// Ends an iteration that gave nothing to train on: the head stays, its prompts stay drawn.
@@ -253,6 +236,31 @@ impl Store {
     ) -> Result<()> {
         self.transact(|conn| without_update(conn, (run, iteration), why, now_ms))
     }
+}
+
+/// Cancels the iteration under way; `why` follows the words of the event.
+pub(crate) fn cancel_open(
+    conn: &Connection,
+    (run, iteration): (RunId, u32),
+    why: &str,
+    now_ms: i64,
+) -> Result<()> {
+    open_iteration(conn, run, iteration)?;
+    cancel_units(conn, run, iteration, now_ms)?;
+    draws::give_back(conn, run, iteration, now_ms)?;
+    conn.execute(
+        "UPDATE iterations SET ended_ms = ?3, cancelled_ms = ?3
+         WHERE run_id = ?1 AND iteration = ?2",
+        params![run.get(), iteration, now_ms],
+    )?;
+    let text = format!("iteration {iteration} was cancelled: its prompts are back{why}");
+    let event = NewEvent {
+        iteration: Some(iteration),
+        level: Level::Warn,
+        ..NewEvent::of(run, "iteration_cancelled", text)
+    };
+    append(conn, &event, now_ms)?;
+    Ok(())
 }
 
 /// Ends an iteration whose head stays: what is left of it is cancelled.

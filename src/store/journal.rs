@@ -209,6 +209,17 @@ pub(crate) fn cancel(conn: &Connection, unit: UnitId, now_ms: i64) -> Result<()>
     Ok(())
 }
 
+/// Opens a done unit again: its finished attempt gave nothing after all, and counts against nobody.
+pub(crate) fn spoil(conn: &Connection, row: &UnitRow, why: &str, now_ms: i64) -> Result<()> {
+    apply(conn, row, Event::Spoiled, now_ms)?;
+    conn.execute(
+        "UPDATE attempts SET outcome = 'failed', cause = 'unsound', counted = 0, message = ?2
+         WHERE unit_id = ?1 AND outcome = 'finished'",
+        params![row.id.get(), message(why)],
+    )?;
+    Ok(())
+}
+
 /// Ends an attempt that gave nothing, and its unit by its own rules.
 pub(crate) fn conclude(
     conn: &Connection,

@@ -41,6 +41,7 @@ pub mod references;
 pub mod reports;
 pub mod retention;
 pub mod runs;
+pub mod spoiled;
 pub mod sql;
 pub mod status;
 pub mod summaries;

@@ -56,6 +56,16 @@ pub enum CheckpointError {
 }
 
 impl CheckpointError {
+    /// Whether a folder is altered or incomplete, which no disk that recovers mends.
+    #[must_use]
+    pub fn is_lost(&self) -> bool {
+        match self {
+            Self::Unsound { .. } => true,
+            Self::Io { source, .. } => source.kind() == io::ErrorKind::NotFound,
+            Self::Exists { .. } | Self::NoName { .. } => false,
+        }
+    }
+
     /// Whether the fault lies with the place (full, failing or read-only disk), not with the work.
     #[must_use]
     pub fn is_disk(&self) -> bool {
@@ -248,6 +258,30 @@ pub fn verify(folder: &Path) -> Result<Standing, CheckpointError> {
         }
     }
     Ok(standing(manifest, &text))
+}
+
+/// What an earlier attempt has published at this place: its manifest, held against every file, and its name
+/// durable, which that attempt may not have come to. None where nothing stands there; a folder that is not
+/// as its manifest says is removed, since only one unit ever writes to a place and can write it again.
+///
+/// # Errors
+/// What the system says.
+pub fn published(out: &Path) -> Result<Option<Standing>, CheckpointError> {
+    if !out.is_dir() || is_empty_folder(out) {
+        return Ok(None);
+    }
+    match verify(out) {
+        Ok(standing) => {
+            sync(out.parent().unwrap_or(out))?;
+            Ok(Some(standing))
+        }
+        Err(error) if error.is_lost() => {
+            tracing::warn!(%error, "what was published is made again");
+            fs::remove_dir_all(out).map_err(io_error(out, "removed"))?;
+            Ok(None)
+        }
+        Err(error) => Err(error),
+    }
 }
 
 /// The sum by which a model folder is known, here and to the daemon: its manifest's, else that of its

@@ -4,11 +4,13 @@
 
 use std::fs;
 use std::io::Write;
+use std::os::unix::process::ExitStatusExt;
 use std::path::PathBuf;
 use std::process::Command;
 
+use rlhfd_tests::disk_faults::{DiskFaults, EIO, ENOSPC};
 use rlhfd_tests::scene::{Daemon, Scene, Settings};
-use rlhfd_tests::{dump, wait};
+use rlhfd_tests::{dump, http, wait};
 
 use crate::story;
 
@@ -91,4 +93,45 @@ fn the_disk_is_full_while_a_policy_is_trained() {
 #[test]
 fn the_disk_is_full_when_the_checkpoint_is_written() {
     stands_a_full_disk(r#""work": "publish""#);
+}
+
+/// A scene with a disk that fails on order; `None` without a C compiler.
+fn failing() -> Option<(Scene, DiskFaults)> {
+    let mut scene = Scene::fake(&Settings::default().set("store", "disk_probe_ms", "200"));
+    let disk = DiskFaults::of(&mut scene)?;
+    Some((scene, disk))
+}
+
+#[test]
+fn a_daemon_that_starts_on_a_full_disk_waits_until_there_is_room() {
+    let Some((scene, mut disk)) = failing() else { return };
+    disk.fail("write+create", ENOSPC, 0, "");
+    let mut daemon = scene.start_unasked();
+    let told = || scene.log().contains("until the disk is well").then_some(());
+    wait::until("the log to say why it waits", told, || scene.told());
+    assert!(daemon.child.try_wait().unwrap().is_none(), "it ended");
+    disk.mend();
+    let serves = || http::open(&scene.socket()).is_ok().then_some(());
+    wait::until("the daemon to come up by itself", serves, || scene.told());
+    story::queue(&scene);
+    story::ends_the_same(&scene, "a start on a full disk");
+}
+
+#[test]
+fn a_commit_whose_outcome_is_unknown_ends_the_daemon_and_the_next_one_knows() {
+    let Some((scene, mut disk)) = failing() else { return };
+    scene.plan(
+        r#"{"faults": [{"name": "here", "work": "generate", "after": 1, "act": {"kind": "hold"}}]}"#,
+    );
+    let mut daemon = scene.start();
+    story::queue(&scene);
+    scene.held("here");
+    disk.fail("sync", EIO, 1, "rlhfd.db-wal");
+    scene.release("here");
+    let status = daemon.ended();
+    assert_eq!(status.signal(), Some(rustix::process::Signal::ABORT.as_raw()), "{status}");
+    assert_eq!(disk.hits(), 1);
+    assert!(scene.log().contains("the outcome of a write is unknown"));
+    let _daemon = scene.start();
+    story::ends_the_same(&scene, "a failed sync in a commit");
 }

@@ -3,6 +3,7 @@
 //! Comes in: the built binaries. Goes out: verdicts from SQL and from the socket. May not enter:
 //! libtorch; sleeping in the hope that something has happened.
 
+mod altered;
 mod arms;
 mod chain;
 mod client;

@@ -5,10 +5,9 @@
 
 use std::collections::BTreeMap;
 use std::fs;
-use std::path::PathBuf;
-use std::process::Command;
+use std::path::{Path, PathBuf};
 
-use crate::binaries::root;
+use crate::native;
 use crate::scene::Scene;
 
 /// The file that the library reads.
@@ -20,27 +19,12 @@ pub struct FakeGpus {
 impl FakeGpus {
     /// So many GPUs for the daemons that `scene` starts; `None`, said aloud, without a C compiler.
     pub fn of(scene: &mut Scene, count: usize) -> Option<Self> {
-        let library = scene.path("libnvidia-ml.so.1");
-        let source = root().join("tests/support/fake_nvml.c");
-        let mut compiler = Command::new("cc");
-        compiler.args(["-std=c11", "-D_DEFAULT_SOURCE", "-Wall", "-Wextra", "-Werror", "-shared"]);
-        compiler.arg("-fPIC").arg("-o").arg(&library).arg(source);
-        match compiler.status() {
-            Ok(status) => assert!(status.success(), "tests/support/fake_nvml.c does not compile"),
-            Err(error) => {
-                eprintln!("skipped: no C compiler `cc` for the fake NVML ({error})");
-                return None;
-            }
-        }
+        let library = native::library(scene, "fake_nvml.c", "libnvidia-ml.so.1")?;
         let mut gpus = Self { state: scene.path("gpus"), lines: BTreeMap::new() };
         gpus.set("count", &count.to_string());
-        let variables = [
-            ("RLHFD_TEST_NVML", library.as_path()),
-            ("FAKE_NVML_STATE", gpus.state.as_path()),
-            ("RLHFD_TEST_GPU_LEASES_ON_CPU", "1".as_ref()),
-        ];
-        let text = |path: &std::path::Path| path.to_string_lossy().into_owned();
-        scene.environment.extend(variables.map(|(key, value)| (key.to_owned(), text(value))));
+        native::variable(scene, "RLHFD_TEST_NVML", &library);
+        native::variable(scene, "FAKE_NVML_STATE", &gpus.state);
+        native::variable(scene, "RLHFD_TEST_GPU_LEASES_ON_CPU", Path::new("1"));
         Some(gpus)
     }
 

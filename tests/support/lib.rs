@@ -5,12 +5,14 @@
 //! anything that the daemon itself would need.
 
 pub mod binaries;
+pub mod disk_faults;
 pub mod dump;
 pub mod fake;
 pub mod gpus;
 pub mod http;
 pub mod link;
 pub mod models;
+pub mod native;
 pub mod random;
 pub mod scene;
 pub mod wait;

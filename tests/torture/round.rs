@@ -1,33 +1,42 @@
 //! One round: a run of three iterations with its faults, and what must hold at its end.
 //!
-//! Comes in: faults in the order of their moments, the facts of an undisturbed round. Goes out: counts
-//! and failures. What ends is started again, as a service manager would.
+//! Comes in: faults in the order of their moments, the facts of an undisturbed round. Goes out: counts and
+//! failures.
 
 use std::collections::VecDeque;
-use std::fs;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::path::Path;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
+use rlhfd_tests::disk_faults::DiskFaults;
 use rlhfd_tests::dump::{self, Dump};
 use rlhfd_tests::gpus::FakeGpus;
-use rlhfd_tests::scene::{Daemon, Scene, Settings, alive};
-use rlhfd_tests::wait;
-use rustix::process::Signal;
+use rlhfd_tests::scene::{Scene, Settings};
 
-use crate::faults::{Fault, ITERATIONS, Kind, Moment, STAGES};
+use crate::faults::{CHECKPOINT, Fault, ITERATIONS, Moment, STAGES};
+use crate::laws;
+use crate::life::Life;
+use crate::room::Room;
 use crate::tally::Tally;
+use crate::work::Work;
 
-/// A scene with two fake GPUs that compute on the CPU; without a C compiler on the CPU alone.
+/// How long a round may take, however much is broken in it.
+const ROUND_MAX: Duration = Duration::from_secs(240);
+/// Between two looks at the work.
+const LOOK: Duration = Duration::from_millis(3);
+/// What opening a file of a new checkpoint takes, and giving it its name, so that admitting it is work too.
+const SLOW: [(&str, u64); 2] = [("open", 40), ("rename", 250)];
+
+/// A scene with two fake GPUs that compute on the CPU, a disk that fails on order and can be filled.
 pub struct Place {
-    scene: Scene,
-    gpus: Option<FakeGpus>,
+    pub scene: Scene,
+    pub tools: Tools,
 }
 
-impl Place {
-    pub fn scene(&self) -> &Scene {
-        &self.scene
-    }
+/// What faults are made with.
+pub struct Tools {
+    pub gpus: FakeGpus,
+    pub disk: DiskFaults,
+    pub room: Room,
 }
 
 fn settings() -> Settings {
@@ -37,6 +46,7 @@ fn settings() -> Settings {
             "policy = \"models/policy\"\nseed = 7\niterations_max = 3\nprompts_per_iteration = 12",
         )
         .with("devices", "use = \"auto\"\nlook_ms = 100")
+        .with("store", "disk_free_min_mib = 0\ndisk_probe_ms = 100")
         .with(
             "scheduler",
             "unit_tokens_cpu = 600\nunit_tokens_gpu = 600\nheartbeat_ms = 200\n\
@@ -45,7 +55,7 @@ fn settings() -> Settings {
         .with("generate", "max_new_tokens = 32\nbatch_prompts = 2")
         .with(
             "train",
-            "batch_pairs = 1\nmicro_batch_pairs = 1\nepochs = 3\nlearning_rate = 1e-3\n\
+            "batch_pairs = 1\nmicro_batch_pairs = 1\nepochs = 1\nlearning_rate = 1e-3\n\
              save_every_steps = 2",
         )
         .with(
@@ -54,201 +64,134 @@ fn settings() -> Settings {
         )
 }
 
-/// A new place; `None`, said aloud, where the engine is not built.
-pub fn scene() -> Option<Place> {
+/// A new place; `None`, said aloud, where the engine or a C compiler is missing.
+pub fn place() -> Option<Place> {
     let mut scene = Scene::real(&settings())?;
-    let gpus = FakeGpus::of(&mut scene, 2);
-    Some(Place { scene, gpus })
+    let gpus = FakeGpus::of(&mut scene, 2)?;
+    let disk = DiskFaults::of(&mut scene)?;
+    let room = Room::over(&scene.state());
+    Some(Place { scene, tools: Tools { gpus, disk, room } })
+}
+
+/// The undisturbed round: its facts, and how long its work takes.
+pub fn undisturbed() -> Option<(Dump, Work)> {
+    let Place { scene, mut tools } = place()?;
+    let began = Instant::now();
+    drop(scene.start());
+    let start = began.elapsed();
+    lived(&scene, &mut tools, Vec::new(), &Work::default(), &mut Tally::default())
+        .unwrap_or_else(|why| panic!("an undisturbed round: {why}\n{}", scene.told()));
+    let start_ms = u64::try_from(start.as_millis()).unwrap_or(u64::MAX);
+    let work = Work::measured(&scene.database(), start_ms);
+    Some((dump::dump(&scene.database()), work))
 }
 
 /// A round in a place of its own; what does not hold is a failure of the tally.
-pub fn run(number: u64, faults: Vec<Fault>, undisturbed: &Dump, tally: &mut Tally) {
-    let Some(Place { scene, mut gpus }) = scene() else { return };
+pub fn run(name: &str, faults: Vec<Fault>, (undisturbed, work): &(Dump, Work), tally: &mut Tally) {
+    let Some(Place { scene, mut tools }) = place() else { return };
     for fault in &faults {
-        println!("round {number}: {fault:?}");
+        println!("{name}: {fault:?}");
     }
     // A round that hangs, or a daemon that does not come up, fails this round only.
     let ended = catch_unwind(AssertUnwindSafe(|| {
-        lived(&scene, gpus.as_mut(), faults, tally);
+        lived(&scene, &mut tools, faults, work, tally)?;
         dump::assert_same(undisturbed, &dump::dump(&scene.database()), "the faults");
+        Ok(())
     }));
-    if let Err(payload) = ended {
-        let text = payload.downcast_ref::<String>().map_or("a panic", String::as_str);
-        tally.failed(format!("round {number}: {}", text.lines().next().unwrap_or(text)));
+    let why = match ended {
+        Ok(Ok(())) => None,
+        Ok(Err(why)) => Some(why),
+        Err(payload) => Some(said(&payload)),
+    };
+    if let Some(why) = why {
+        tally.failed(format!("{name}: {why}"));
+        println!("{}", scene.told());
     }
-    for broken in unsound(&scene) {
-        tally.failed(format!("round {number}: {broken}"));
+    for broken in laws::broken(&scene) {
+        tally.failed(format!("{name}: {broken}"));
     }
+}
+
+fn said(payload: &Box<dyn std::any::Any + Send>) -> String {
+    let text = payload.downcast_ref::<String>().map_or("a panic", String::as_str);
+    text.chars().take(2000).collect()
 }
 
 /// Lives through a run and its faults, until it has ended in order.
-pub fn lived(scene: &Scene, gpus: Option<&mut FakeGpus>, faults: Vec<Fault>, tally: &mut Tally) {
-    let mut faults = VecDeque::from(faults);
-    let mut life = Life { scene, daemon: Some(scene.start()), gpus };
+///
+/// Errors: a sentence where it does not end, or not in order.
+fn lived(
+    scene: &Scene,
+    tools: &mut Tools,
+    faults: Vec<Fault>,
+    work: &Work,
+    tally: &mut Tally,
+) -> Result<(), String> {
+    let (mut faults, began) = (VecDeque::from(faults), Instant::now());
+    let mut life = Life::begun(scene, tools, work.start_ms);
     scene.add_prompts("plain", 0, 56, "0.25");
     let over = format!("SELECT count(*) = {ITERATIONS} FROM iterations WHERE ended_ms IS NOT NULL");
-    let mut step = || {
-        life.revive();
-        // What is left when the run has ended falls into an idle daemon.
-        let ended = scene.number(&over) == 1;
-        while let Some(fault) = faults.pop_front_if(|fault| ended || begun(scene, fault.moment)) {
-            std::thread::sleep(Duration::from_millis(fault.moment.ms));
-            life.suffer(fault, tally);
+    // What is left when the run has ended finds nothing to break.
+    while life.ask(&over) != Some(1) {
+        if began.elapsed() > ROUND_MAX {
+            return Err(format!("no end after {} s", ROUND_MAX.as_secs()));
         }
-        ended.then_some(())
-    };
-    let what = "three iterations to end";
-    wait::until_within(4 * wait::DEADLINE, what, &mut step, || scene.told());
-    life.revive();
-    let workers = life.daemon.as_ref().map(Daemon::workers).unwrap_or_default();
-    let status = life.daemon.take().map(Daemon::terminate);
-    assert!(status.is_some_and(|status| status.success()), "it did not end in order: {status:?}");
-    for pid in workers {
-        assert!(!alive(pid), "worker {pid} outlived its daemon");
+        life.look()?;
+        let next = faults.front().map(|fault| fault.moment);
+        slow_checkpoint(&mut life, |iteration| {
+            work.is_unknown()
+                || next.is_some_and(|next| next.stage == CHECKPOINT && next.iteration == iteration)
+        });
+        let Some(fault) = faults.front() else {
+            std::thread::sleep(LOOK);
+            continue;
+        };
+        let (units, ms) = work.instant(fault.moment);
+        // A daemon that only begins does no work of a stage.
+        if !life.serves() || !is_due(&life, fault.moment, units) {
+            std::thread::sleep(LOOK);
+            continue;
+        }
+        std::thread::sleep(Duration::from_millis(ms));
+        if let Some(fault) = faults.pop_front() {
+            life.suffer(fault, tally)?;
+        }
     }
+    life.ended_in_order()
 }
 
-/// Whether the work has come so far.
-fn begun(scene: &Scene, Moment { iteration, stage, attempt, .. }: Moment) -> bool {
+/// Whether so many units of the moment's stage are done and one is at work, or what follows has begun.
+fn is_due(life: &Life, Moment { iteration, stage, .. }: Moment, units: u64) -> bool {
     let (own, later) = (STAGES[stage], &STAGES[stage + 1..]);
     let later: Vec<String> = later.iter().map(|stage| format!("'{stage}'")).collect();
-    let attempts = format!(
-        "SELECT (SELECT count(*) FROM attempts a JOIN units u ON u.id = a.unit_id
-                 WHERE u.iteration = {iteration} AND u.stage = '{own}' AND u.work <> 'probe') >= {attempt}
-             OR EXISTS (SELECT 1 FROM attempts a JOIN units u ON u.id = a.unit_id
-                 WHERE u.iteration = {iteration} AND u.stage IN ({}) AND u.work <> 'probe')
+    let of = format!("u.iteration = {iteration} AND u.work <> 'probe' AND u.stage");
+    let attempts = "EXISTS (SELECT 1 FROM attempts a JOIN units u ON u.id = a.unit_id WHERE";
+    let due = format!(
+        "SELECT (SELECT count(*) FROM units u WHERE {of} = '{own}' AND u.state = 'done') >= {units}
+                AND {attempts} {of} = '{own}' AND a.ended_ms IS NULL)
+             OR {attempts} {of} IN ({}))
              OR EXISTS (SELECT 1 FROM iterations WHERE iteration = {iteration} AND ended_ms IS NOT NULL)",
         later.join(", ")
     );
-    scene.number(&attempts) == 1
+    life.ask(&due) == Some(1)
 }
 
-/// The stage that computes now.
-fn at(scene: &Scene) -> String {
-    let stage = "SELECT coalesce((SELECT u.stage FROM attempts a JOIN units u ON u.id = a.unit_id
-        WHERE a.ended_ms IS NULL ORDER BY a.id DESC LIMIT 1), 'between')";
-    dump::text(&scene.database(), stage).unwrap_or_else(|| "between".to_owned())
-}
-
-/// The daemon through its deaths.
-struct Life<'a, 'g> {
-    scene: &'a Scene,
-    daemon: Option<Daemon<'a>>,
-    gpus: Option<&'g mut FakeGpus>,
-}
-
-impl<'a> Life<'a, '_> {
-    /// Starts the daemon anew if it has ended by itself.
-    fn revive(&mut self) {
-        let ended = |daemon: &mut Daemon| daemon.child.try_wait().expect("a child").is_some();
-        if self.daemon.as_mut().is_none_or(ended) {
-            self.daemon = Some(self.scene.start());
+/// Where `wanted` in an iteration, its new checkpoint's files are slow from the beginning of its training
+/// until they are admitted: the work of that stage would be a few milliseconds.
+fn slow_checkpoint(life: &mut Life, wanted: impl Fn(u64) -> bool) {
+    let stage = STAGES[CHECKPOINT];
+    let sql = format!(
+        "SELECT coalesce(max(u.iteration), 0) FROM units u
+         WHERE u.stage = '{stage}' AND u.state IN ('open', 'running')
+           AND EXISTS (SELECT 1 FROM units t JOIN attempts a ON a.unit_id = t.id
+                       WHERE t.iteration = u.iteration AND t.work = 'train_dpo')"
+    );
+    match life.ask(&sql).map(i64::unsigned_abs) {
+        None => {}
+        Some(iteration) if iteration > 0 && wanted(iteration) => {
+            let part = format!("checkpoints/iteration-{iteration:04}");
+            life.tools.disk.slow(&SLOW, &part);
         }
-    }
-
-    /// Ends the daemon that lives, this way.
-    fn end<T>(&mut self, way: impl FnOnce(Daemon<'a>) -> T) {
-        if let Some(daemon) = self.daemon.take() {
-            way(daemon);
-        }
-    }
-
-    fn suffer(&mut self, fault: Fault, tally: &mut Tally) {
-        if fault.at_start {
-            self.end(Daemon::kill);
-            self.daemon = Some(self.scene.start_unasked());
-            std::thread::sleep(Duration::from_millis(fault.moment.ms * 3));
-        }
-        let at = if fault.at_start { "start".to_owned() } else { at(self.scene) };
-        self.hit(fault);
-        tally.fell(fault.kind, &at);
-    }
-
-    fn hit(&mut self, fault: Fault) {
-        let Some(daemon) = self.daemon.as_ref() else { return };
-        let worker = daemon.workers().first().copied();
-        let lasts = Duration::from_millis(fault.lasts_ms);
-        match (fault.kind, worker) {
-            (Kind::KillDaemon, _) => self.end(Daemon::kill),
-            (Kind::Terminate, _) => self.end(Daemon::terminate),
-            (Kind::FreezeDaemon, _) => frozen(daemon.pid(), lasts),
-            (Kind::KillWorker, Some(pid)) => signal_if_alive(pid, Signal::KILL),
-            (Kind::FreezeWorker, Some(pid)) => frozen(pid, lasts),
-            // No worker lives between two leases: then nothing is there to be hit.
-            (Kind::KillWorker | Kind::FreezeWorker, None) => {}
-            (Kind::LoseGpu, _) => {
-                if let Some(gpus) = self.gpus.as_mut() {
-                    // 15: NVML_ERROR_GPU_IS_LOST.
-                    gpus.set("gpu.0.err", "15");
-                    std::thread::sleep(lasts);
-                    gpus.unset("gpu.0.err");
-                }
-            }
-        }
-        self.revive();
-    }
-}
-
-fn frozen(pid: i32, lasts: Duration) {
-    signal_if_alive(pid, Signal::STOP);
-    std::thread::sleep(lasts);
-    signal_if_alive(pid, Signal::CONT);
-}
-
-/// A worker may end by itself between the look and the signal.
-fn signal_if_alive(pid: i32, what: Signal) {
-    if alive(pid) {
-        let pid = rustix::process::Pid::from_raw(pid).expect("a process id");
-        let _gone = rustix::process::kill_process(pid, what);
-    }
-}
-
-/// What may never be, whatever befell a run.
-fn unsound(scene: &Scene) -> Vec<String> {
-    let mut broken = Vec::new();
-    let Ok(connection) = dump::try_open(&scene.database()) else {
-        return vec!["the database cannot be opened".to_owned()];
-    };
-    let text = |sql: &str| -> String {
-        let row = connection.query_row(sql, [], |row| row.get::<_, String>(0));
-        row.unwrap_or_else(|error| error.to_string())
-    };
-    let integrity = text("PRAGMA integrity_check");
-    if integrity != "ok" {
-        broken.push(format!("integrity_check: {integrity}"));
-    }
-    let counts = [
-        ("rows point at nothing", "SELECT count(*) FROM pragma_foreign_key_check"),
-        (
-            "units have two finished attempts",
-            "SELECT count(*) FROM (SELECT 1 FROM attempts WHERE outcome = 'finished'
-             GROUP BY unit_id HAVING count(*) > 1)",
-        ),
-        ("deaths were counted", "SELECT count(*) FROM attempts WHERE counted = 1"),
-        ("attempts are open", "SELECT count(*) FROM attempts WHERE ended_ms IS NULL"),
-    ];
-    for (what, sql) in counts {
-        let found = connection.query_row(sql, [], |row| row.get::<_, i64>(0));
-        match found {
-            Ok(0) => {}
-            Ok(count) => broken.push(format!("{count} {what}")),
-            Err(error) => broken.push(format!("{what}: {error}")),
-        }
-    }
-    let mut left = Vec::new();
-    unfinished(&scene.state(), &mut left);
-    broken.extend(left.into_iter().map(|path| format!("{path} was left behind")));
-    broken
-}
-
-/// Files and folders that only stand while something is written.
-fn unfinished(folder: &Path, found: &mut Vec<String>) {
-    for entry in fs::read_dir(folder).into_iter().flatten().flatten() {
-        let (path, name) = (entry.path(), entry.file_name().to_string_lossy().into_owned());
-        if name.ends_with(".partial") || name.ends_with(".tmp") || name.ends_with(".new") {
-            found.push(path.display().to_string());
-        } else if path.is_dir() {
-            unfinished(&path, found);
-        }
+        Some(_) => life.tools.disk.quick(),
     }
 }

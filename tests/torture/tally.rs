@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use crate::faults::Kind;
+use crate::faults::{Kind, STAGES};
 
 /// Counts over all rounds.
 #[derive(Default)]
@@ -31,19 +31,34 @@ impl Tally {
         self.failures.len()
     }
 
-    /// By kind, by where they fell, and both sums.
+    /// A table of kinds by places, then the counts by kind and by place in a line, then both sums.
     pub fn tell(&self) {
-        let mut kinds: BTreeMap<&str, u64> = BTreeMap::new();
-        let mut places: BTreeMap<&str, u64> = BTreeMap::new();
-        for ((kind, at), count) in &self.faults {
-            *kinds.entry(kind.label()).or_default() += count;
-            *places.entry(at).or_default() += count;
+        let mut places: Vec<&str> = STAGES.into_iter().chain(["start"]).collect();
+        let other = self.faults.keys().map(|(_, at)| at.as_str());
+        for at in other {
+            if !places.contains(&at) {
+                places.push(at);
+            }
         }
-        let list = |counts: BTreeMap<&str, u64>| {
-            let each: Vec<String> = counts.iter().map(|(k, n)| format!("{k} {n}")).collect();
-            each.join(", ")
-        };
+        println!("{:14}{}", "", places.iter().map(|at| format!("{at:>12}")).collect::<String>());
+        for kind in Kind::ALL {
+            let row = places.iter().map(|at| self.count(|k, a| k == kind && a == *at));
+            let row: String = row.map(|count| format!("{count:12}")).collect();
+            println!("{:14}{row}", kind.label());
+        }
+        let kinds = Kind::ALL.map(|kind| (kind.label(), self.count(|k, _| k == kind)));
+        let places = places.iter().map(|at| (*at, self.count(|_, a| a == *at)));
         println!("{}; {}", list(kinds), list(places));
         println!("{} faults, {} failures", self.faults(), self.failures());
     }
+
+    fn count(&self, wanted: impl Fn(Kind, &str) -> bool) -> u64 {
+        let found = self.faults.iter().filter(|((kind, at), _)| wanted(*kind, at));
+        found.map(|(_, count)| count).sum()
+    }
+}
+
+fn list<'a>(counts: impl IntoIterator<Item = (&'a str, u64)>) -> String {
+    let each: Vec<String> = counts.into_iter().map(|(name, n)| format!("{name} {n}")).collect();
+    each.join(", ")
 }

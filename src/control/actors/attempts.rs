@@ -235,6 +235,10 @@ pub async fn failed(
             settle(stage, unit, move |s| s.unit_refused(id, attempt, &message, now_ms())).await;
             None
         }
+        StageError::Spoiled(message) => {
+            settle(stage, unit, move |s| s.unit_disk_failed(id, attempt, &message, now_ms())).await;
+            None
+        }
         StageError::Place { path, source } => {
             let message = format!("{}: {source}", path.display());
             stage.health.tell(&message);

@@ -48,6 +48,9 @@ pub enum StageError {
     /// What the unit belongs to ended meanwhile, and the unit with it; a sentence.
     #[error("{0}")]
     Over(String),
+    /// What a worker published is altered or gone, and can be made again; a sentence.
+    #[error("{0}")]
+    Spoiled(String),
     /// A file could not be written or read: a matter of the place.
     #[error("{path} could not be written or read")]
     Place {

@@ -14,7 +14,7 @@ use serde::{Deserialize, Serialize};
 
 use super::sums;
 use crate::actors::stage::{Conclude, ItemKeys, Prepared, StageContext, StageError, finish};
-use crate::handles::now_ms;
+use crate::handles::{now_ms, with_causes};
 
 /// What an average unit is made of, as its row keeps it.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -86,7 +86,11 @@ pub async fn conclude(ctx: &StageContext, done: Conclude) -> Result<(), StageErr
     let verified = folder.clone();
     let published = actix_rt::task::spawn_blocking(move || sums::verify(&verified))
         .await
-        .map_err(|_| StageError::Input("the average could not be read: a defect".into()))??;
+        .map_err(|_| StageError::Input("the average could not be read: a defect".into()))?
+        .map_err(|error| match error.is_lost() {
+            true => StageError::Spoiled(with_causes(&error)),
+            false => error.into(),
+        })?;
     if published.manifest.unit != done.unit.key {
         let why = format!("{} was made by another unit; move it away", folder.display());
         return Err(StageError::Input(why));

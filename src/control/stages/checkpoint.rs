@@ -6,19 +6,23 @@ use rlhfd_domain::checkpoint::{CheckpointKind, job_checkpoint_name};
 use rlhfd_protocol::worker::Summary;
 use rlhfd_store::{NewCheckpoint, UnitRow};
 
-use super::sums::{self, Published};
+use super::sums::{self, Published, SumError};
 use super::train;
 use crate::actors::stage::{Perform, StageContext, StageError, finish};
-use crate::handles::now_ms;
+use crate::handles::{now_ms, with_causes};
 
 /// Admits the checkpoint of an iteration or a training job.
 pub async fn perform(ctx: &StageContext, work: &Perform) -> Result<(), StageError> {
     let unit = &work.unit;
     let folder = train::checkpoint_folder(ctx, unit).await?;
     let verified = folder.clone();
-    let published = actix_rt::task::spawn_blocking(move || sums::verify(&verified))
+    let looked = actix_rt::task::spawn_blocking(move || sums::verify(&verified))
         .await
-        .map_err(|_| StageError::Input("the checkpoint could not be read: a defect".into()))??;
+        .map_err(|_| StageError::Input("the checkpoint could not be read: a defect".into()))?;
+    let published = match looked {
+        Err(error) if error.is_lost() => return train_again(ctx, work, &error).await,
+        looked => looked?,
+    };
     let trained = train_key(unit);
     if published.manifest.unit != trained {
         return Err(StageError::Input(format!(
@@ -32,6 +36,23 @@ pub async fn perform(ctx: &StageContext, work: &Perform) -> Result<(), StageErro
     let finish = finish(unit, work.attempt, &Summary::default());
     ctx.write_patiently(move |s| s.finish_checkpoint(&finish, &checkpoint, now_ms())).await?;
     forget_state(ctx, unit, &trained).await
+}
+
+/// The folder was altered, or went, since the training published it, and no row names it yet: what the
+/// training told is taken back, and it goes on from its last saved state to the same folder.
+async fn train_again(
+    ctx: &StageContext,
+    work: &Perform,
+    error: &SumError,
+) -> Result<(), StageError> {
+    let (run, key, why) = (work.unit.run, train_key(&work.unit), with_causes(error));
+    tracing::error!(key, "what a training published is not sound: {why}");
+    let Some(trained) = ctx.store.read(move |r| r.unit_by_key(run, &key)).await? else {
+        return Err(StageError::Input(why));
+    };
+    let attempt = (work.unit.id, work.attempt);
+    ctx.write_patiently(move |s| s.training_spoiled(attempt, trained.id, &why, now_ms())).await?;
+    Ok(())
 }
 
 /// The key of the train unit that belongs to a checkpoint unit.

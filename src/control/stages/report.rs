@@ -13,7 +13,7 @@ use serde::Deserialize;
 use crate::actors::stage::StageError;
 
 /// Written by the worker into a reward model's folder, under its manifest.
-const REPORT: &str = "report.json";
+pub const REPORT: &str = "report.json";
 
 /// Sources that are kept: a field with a name of its own on each line is no source.
 const SOURCES_MAX: usize = 1000;

@@ -11,7 +11,7 @@ use serde::Deserialize;
 use crate::actors::stage::StageError;
 
 /// Written by the worker into each checkpoint folder, under its manifest.
-const STEPS: &str = "steps.jsonl";
+pub const STEPS: &str = "steps.jsonl";
 
 /// A line of steps.jsonl; keys that only a person reads are passed over.
 #[derive(Debug, Deserialize)]

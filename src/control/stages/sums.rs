@@ -47,6 +47,17 @@ pub enum SumError {
     },
 }
 
+impl SumError {
+    /// Whether the folder is altered or gone, which no disk that recovers mends.
+    #[must_use]
+    pub fn is_lost(&self) -> bool {
+        match self {
+            Self::NoModel { .. } | Self::Unsound { .. } => true,
+            Self::Io { source, .. } => source.kind() == io::ErrorKind::NotFound,
+        }
+    }
+}
+
 /// A published folder whose manifest was read.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Published {
@@ -106,8 +117,15 @@ pub fn read_manifest(folder: &Path) -> Result<Published, SumError> {
 ///
 /// Errors: the first thing that differs.
 pub fn verify(folder: &Path) -> Result<Published, SumError> {
+    verify_some(folder, |_| true)
+}
+
+/// As [`verify`], of the files that are `wanted` by their names alone.
+///
+/// Errors: the first thing that differs.
+pub fn verify_some(folder: &Path, wanted: impl Fn(&str) -> bool) -> Result<Published, SumError> {
     let published = read_manifest(folder)?;
-    for file in &published.manifest.files {
+    for file in published.manifest.files.iter().filter(|file| wanted(&file.path)) {
         let (bytes, sha256) = file_sum(&folder.join(&file.path))?;
         if bytes != file.bytes || sha256 != file.sha256 {
             return Err(SumError::Unsound {

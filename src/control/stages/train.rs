@@ -19,12 +19,12 @@ use rlhfd_protocol::worker::{ModelRef, TrainTarget, Work};
 use rlhfd_store::{Iteration, Job, Reader, Run, StoreError, UnitRow, UploadKind};
 
 use super::folders::{self, Draft};
-use super::report;
-use super::steps::read_steps;
+use super::report::{self, REPORT};
+use super::steps::{STEPS, read_steps};
 use super::sums::{self, SumError};
 use crate::actors::stage::{Conclude, ItemKeys, Prepared, StageContext, StageError, finish};
 use crate::examples;
-use crate::handles::now_ms;
+use crate::handles::{now_ms, with_causes};
 use crate::room;
 
 /// Switches resuming off, for the one test that shows that it matters.
@@ -296,7 +296,19 @@ pub async fn conclude(ctx: &StageContext, done: Conclude) -> Result<(), StageErr
     };
     let finish = finish(&done.unit, done.attempt, &done.summary);
     let folder = checkpoint_folder(ctx, &done.unit).await?;
-    let read = move || Ok::<_, StageError>((read_steps(&folder)?, report::read(&folder)?));
+    let sum = published.sha256.clone();
+    let read = move || {
+        // The rest of it is held against its manifest before its row is written.
+        let told = |name: &str| name == STEPS || name == REPORT;
+        match sums::verify_some(&folder, told) {
+            Err(error) if error.is_lost() => Err(StageError::Spoiled(with_causes(&error))),
+            Err(error) => Err(error.into()),
+            Ok(found) if found.sha256 != sum => {
+                Err(StageError::Spoiled(format!("{} has another manifest", folder.display())))
+            }
+            Ok(_) => Ok((read_steps(&folder)?, report::read(&folder)?)),
+        }
+    };
     let read = actix_rt::task::spawn_blocking(read).await;
     let (steps, figures) =
         read.map_err(|_| StageError::Answers("steps.jsonl could not be read".into()))??;

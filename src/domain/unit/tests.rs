@@ -182,3 +182,12 @@ proptest! {
         }
     }
 }
+
+#[test]
+fn only_a_training_is_done_again_when_what_it_gave_is_spoiled() {
+    let done = |work, plan| run(unit(work, plan), &[Event::Leased(A), Event::Finished(A)]).unit;
+    let again = next(done(WorkKind::TrainDpo, None), Event::Spoiled).unwrap();
+    assert_eq!((again.unit.state, again.effect), (State::Open, Effect::Nothing));
+    next(done(WorkKind::Generate, items(0, 4)), Event::Spoiled).unwrap_err();
+    next(unit(WorkKind::TrainDpo, None), Event::Spoiled).unwrap_err();
+}

@@ -87,10 +87,7 @@ pub fn run(average: &Average<'_>, watch: &Watch) -> Result<Published, TrainError
 }
 
 fn already_published(average: &Average<'_>) -> Result<Option<Standing>, TrainError> {
-    if !average.out.is_dir() {
-        return Ok(None);
-    }
-    let standing = checkpoint::verify(average.out)?;
+    let Some(standing) = checkpoint::published(average.out)? else { return Ok(None) };
     let manifest = &standing.manifest;
     if manifest.unit != average.unit || manifest.parent_sha256 != average.policy.sha256 {
         return Err(CheckpointError::Exists { path: average.out.to_owned() }.into());

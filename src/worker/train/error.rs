@@ -39,6 +39,9 @@ pub enum TrainError {
     /// A folder could not be written or read.
     #[error(transparent)]
     Checkpoint(#[from] CheckpointError),
+    /// What the daemon wrote for this training was altered since. It writes that again where it can.
+    #[error("the training's input was altered since it was written\n{0}")]
+    Altered(CheckpointError),
     /// Nothing is left to train on.
     #[error(
         "no pair is left to train on: {dropped} of {pairs} were left out ({reasons})\n\
@@ -207,6 +210,7 @@ impl TrainError {
             }
             Self::Cancelled { .. } | Self::Worker(WorkerError::Cancelled) => FailureKind::Cancelled,
             Self::Checkpoint(error) if error.is_disk() => FailureKind::Disk,
+            Self::Altered(_) => FailureKind::Disk,
             Self::Worker(WorkerError::OutOfMemory(_)) => FailureKind::OutOfMemory,
             Self::Model(ModelError::Torch { first_line, .. }) if is_out_of_memory(first_line) => {
                 FailureKind::OutOfMemory

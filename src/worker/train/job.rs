@@ -288,10 +288,10 @@ fn already_published(
     job: &TrainJob,
     dropped: Vec<(String, u64)>,
 ) -> Result<Option<Outcome>, TrainError> {
-    if job.unit.is_empty() || !job.out.is_dir() {
+    if job.unit.is_empty() {
         return Ok(None);
     }
-    let standing = checkpoint::verify(&job.out)?;
+    let Some(standing) = checkpoint::published(&job.out)? else { return Ok(None) };
     let manifest = &standing.manifest;
     if manifest.unit != job.unit || manifest.parent_sha256 != job.parent_sha256 {
         return Err(checkpoint::CheckpointError::Exists { path: job.out.clone() }.into());

@@ -6,6 +6,7 @@
 use std::path::Path;
 
 use rlhfd_config::{TrainSettings, Training};
+use rlhfd_protocol::manifest::MANIFEST;
 use rlhfd_protocol::worker::{ModelRef, Published, TrainTarget};
 
 use super::batches::Order;
@@ -15,7 +16,7 @@ use super::mixture::DataFile;
 use super::rescore::Stored;
 use super::state::Resume;
 use super::trainer::Observer;
-use crate::checkpoint::CheckpointError;
+use crate::checkpoint::{self, CheckpointError};
 use crate::device::Compute;
 use crate::render::RenderRule;
 
@@ -38,6 +39,7 @@ pub fn train_dpo(
     compute: Compute,
     observer: &Observer<'_>,
 ) -> Result<Published, TrainError> {
+    whole(folder)?;
     let pairs = PairSource::Ids { path: folder.join(PAIRS) };
     let mut job = job_of(Training::Dpo, (policy, folder), pairs, target)?;
     job.adapter_base =
@@ -63,6 +65,7 @@ pub fn train_job(
     compute: Compute,
     observer: &Observer<'_>,
 ) -> Result<Published, TrainError> {
+    whole(folder)?;
     let data = match training {
         Training::Sft => {
             PairSource::Conversations { files: vec![DataFile::once(folder.join(CONVERSATIONS))] }
@@ -105,6 +108,18 @@ fn job_of(
             every_s: target.save_every_s,
         }),
     })
+}
+
+/// Holds the folder against its manifest: altered ids would be trained on in silence. A folder that a person
+/// made may have none.
+fn whole(folder: &Path) -> Result<(), TrainError> {
+    if !folder.join(MANIFEST).is_file() {
+        return Ok(());
+    }
+    match checkpoint::verify(folder) {
+        Err(error) if error.is_lost() => Err(TrainError::Altered(error)),
+        other => Ok(other.map(drop)?),
+    }
 }
 
 fn settings(training: Training, path: &Path) -> Result<TrainSettings, TrainError> {

@@ -273,6 +273,14 @@ impl<'a> Job<'a> {
 fn published(job: &Job) -> Result<Option<Published>> {
     let Ok(text) = fs::read(job.target.out.join(MANIFEST)) else { return Ok(None) };
     let manifest: Manifest = serde_json::from_slice(&text)?;
+    let sum_is = |file: &FileSum, bytes: Vec<u8>| sum_of(&[&bytes]) == file.sha256;
+    let whole = |file: &FileSum| {
+        fs::read(job.target.out.join(&file.path)).is_ok_and(|bytes| sum_is(file, bytes))
+    };
+    if !manifest.files.iter().all(whole) {
+        fs::remove_dir_all(&job.target.out)?;
+        return Ok(None);
+    }
     anyhow::ensure!(manifest.unit == job.target.unit, "{} is another's", job.target.out.display());
     let steps = manifest.steps;
     Ok(Some(Published {
