@@ -52,10 +52,9 @@ pub fn response_logprobs(
     let mut start = 0;
     while start < count {
         let rows = LOGIT_ROWS.min(count - start);
-        let logits = model.logits(&chosen.narrow(0, start, rows));
+        let logprobs = model.logits(&chosen.narrow(0, start, rows)).log_softmax(-1, Kind::Float);
         let own = targets.narrow(0, start, rows).unsqueeze(1);
-        let chosen_logits = logits.gather(1, &own, false).squeeze_dim(1);
-        parts.push(chosen_logits - logits.logsumexp([1], false));
+        parts.push(logprobs.gather(1, &own, false).squeeze_dim(1));
         start += rows;
     }
     watch.tick(forest.ids.len() as u64)?;

@@ -48,3 +48,12 @@ pub fn keep_freed_memory() {
         mallopt(M_TRIM_THRESHOLD, 1 << 30);
     }
 }
+
+/// Gives memory that is free now back to the system: after loading, when parts were joined.
+pub fn give_back_freed_memory() {
+    unsafe extern "C" {
+        fn malloc_trim(pad: usize) -> i32;
+    }
+    // SAFETY: glibc's own function; it may be called at any time.
+    unsafe { malloc_trim(0) };
+}

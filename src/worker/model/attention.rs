@@ -38,6 +38,8 @@ pub struct Attention {
     pub key: Linear,
     /// Value projection.
     pub value: Linear,
+    /// The three as one map, in a model that does not learn.
+    pub joined: Option<Linear>,
     /// Output projection.
     pub output: Linear,
     /// Norms of query and key by head, in the families that have them.
@@ -100,6 +102,17 @@ impl Attention {
         let (rows, tokens) = (x.size()[0], x.size()[1]);
         let split =
             |linear: &Linear, heads: i64| linear.forward(x).view([rows, tokens, heads, head_dim]);
+        let by_head = |x: Tensor| x.transpose(1, 2);
+        if let (Some(joined), None) = (&self.joined, &self.norms) {
+            let all = split(joined, heads + 2 * kv_heads);
+            let turned = all.narrow(2, 0, heads + kv_heads);
+            let turned = if rotated { rope.rotate(&turned) } else { turned };
+            return Heads {
+                query: by_head(turned.narrow(2, 0, heads)),
+                key: by_head(turned.narrow(2, heads, kv_heads)),
+                value: by_head(all.narrow(2, heads + kv_heads, kv_heads)),
+            };
+        }
         let (mut query, mut key) = (split(&self.query, heads), split(&self.key, kv_heads));
         if let Some((query_norm, key_norm)) = &self.norms {
             (query, key) = (query_norm.forward(&query), key_norm.forward(&key));
@@ -108,7 +121,6 @@ impl Attention {
             (query, key) = (rope.rotate(&query), rope.rotate(&key));
         }
         let value = split(&self.value, kv_heads);
-        let by_head = |x: Tensor| x.transpose(1, 2);
         Heads { query: by_head(query), key: by_head(key), value: by_head(value) }
     }
 

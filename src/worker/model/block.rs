@@ -19,12 +19,21 @@ pub struct Mlp {
     pub up: Linear,
     /// Down projection.
     pub down: Linear,
+    /// Gate and up as one map, in a model that does not learn.
+    pub gate_up: Option<Linear>,
 }
 
 impl Mlp {
     /// `[.., width]` → `[.., width]`.
     pub fn forward(&self, x: &Tensor) -> Tensor {
-        self.down.forward(&(self.gate.forward(x).silu() * self.up.forward(x)))
+        let gated = match &self.gate_up {
+            Some(both) => {
+                let halves = both.forward(x).chunk(2, -1);
+                halves[0].silu() * &halves[1]
+            }
+            None => self.gate.forward(x).silu() * self.up.forward(x),
+        };
+        self.down.forward(&gated)
     }
 }
 

@@ -9,16 +9,19 @@ use std::sync::Arc;
 
 use tch::{Device, Kind, Tensor};
 
-use super::adapter::{Adapter, Adapters, DOWN, Dropout, Switch, UP};
-use super::attention::{Attention, AttentionShape, Step};
-use super::block::{Block, Mlp};
+use super::adapter::{Adapters, DOWN, Dropout, Switch, UP};
+use super::attention::Step;
+use super::block::Block;
 use super::config::{Head, ModelConfig};
 use super::folder::ModelFolder;
+use super::joined;
 use super::kv_cache::KvCache;
 use super::layers::{Linear, RmsNorm};
+use super::parts::{Adapting, Parts};
 use super::reward_head::ScoreHead;
 use super::rotary::{Rope, RopeTables, Tree};
 use crate::errors::{ModelError, first_line};
+use crate::process::give_back_freed_memory;
 
 /// The type that a model computes in.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -83,13 +86,6 @@ pub struct Transformer {
     switch: Arc<Switch>,
 }
 
-/// How the adapters among a model's parameters are used.
-struct Adapting {
-    scaling: f64,
-    dropout: Dropout,
-    switch: Arc<Switch>,
-}
-
 impl Transformer {
     /// Reads the folder's tensors onto the device.
     ///
@@ -114,9 +110,16 @@ impl Transformer {
             let own = head.to_device(options.device).to_kind(options.precision.kind());
             parameters.push((SCORE.to_owned(), own));
         }
-        Self::assemble(folder.config.clone(), *options, parameters).map_err(|name| {
-            ModelError::Tensor { name, problem: "is missing".to_owned(), dir: folder.dir.clone() }
-        })
+        let model =
+            Self::assemble(folder.config.clone(), *options, parameters).map_err(|name| {
+                ModelError::Tensor {
+                    name,
+                    problem: "is missing".to_owned(),
+                    dir: folder.dir.clone(),
+                }
+            })?;
+        give_back_freed_memory();
+        Ok(model)
     }
 
     /// Builds a model from named parameters, which it keeps and shares.
@@ -133,14 +136,23 @@ impl Transformer {
     fn build(
         config: ModelConfig,
         options: LoadOptions,
-        parameters: Vec<(String, Tensor)>,
+        mut parameters: Vec<(String, Tensor)>,
         adapting: Option<Adapting>,
     ) -> Result<Self, String> {
+        let joined = match (options.trainable, &adapting) {
+            (Trainable::Nothing, None) => joined::join(config.layers, &mut parameters),
+            _ => Vec::new(),
+        };
         for (name, tensor) in &parameters {
             let learns = learns(&config, options.trainable, name);
             let _ = tensor.set_requires_grad(learns);
         }
-        let parts = Parts { config: &config, parameters: &parameters, adapting: adapting.as_ref() };
+        let parts = Parts {
+            config: &config,
+            parameters: &parameters,
+            joined: &joined,
+            adapting: adapting.as_ref(),
+        };
         let blocks =
             (0..config.layers).map(|layer| parts.block(layer)).collect::<Result<_, _>>()?;
         let embedding = parts.get("model.embed_tokens.weight")?;
@@ -366,79 +378,5 @@ fn learns(config: &ModelConfig, trainable: Trainable, name: &str) -> bool {
                 None => name == "model.norm.weight" || name == SCORE,
             }
         }
-    }
-}
-
-/// Named parameters on their way into layers.
-struct Parts<'a> {
-    config: &'a ModelConfig,
-    parameters: &'a [(String, Tensor)],
-    adapting: Option<&'a Adapting>,
-}
-
-impl Parts<'_> {
-    fn get(&self, name: &str) -> Result<Tensor, String> {
-        let found = self.parameters.iter().find(|(candidate, _)| candidate == name);
-        found.map(|(_, tensor)| tensor.shallow_clone()).ok_or_else(|| name.to_owned())
-    }
-
-    fn linear(&self, name: &str, bias: bool) -> Result<Linear, String> {
-        let weight = self.get(&format!("{name}.weight"))?;
-        let bias = if bias { Some(self.get(&format!("{name}.bias"))?) } else { None };
-        Ok(Linear::new(weight, bias).with_adapter(self.adapter(name)))
-    }
-
-    fn adapter(&self, module: &str) -> Option<Adapter> {
-        let adapting = self.adapting?;
-        Some(Adapter {
-            module: module.to_owned(),
-            down: self.get(&format!("{module}{DOWN}")).ok()?,
-            up: self.get(&format!("{module}{UP}")).ok()?,
-            scaling: adapting.scaling,
-            dropout: adapting.dropout,
-            switch: Arc::clone(&adapting.switch),
-        })
-    }
-
-    fn norm(&self, name: &str) -> Result<RmsNorm, String> {
-        Ok(RmsNorm::new(self.get(&format!("{name}.weight"))?, self.config.norm_epsilon))
-    }
-
-    fn block(&self, layer: usize) -> Result<Block, String> {
-        let name = |part: &str| format!("model.layers.{layer}.{part}");
-        Ok(Block {
-            attention_norm: self.norm(&name("input_layernorm"))?,
-            attention: self.attention(layer)?,
-            mlp_norm: self.norm(&name("post_attention_layernorm"))?,
-            mlp: Mlp {
-                gate: self.linear(&name("mlp.gate_proj"), self.config.mlp_bias)?,
-                up: self.linear(&name("mlp.up_proj"), self.config.mlp_bias)?,
-                down: self.linear(&name("mlp.down_proj"), self.config.mlp_bias)?,
-            },
-        })
-    }
-
-    fn attention(&self, layer: usize) -> Result<Attention, String> {
-        let name = |part: &str| format!("model.layers.{layer}.self_attn.{part}");
-        let config = self.config;
-        let norms = if config.family.qk_norm {
-            Some((self.norm(&name("q_norm"))?, self.norm(&name("k_norm"))?))
-        } else {
-            None
-        };
-        Ok(Attention {
-            shape: AttentionShape {
-                heads: config.heads as i64,
-                kv_heads: config.kv_heads as i64,
-                head_dim: config.head_dim as i64,
-                window: config.windows.get(layer).copied().flatten().map(|window| window as i64),
-                rotated: config.rotated.get(layer).copied().unwrap_or(true),
-            },
-            query: self.linear(&name("q_proj"), config.qkv_bias)?,
-            key: self.linear(&name("k_proj"), config.qkv_bias)?,
-            value: self.linear(&name("v_proj"), config.qkv_bias)?,
-            output: self.linear(&name("o_proj"), config.output_bias)?,
-            norms,
-        })
     }
 }

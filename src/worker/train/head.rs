@@ -77,15 +77,14 @@ pub fn forward_in(
     let mut residuals = Vec::new();
     for (start, length) in chunks(positions, chunk) {
         let ids = targets.narrow(0, start, length).unsqueeze(1);
-        let mut logits = model.logits(&hidden.narrow(0, start, length));
-        let log_total = logits.logsumexp([-1_i64], true);
-        let own = logits.gather(1, &ids, false);
-        logprobs.push((&own - &log_total).squeeze_dim(1));
+        let mut all = log_softmax(model, &hidden.narrow(0, start, length));
+        let own = all.gather(1, &ids, false);
+        logprobs.push(own.squeeze_dim(1));
         if wanted == Wanted::Logprobs {
             continue;
         }
-        hits.push(own.ge_tensor(&logits.amax([-1_i64], true)).squeeze_dim(1));
-        let residual = residual(&mut logits, &log_total, &ids);
+        hits.push(own.ge_tensor(&all.amax([-1_i64], true)).squeeze_dim(1));
+        let residual = residual(&mut all, &ids);
         slopes.push(residual.to_kind(hidden.kind()).matmul(&weight).neg());
         if wanted == Wanted::WeightGradient {
             residuals.push(kept.then_some(residual));
@@ -125,10 +124,8 @@ impl Scored {
             let residual = match kept {
                 Some(residual) => residual.shallow_clone(),
                 None => {
-                    let mut logits = model.logits(&hidden);
-                    let log_total = logits.logsumexp([-1_i64], true);
                     let ids = self.targets.narrow(0, start, length).unsqueeze(1);
-                    residual(&mut logits, &log_total, &ids)
+                    residual(&mut log_softmax(model, &hidden), &ids)
                 }
             };
             let scale = coefficients.narrow(0, start, length).neg().unsqueeze(1);
@@ -151,10 +148,15 @@ fn weight(model: &Transformer) -> Tensor {
     found.map_or_else(Tensor::new, |(_, tensor)| tensor.detach())
 }
 
-/// `softmax(logits) − onehot(ids)`, in the memory of `logits`.
-fn residual(logits: &mut Tensor, log_total: &Tensor, ids: &Tensor) -> Tensor {
+/// `[positions, vocabulary]`, f32. Taken whole by the library's own kernel, which reads the logits once.
+fn log_softmax(model: &Transformer, hidden: &Tensor) -> Tensor {
+    model.logits(hidden).log_softmax(-1, Kind::Float)
+}
+
+/// `probabilities − onehot(ids)`, in the memory of the log-probs.
+fn residual(logprobs: &mut Tensor, ids: &Tensor) -> Tensor {
     let minus_one = Tensor::full(ids.size(), -1.0, (Kind::Float, ids.device()));
-    let mut probabilities = logits.g_sub_(log_total).exp_();
+    let mut probabilities = logprobs.exp_();
     probabilities.scatter_add_(1, ids, &minus_one)
 }
 
