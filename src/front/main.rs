@@ -116,7 +116,7 @@ fn become_worker(origin: &Path, choice: &Choice, arguments: &[OsString]) -> Resu
 /// executing itself a second time.
 fn patience() -> Option<(&'static str, &'static str)> {
     let chosen = ["GOMP_SPINCOUNT", "OMP_WAIT_POLICY"];
-    (!chosen.iter().any(|name| env::var_os(name).is_some())).then_some(("GOMP_SPINCOUNT", "1000"))
+    (!chosen.iter().any(|name| env::var_os(name).is_some())).then_some(("GOMP_SPINCOUNT", "20000"))
 }
 
 /// Our folder first, then what the user had.

@@ -4,7 +4,7 @@
 
 fn main() {
     println!("cargo:rerun-if-changed=build.rs");
-    device_memory();
+    shims();
     // Installed: bin/ beside lib/rlhfd/libtorch/. Project: target/release/ and target/debug/deps/.
     let places = [
         "$ORIGIN/../lib/rlhfd/libtorch",
@@ -19,8 +19,11 @@ fn main() {
 }
 
 /// The headers lie beside the libraries that torch-sys links.
-fn device_memory() {
-    println!("cargo:rerun-if-changed=device_memory.cpp");
+fn shims() {
+    const SHIMS: [&str; 2] = ["device_memory.cpp", "in_place.cpp"];
+    for shim in SHIMS {
+        println!("cargo:rerun-if-changed={shim}");
+    }
     println!("cargo:rerun-if-env-changed=DEP_TCH_LIBTORCH_LIB");
     let libraries = std::env::var_os("DEP_TCH_LIBTORCH_LIB").map(std::path::PathBuf::from);
     let headers =
@@ -30,7 +33,7 @@ fn device_memory() {
         .std("c++17")
         .warnings(false)
         .includes(headers)
-        .file("device_memory.cpp")
-        .compile("rlhfd_device_memory");
+        .files(SHIMS)
+        .compile("rlhfd_shims");
     println!("cargo:rustc-link-lib=c10");
 }

@@ -16,6 +16,7 @@ pub mod file_mode;
 pub mod generate;
 pub mod gpu_check;
 pub mod guard;
+pub mod in_place;
 pub mod initial;
 pub mod libtorch_switches;
 pub mod logprob;

@@ -132,56 +132,42 @@ impl Attention {
             let mixed = self.mix(&heads.query, &heads.key, &heads.value);
             return self.output.forward(&mixed.transpose(1, 2).reshape([rows, tokens, width]));
         }
-        let mut parts = Vec::with_capacity(packed.len());
-        if packed.iter().all(|tree| tree.branches.is_empty()) {
-            self.attend_plain(heads, packed, &mut parts);
-        } else {
-            let mut first = 0;
-            for tree in packed {
-                self.attend_tree(heads, (tree, first), &mut parts);
-                first += tree.tokens();
-            }
-        }
-        let parts: Vec<Tensor> = parts.iter().map(|mixed| mixed.transpose(1, 2)).collect();
+        let mixed = self.attend_trees(heads, packed);
+        let parts: Vec<Tensor> = mixed.iter().map(|mixed| mixed.transpose(1, 2)).collect();
         self.output.forward(&Tensor::cat(&parts, 1).reshape([rows, tokens, width]))
     }
 
-    /// Sequences without branches. Split once: the backward pass of a `narrow` fills a tensor of the
-    /// whole row, so that many short sequences would cost their number times the row.
-    fn attend_plain(&self, heads: &Heads, sequences: &[Tree], parts: &mut Vec<Tensor>) {
-        let lengths: Vec<i64> = sequences.iter().map(Tree::tokens).collect();
+    /// Trees, one after the other: of each the trunk with its first branch, as the one sequence that they
+    /// are, then every other branch over the trunk and itself. Split once: the backward pass of a `narrow`
+    /// fills a tensor of the whole row, so that many short sequences would cost their number times the row.
+    fn attend_trees(&self, heads: &Heads, trees: &[Tree]) -> Vec<Tensor> {
+        let lengths: Vec<i64> = trees.iter().flat_map(Tree::sequences).collect();
         let split = |x: &Tensor| x.split_with_sizes(&lengths, 2);
-        let (keys, values) = (split(&heads.key), split(&heads.value));
-        for ((query, key), value) in split(&heads.query).iter().zip(&keys).zip(&values) {
-            parts.push(self.mix(query, key, value));
+        let (queries, keys, values) = (split(&heads.query), split(&heads.key), split(&heads.value));
+        let mut mixed = Vec::with_capacity(lengths.len());
+        for tree in trees {
+            let lead = mixed.len();
+            mixed.push(self.mix(&queries[lead], &keys[lead], &values[lead]));
+            for branch in lead + 1..lead + tree.branches.len().max(1) {
+                let seen = |all: &[Tensor]| {
+                    Tensor::cat(
+                        &[all[lead].narrow(2, 0, tree.trunk), all[branch].shallow_clone()],
+                        2,
+                    )
+                };
+                mixed.push(self.mix_branch(&queries[branch], &seen(&keys), &seen(&values)));
+            }
         }
+        mixed
     }
 
-    /// The tokens of one tree that begins at column `first`: trunk and first branch together, as
-    /// the one sequence they are, then each other branch over the trunk and itself.
-    fn attend_tree(&self, heads: &Heads, (tree, first): (&Tree, i64), parts: &mut Vec<Tensor>) {
-        let lead = tree.trunk + tree.branches.first().copied().unwrap_or(0);
-        let own = |x: &Tensor| x.narrow(2, first, lead);
-        parts.push(self.mix(&own(&heads.query), &own(&heads.key), &own(&heads.value)));
-        let mut column = first + lead;
-        for length in tree.branches.iter().skip(1) {
-            let own = |x: &Tensor| x.narrow(2, column, *length);
-            let seen = |x: &Tensor| Tensor::cat(&[x.narrow(2, first, tree.trunk), own(x)], 2);
-            let query = own(&heads.query);
-            let mask = branch_mask(&query, tree.trunk, self.shape.window);
-            let groups = self.shape.heads != self.shape.kv_heads;
-            parts.push(Tensor::scaled_dot_product_attention(
-                &query,
-                &seen(&heads.key),
-                &seen(&heads.value),
-                Some(mask),
-                0.0,
-                false,
-                None,
-                groups,
-            ));
-            column += length;
-        }
+    /// A branch's queries over its trunk's keys and its own, which are the last ones.
+    fn mix_branch(&self, query: &Tensor, key: &Tensor, value: &Tensor) -> Tensor {
+        let trunk = key.size()[2] - query.size()[2];
+        let mask = branch_mask(query, trunk, self.shape.window);
+        let groups = self.shape.heads != self.shape.kv_heads;
+        let mask = Some(mask);
+        Tensor::scaled_dot_product_attention(query, key, value, mask, 0.0, false, None, groups)
     }
 
     /// Causal attention of `[rows, heads, tokens, head_dim]`.

@@ -7,6 +7,7 @@
 use tch::Tensor;
 
 use super::adapter::Adapter;
+use crate::in_place;
 
 /// `y = x·Wᵀ + b`; the weight is `[outputs, inputs]` as Hugging Face stores it.
 #[derive(Debug)]
@@ -31,7 +32,10 @@ impl Linear {
 
     /// `[.., inputs]` → `[.., outputs]`.
     pub fn forward(&self, x: &Tensor) -> Tensor {
-        let y = x.linear(&self.weight, self.bias.as_ref());
+        let y = match &self.bias {
+            None if self.weight.requires_grad() => in_place::linear(x, &self.weight),
+            bias => x.linear(&self.weight, bias.as_ref()),
+        };
         match &self.adapter {
             Some(adapter) => adapter.added_to(y, x),
             None => y,

@@ -44,6 +44,12 @@ impl Tree {
         self.trunk + self.branches.iter().sum::<i64>()
     }
 
+    /// Tokens of the trunk with its first branch, then of each other branch.
+    pub fn sequences(&self) -> impl Iterator<Item = i64> {
+        let (first, others) = self.branches.split_first().unwrap_or((&0, &[]));
+        std::iter::once(self.trunk + first).chain(others.iter().copied())
+    }
+
     /// The longest sequence.
     fn depth(&self) -> i64 {
         self.trunk + self.branches.iter().copied().max().unwrap_or(0)

@@ -21,6 +21,7 @@ use super::parts::{Adapting, Parts};
 use super::reward_head::ScoreHead;
 use super::rotary::{Rope, RopeTables, Tree};
 use crate::errors::{ModelError, first_line};
+use crate::in_place;
 use crate::process::give_back_freed_memory;
 
 /// The type that a model computes in.
@@ -245,7 +246,11 @@ impl Transformer {
     /// head's gradient does reach it).
     pub fn embed(&self, ids: &Tensor) -> Tensor {
         let pad = self.config.pad_id.filter(|pad| (*pad as usize) < self.config.vocabulary);
-        Tensor::embedding(&self.embedding, ids, pad.map_or(-1, i64::from), false, false)
+        let pad = pad.map(i64::from);
+        if self.embedding.requires_grad() && self.device() == Device::Cpu {
+            return in_place::embedding(&self.embedding, ids, pad);
+        }
+        Tensor::embedding(&self.embedding, ids, pad.unwrap_or(-1), false, false)
     }
 
     /// The blocks, from the bottom; with [`Self::embed`], [`Self::rope`] and [`Self::final_norm`]

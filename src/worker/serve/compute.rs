@@ -26,6 +26,7 @@ use crate::guard::guarded;
 use crate::logprob::{Sequence, response_logprobs};
 use crate::model::{LoadOptions, ModelFolder, Trainable, Transformer};
 use crate::probe;
+use crate::process::give_back_freed_memory;
 use crate::score::score_batch;
 use crate::train::average::{self, Average};
 use crate::train::steps::StepRow;
@@ -95,6 +96,7 @@ impl Engine<'_> {
             ToCompute::Unload => {
                 self.models.clear();
                 device_memory::release(self.compute.device);
+                give_back_freed_memory();
                 None
             }
             ToCompute::Drain => Some(0),
@@ -138,14 +140,7 @@ impl Engine<'_> {
     }
 
     fn begin(&mut self, unit: Unit) {
-        let trains = matches!(
-            unit.work,
-            Work::TrainDpo { .. }
-                | Work::TrainSft { .. }
-                | Work::TrainReward { .. }
-                | Work::TrainPreference { .. }
-        );
-        self.shared.begin(unit.attempt, trains);
+        self.shared.begin(unit.attempt, trains(&unit));
         device_memory::reset_peak(self.compute.device);
         self.unit = Some(Running { unit, begun: Instant::now(), failed: false });
     }
@@ -202,7 +197,12 @@ impl Engine<'_> {
                 Some(Summary { findings: whole.findings, checkpoint: whole.checkpoint, ..own });
             Ok(())
         });
-        if let (Some(running), Some(summary)) = (self.unit.take(), summary) {
+        let running = self.unit.take();
+        if running.as_ref().is_some_and(|running| trains(&running.unit)) {
+            // Its activations and moments are of no use to what comes next.
+            give_back_freed_memory();
+        }
+        if let (Some(running), Some(summary)) = (running, summary) {
             self.shared.end();
             let attempt = running.unit.attempt;
             self.frame(FromWorker::UnitDone { attempt, summary }, Vec::new());
@@ -403,4 +403,15 @@ impl Engine<'_> {
         }
         Ok(())
     }
+}
+
+/// Whether a unit is a training: it has the worker for itself, and stops at a micro-batch.
+fn trains(unit: &Unit) -> bool {
+    matches!(
+        unit.work,
+        Work::TrainDpo { .. }
+            | Work::TrainSft { .. }
+            | Work::TrainReward { .. }
+            | Work::TrainPreference { .. }
+    )
 }

@@ -6,6 +6,8 @@
 
 use tch::{Kind, Tensor};
 
+use crate::in_place::adamw;
+
 /// The constants of AdamW.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct AdamConfig {
@@ -49,73 +51,28 @@ pub struct Update {
     pub clip: f64,
 }
 
-/// Elements of one pass: the five tensors of a pass then lie in a core's second-level cache, so
-/// that an update reads and writes each element of memory once, not once for each operation.
-const PASS_ELEMENTS: i64 = 1 << 15;
-
 impl AdamConfig {
-    /// Applies one step to `master` in place: decay first, then the moments, then the update with
-    /// epsilon outside the bias-corrected root.
+    /// Applies one step to tensors of one device in place: decay first, then the moments, then the update
+    /// with epsilon outside the bias-corrected root.
     ///
-    /// Shapes: `master`, `gradient` and both moments alike; f32. Source: Loshchilov and Hutter,
-    /// arXiv:1711.05101, in the order of `torch.optim.AdamW`.
-    pub fn apply(
-        &self,
-        master: &mut Tensor,
-        gradient: &Tensor,
-        moments: &mut Moments,
-        update: Update,
-    ) {
-        let _no_grad = tch::no_grad_guard();
-        let elements = i64::try_from(master.numel()).unwrap_or(i64::MAX);
-        let pass = if master.device() == tch::Device::Cpu { PASS_ELEMENTS } else { elements };
-        // `detach` first: a view of a leaf that learns may not be written to.
-        let master = master.detach().view(-1);
-        let gradient = gradient.detach().reshape(-1);
-        let (first, second) = (moments.first.view(-1), moments.second.view(-1));
-        let mut start = 0;
-        while start < elements {
-            let length = pass.min(elements - start);
-            let part = |tensor: &Tensor| tensor.narrow(0, start, length);
-            self.apply_part(
-                &mut part(&master),
-                &part(&gradient),
-                (&mut part(&first), &mut part(&second)),
-                (update, moments.decays),
-            );
-            start += length;
-        }
-    }
-
-    fn apply_part(
-        &self,
-        master: &mut Tensor,
-        gradient: &Tensor,
-        (first, second): (&mut Tensor, &mut Tensor),
-        (update, decays): (Update, bool),
-    ) {
+    /// Shapes: of each tensor `master`, `gradient` and both moments alike; f32. Source: Loshchilov and
+    /// Hutter, arXiv:1711.05101; libtorch's fused kernel, which `torch.optim.AdamW(fused=True)` takes.
+    pub fn apply(&self, tensors: &[(&Tensor, &Tensor, &Moments)], update: Update) {
         #[expect(clippy::cast_precision_loss, reason = "steps are bounded far below 2^52")]
         let step = update.step as f64;
-        let correction1 = 1.0 - self.beta1.powf(step);
-        let correction2_root = (1.0 - self.beta2.powf(step)).sqrt();
-        let clipped;
-        let gradient = if update.clip == 1.0 {
-            gradient
-        } else {
-            clipped = gradient * update.clip;
-            &clipped
-        };
-        if decays && self.weight_decay > 0.0 {
-            let _ = master.g_mul_scalar_(1.0 - update.rate * self.weight_decay);
+        let scale = (update.clip != 1.0).then(|| update.clip.recip());
+        for decays in [true, false] {
+            let alike: Vec<[&Tensor; 4]> = tensors
+                .iter()
+                .filter(|(_, _, moments)| moments.decays == decays)
+                .map(|(master, gradient, moments)| {
+                    [*master, *gradient, &moments.first, &moments.second]
+                })
+                .collect();
+            let decay = if decays { self.weight_decay } else { 0.0 };
+            let constants = [update.rate, self.beta1, self.beta2, decay, self.epsilon];
+            adamw(&alike, constants, step, scale);
         }
-        let _ = first.lerp_(gradient, 1.0 - self.beta1);
-        // v ← β₂v + (1−β₂)g²: the root of the factor goes into g, because addcmul_ takes none here.
-        let scaled = gradient * (1.0 - self.beta2).sqrt();
-        let _ = second.g_mul_scalar_(self.beta2).addcmul_(&scaled, &scaled);
-        let mut denominator = second.sqrt();
-        let _ = denominator.g_div_scalar_(correction2_root).g_add_scalar_(self.epsilon);
-        let numerator = &*first * (-update.rate / correction1);
-        let _ = master.addcdiv_(&numerator, &denominator);
     }
 }
 
@@ -156,10 +113,10 @@ mod tests {
         // p = 1.98 − 0.1·0.5/(0.5 + 0.01) = 1.98 − 0.098039 = 1.881961
         // Without decay: 2 − 0.098039 = 1.901961. Epsilon inside the root would give 1.8829.
         for (decays, wanted) in [(true, 1.881_960_8), (false, 1.901_960_8)] {
-            let mut master = Tensor::from_slice(&[2.0_f32]);
-            let mut moments = Moments::zeros(&master, decays);
+            let master = Tensor::from_slice(&[2.0_f32]);
+            let moments = Moments::zeros(&master, decays);
             let update = Update { rate: 0.1, step: 1, clip: 1.0 };
-            CONFIG.apply(&mut master, &Tensor::from_slice(&[0.5_f32]), &mut moments, update);
+            CONFIG.apply(&[(&master, &Tensor::from_slice(&[0.5_f32]), &moments)], update);
             assert!((value(&master, 0) - wanted).abs() < 1e-6, "{}", value(&master, 0));
             assert!((value(&moments.first, 0) - 0.05).abs() < 1e-8);
             assert!((value(&moments.second, 0) - 0.0025).abs() < 1e-8);
@@ -167,16 +124,17 @@ mod tests {
     }
 
     #[test]
-    fn three_steps_agree_with_the_formula_in_f64_across_pass_borders() {
-        let elements = PASS_ELEMENTS + 3;
-        let mut master = Tensor::ones([elements], (Kind::Float, tch::Device::Cpu));
-        let mut moments = Moments::zeros(&master, true);
+    fn three_steps_agree_with_the_formula_in_f64() {
+        // More than one thread's share, and no multiple of a vector.
+        let elements = (1 << 15) + 3;
+        let master = Tensor::ones([elements], (Kind::Float, tch::Device::Cpu));
+        let moments = Moments::zeros(&master, true);
         let (mut p, mut m, mut v) = (1.0_f64, 0.0_f64, 0.0_f64);
         for step in 1..=3_i32 {
             let g = 0.3 * f64::from(step);
             let gradient = Tensor::full([elements], g, (Kind::Float, tch::Device::Cpu));
             let update = Update { rate: 0.05, step: u64::try_from(step).unwrap(), clip: 0.5 };
-            CONFIG.apply(&mut master, &gradient, &mut moments, update);
+            CONFIG.apply(&[(&master, &gradient, &moments)], update);
             let g = g * 0.5;
             p *= 1.0 - 0.05 * 0.1;
             m = 0.9 * m + 0.1 * g;
@@ -184,18 +142,18 @@ mod tests {
             let root = v.sqrt() / (1.0 - 0.99_f64.powi(step)).sqrt();
             p -= 0.05 / (1.0 - 0.9_f64.powi(step)) * m / (root + 1e-2);
         }
-        for index in [0, PASS_ELEMENTS - 1, PASS_ELEMENTS, elements - 1] {
+        for index in [0, elements / 2, elements - 1] {
             assert!((value(&master, index) - p).abs() < 1e-6, "{} {p}", value(&master, index));
         }
     }
 
     #[test]
     fn a_rate_of_zero_moves_moments_but_no_weight() {
-        let mut master = Tensor::from_slice(&[0.1_f32, -7.0]);
+        let master = Tensor::from_slice(&[0.1_f32, -7.0]);
         let before = master.copy();
-        let mut moments = Moments::zeros(&master, true);
+        let moments = Moments::zeros(&master, true);
         let update = Update { rate: 0.0, step: 1, clip: 1.0 };
-        CONFIG.apply(&mut master, &Tensor::from_slice(&[1.0_f32, 2.0]), &mut moments, update);
+        CONFIG.apply(&[(&master, &Tensor::from_slice(&[1.0_f32, 2.0]), &moments)], update);
         assert!(master.equal(&before));
         assert!(value(&moments.first, 1) > 0.0);
     }

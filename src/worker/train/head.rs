@@ -128,9 +128,11 @@ impl Scored {
                     residual(&mut log_softmax(model, &hidden), &ids)
                 }
             };
+            // The coefficients go into the narrower factor.
             let scale = coefficients.narrow(0, start, length).neg().unsqueeze(1);
-            let left = (residual * scale).to_kind(gradient.kind()).transpose(0, 1);
-            let _ = gradient.addmm_(&left, &hidden.to_kind(gradient.kind()));
+            let right = (hidden.to_kind(Kind::Float) * scale).to_kind(gradient.kind());
+            let left = residual.to_kind(gradient.kind()).transpose(0, 1);
+            let _ = gradient.addmm_(&left, &right);
         }
     }
 }

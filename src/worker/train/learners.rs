@@ -113,11 +113,16 @@ impl Learners {
     /// them. `step` is counted from 1.
     pub fn apply(&mut self, rate: f64, step: u64, (norm, norm_max): (f64, f64)) {
         let update = Update { rate, step, clip: clip_factor(norm, norm_max) };
+        let gradients: Vec<Tensor> = self.all.iter().map(Learner::gradient).collect();
+        let reached: Vec<(&Tensor, &Tensor, &Moments)> = self
+            .all
+            .iter()
+            .zip(&gradients)
+            .filter(|(_, gradient)| gradient.defined())
+            .map(|(learner, gradient)| (&learner.master, gradient, &learner.moments))
+            .collect();
+        self.adam.apply(&reached, update);
         for learner in &mut self.all {
-            let gradient = learner.gradient();
-            if gradient.defined() {
-                self.adam.apply(&mut learner.master, &gradient, &mut learner.moments, update);
-            }
             learner.publish_master();
         }
         self.clear();
