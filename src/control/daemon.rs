@@ -41,6 +41,7 @@ use crate::listener::{self, BindError};
 use crate::live::LiveBoard;
 use crate::log_watch;
 use crate::models::Models;
+use crate::notify::Manager;
 use crate::places::{Asked, PlaceError, Places};
 use crate::platform;
 use crate::reload::reload;
@@ -140,7 +141,8 @@ async fn live(asked: &Asked) -> Result<(), StartError> {
     let config = CheckedConfig::load(&places.config)?;
     let readers_socket: Option<PathBuf> =
         config.control.readers_socket.as_ref().map(|place| place.path.clone());
-    let Some((_lock, store)) = opened(&places, &config, &mut signals).await? else {
+    let manager = Manager::named(std::env::var_os("NOTIFY_SOCKET").as_deref());
+    let Some((_lock, store)) = opened(&places, &config, &manager, &mut signals).await? else {
         return Ok(());
     };
     let (listeners, socket_files) = listener::bind(&places.socket, readers_socket.as_deref())?;
@@ -170,11 +172,13 @@ async fn live(asked: &Asked) -> Result<(), StartError> {
         "rlhfd {} serves",
         env!("CARGO_PKG_VERSION")
     );
-    notify(&[NotifyState::Ready]);
-    let watchdog = actix_rt::spawn(watchdog::keep(daemon.cores(), daemon.live.clone()));
-    signals.until_stop(&places, &config, &daemon.store).await;
+    manager.tell(&[NotifyState::Ready]);
+    let keep = watchdog::keep(daemon.cores(), daemon.live.clone(), manager.clone());
+    let watchdog = actix_rt::spawn(keep);
+    signals.until_stop(&places, &config, &daemon.store, &manager).await;
 
-    notify(&[NotifyState::Stopping, NotifyState::ExtendTimeoutUsec(drain_usec(&config.borrow()))]);
+    let longest = NotifyState::ExtendTimeoutUsec(drain_usec(&config.borrow()));
+    manager.tell(&[NotifyState::Stopping, longest]);
     // Streams end first: an open one would hold the server up.
     stopping.send_replace(true);
     daemon.drain(&mut signals, &config.borrow().clone()).await;
@@ -193,6 +197,7 @@ async fn live(asked: &Asked) -> Result<(), StartError> {
 async fn opened(
     places: &Places,
     config: &CheckedConfig,
+    manager: &Manager,
     signals: &mut Signals,
 ) -> Result<Option<(File, Store)>, StartError> {
     let again = Duration::from_millis(config.store.disk_probe_ms);
@@ -209,7 +214,7 @@ async fn opened(
         }
         let patience = again.saturating_add(OPEN_PATIENCE).as_micros();
         let patience = u32::try_from(patience).unwrap_or(u32::MAX);
-        notify(&[NotifyState::Status(&told), NotifyState::ExtendTimeoutUsec(patience)]);
+        manager.mention(&[NotifyState::Status(&told), NotifyState::ExtendTimeoutUsec(patience)]);
         tokio::select! {
             () = signals.again() => return Ok(None),
             () = actix_rt::time::sleep(again) => {}
@@ -239,12 +244,6 @@ fn tell_copy(store: &mut Store, places: &Places) -> Result<(), StoreError> {
 fn drain_usec(config: &CheckedConfig) -> u32 {
     let wait = Duration::from_secs(config.scheduler.stop_timeout_s) + 2 * KILL_WAIT;
     u32::try_from(wait.as_micros()).unwrap_or(u32::MAX)
-}
-
-pub(crate) fn notify(states: &[NotifyState<'_>]) {
-    if let Err(error) = sd_notify::notify(states) {
-        tracing::warn!("the service manager is not told: {error}");
-    }
 }
 
 /// The actors that the rest is reached through. Dropping an address may end an actor: all are kept.
@@ -375,15 +374,16 @@ impl Signals {
         places: &Places,
         config: &watch::Sender<Arc<CheckedConfig>>,
         store: &StoreHandle,
+        manager: &Manager,
     ) {
         loop {
             tokio::select! {
                 _ = self.terminate.recv() => return,
                 _ = self.interrupt.recv() => return,
                 _ = self.hangup.recv() => {
-                    notify(&[NotifyState::Reloading]);
+                    manager.tell(&[NotifyState::Reloading]);
                     let event = reload(places, config);
-                    notify(&[NotifyState::Ready]);
+                    manager.tell(&[NotifyState::Ready]);
                     if let Err(error) = store.write(move |s| s.append_event(&event, now_ms())).await {
                         tracing::warn!("an event is lost: {error}");
                     }

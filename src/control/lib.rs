@@ -19,6 +19,7 @@ pub mod listener;
 pub mod live;
 pub mod log_watch;
 pub mod models;
+pub mod notify;
 pub mod places;
 pub mod platform;
 pub mod reload;

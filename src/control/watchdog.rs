@@ -12,6 +12,7 @@ use sd_notify::NotifyState;
 
 use crate::handles::StoreHandle;
 use crate::live::{Live, LiveBoard};
+use crate::notify::Manager;
 
 /// Without a watchdog the status line is still renewed this often.
 const STATUS_EVERY: Duration = Duration::from_secs(5);
@@ -60,8 +61,8 @@ impl Core {
 }
 
 /// Tells the service manager for as long as it is polled, where there is one.
-pub async fn keep(cores: Vec<Core>, live: LiveBoard) {
-    if std::env::var_os("NOTIFY_SOCKET").is_none() {
+pub async fn keep(cores: Vec<Core>, live: LiveBoard, manager: Manager) {
+    if !manager.is_there() {
         return;
     }
     let watched = sd_notify::watchdog_enabled();
@@ -75,7 +76,7 @@ pub async fn keep(cores: Vec<Core>, live: LiveBoard) {
         } else {
             tracing::error!("no answer within {every:?} from: {}", silent.join(", "));
         }
-        super::daemon::notify(&states);
+        manager.mention(&states);
         actix_rt::time::sleep(every).await;
     }
 }

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeSet;
 use std::os::unix::net::UnixDatagram;
+use std::path::PathBuf;
 use std::time::Duration;
 
 use rlhfd_tests::scene::{Scene, Settings, signal};
@@ -11,7 +12,10 @@ use rustix::process::Signal;
 /// Long enough for a debug build on a busy machine, short enough for a test.
 const WATCHDOG: Duration = Duration::from_millis(900);
 
-struct Manager(UnixDatagram);
+struct Manager {
+    socket: UnixDatagram,
+    path: PathBuf,
+}
 
 impl Manager {
     fn of(scene: &mut Scene) -> Self {
@@ -23,13 +27,20 @@ impl Manager {
             ("WATCHDOG_USEC", WATCHDOG.as_micros().to_string()),
         ];
         scene.environment.extend(variables.map(|(key, value)| (key.to_owned(), value)));
-        Self(socket)
+        Self { socket, path }
+    }
+
+    /// Fills the queue, as of a manager that has not read for long.
+    fn stuff(&self) {
+        let sender = UnixDatagram::unbound().expect("a socket");
+        sender.set_nonblocking(true).expect("a socket that does not wait");
+        while sender.send_to(b"STATUS=stuffing\n", &self.path).is_ok() {}
     }
 
     /// The lines of the next message; none where nothing comes for three intervals.
     fn lines(&self) -> Option<BTreeSet<String>> {
         let mut bytes = [0; 4096];
-        let read = self.0.recv(&mut bytes).ok()?;
+        let read = self.socket.recv(&mut bytes).ok()?;
         let text = String::from_utf8(bytes[..read].to_vec()).expect("a message is text");
         Some(text.lines().map(str::to_owned).collect())
     }
@@ -73,6 +84,26 @@ fn a_daemon_that_stands_still_is_not_heard() {
     signal(daemon.pid(), Signal::CONT);
     manager.until("WATCHDOG=1", &scene);
     assert!(daemon.terminate().success());
+}
+
+#[test]
+fn a_service_manager_that_does_not_read_holds_nothing_up_and_hears_what_matters_later() {
+    let mut scene = Scene::fake(&Settings::default());
+    let manager = Manager::of(&mut scene);
+    manager.stuff();
+    let mut daemon = scene.start();
+    scene.add_prompts("early", 0, 4, "0");
+    manager.until("READY=1", &scene);
+    manager.stuff();
+    signal(daemon.pid(), Signal::HUP);
+    let reloads = "SELECT count(*) FROM events WHERE kind = 'config_reloaded'";
+    scene.wait_number("the reload to be told", reloads, 1);
+    manager.until("RELOADING=1", &scene);
+    manager.until("READY=1", &scene);
+    // Nobody reads any more.
+    manager.stuff();
+    signal(daemon.pid(), Signal::TERM);
+    assert!(daemon.ended().success());
 }
 
 #[test]
