@@ -14,15 +14,16 @@ use sha2::{Digest, Sha256};
 const FILE_LINES_MAX: usize = 450;
 
 /// Which of our own rooms each room may use.
-const ROOMS: [(&str, &[&str]); 9] = [
+const ROOMS: [(&str, &[&str]); 10] = [
     ("domain", &[]),
     ("config", &["domain", "protocol"]),
     ("protocol", &["domain"]),
     ("store", &["domain", "protocol"]),
-    ("control", &["domain", "config", "protocol", "store"]),
-    ("client", &["config", "protocol", "domain"]),
+    ("pages", &[]),
+    ("control", &["domain", "config", "protocol", "store", "pages"]),
+    ("client", &["config", "protocol", "domain", "pages"]),
     ("front", &["protocol"]),
-    ("worker", &["domain", "config", "protocol"]),
+    ("worker", &["domain", "config", "protocol", "pages"]),
     ("study", &["protocol"]),
 ];
 

@@ -16,12 +16,15 @@ mod wait;
 
 use std::process::ExitCode;
 
-use clap::Parser;
+use clap::{CommandFactory, Parser};
 
 use crate::args::Args;
 use crate::errors::ClientError;
 
 fn main() -> ExitCode {
+    if let Some(code) = rlhfd_pages::write_if_asked(std::env::args_os().skip(1), Args::command) {
+        return code;
+    }
     let args = Args::parse();
     let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
         Ok(runtime) => runtime,

@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use clap::{Args, Parser, Subcommand};
+use clap::{Args, CommandFactory, Parser, Subcommand};
 use rlhfd_control::places::Asked;
 use rlhfd_control::platform::{self, LogFormat};
 use rlhfd_control::{check, daemon, exit};
@@ -56,6 +56,9 @@ impl From<PlaceOptions> for Asked {
 }
 
 fn main() -> ExitCode {
+    if let Some(code) = rlhfd_pages::write_if_asked(std::env::args_os().skip(1), Cli::command) {
+        return code;
+    }
     let cli = match Cli::try_parse() {
         Ok(cli) => cli,
         Err(error) => {

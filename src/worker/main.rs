@@ -5,9 +5,10 @@
 
 use std::error::Error;
 use std::io::{IsTerminal, Write};
+use std::path::PathBuf;
 use std::process::ExitCode;
 
-use clap::{Parser, Subcommand};
+use clap::{CommandFactory, Parser, Subcommand};
 use rlhfd_worker::bench::{self, BenchArgs};
 use rlhfd_worker::errors::with_causes;
 use rlhfd_worker::file_mode::{
@@ -51,7 +52,29 @@ enum Verb {
     Serve,
 }
 
+/// What the front program answers itself: described here, where clap is, for the pages alone.
+#[derive(Debug, Subcommand)]
+enum FrontVerb {
+    /// Tell which libtorch is taken, and whether the GPU can be used
+    Doctor {
+        /// The configuration whose `[worker] libtorch` counts
+        #[arg(long, value_name = "FILE")]
+        config: Option<PathBuf>,
+    },
+    /// Make a Hugging Face folder of a Llama GGUF file
+    ConvertGguf {
+        /// The GGUF file
+        file: PathBuf,
+        /// The folder that is made
+        #[arg(long, value_name = "DIR")]
+        out: PathBuf,
+    },
+}
+
 fn main() -> ExitCode {
+    if let Some(code) = rlhfd_pages::write_if_asked(std::env::args_os().skip(1), whole_command) {
+        return code;
+    }
     logs();
     process::with_patient_threads();
     process::keep_freed_memory();
@@ -80,6 +103,11 @@ fn main() -> ExitCode {
             ExitCode::FAILURE
         }
     }
+}
+
+/// The command line as a user meets it.
+fn whole_command() -> clap::Command {
+    FrontVerb::augment_subcommands(Cli::command())
 }
 
 fn exit_code(verdict: Verdict) -> ExitCode {
