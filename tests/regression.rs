@@ -37,3 +37,23 @@ fn a_socket_path_in_a_deep_folder_is_a_clear_error() {
     assert_eq!(output.status.code(), Some(78), "{said}");
     assert!(said.contains("107") && said.contains("--socket"), "{said}");
 }
+
+/// The daemon took a model that lies in its state folder, where the system service suggests it, for a
+/// checkpoint of its own, missed the manifest, and did not start a second time.
+#[test]
+fn a_policy_that_lies_in_the_state_folder_is_no_checkpoint_of_the_daemon() {
+    let scene = Scene::fake(&Settings::default());
+    std::fs::create_dir_all(scene.state()).unwrap();
+    std::fs::rename(scene.path("models"), scene.path("state/models")).unwrap();
+    scene.configure(&Settings::default().set("run", "policy", "\"state/models/policy\"").set(
+        "[label.scorers]",
+        "model",
+        "\"state/models/reward\"",
+    ));
+    assert!(scene.start().terminate().success());
+    let daemon = scene.start();
+    let head = "SELECT count(*) FROM checkpoints WHERE name = 'initial' AND sound = 1";
+    assert_eq!(scene.number(head), 1, "{}", scene.log());
+    scene.ctl_ok(&["doctor"]);
+    assert!(daemon.terminate().success());
+}

@@ -156,7 +156,7 @@ fn check_rows<'a>(
     let waiting = current.as_ref().and_then(|iteration| iteration.policy_out);
     let reference = current.as_ref().map(|iteration| iteration.reference);
     for row in checkpoints {
-        if Path::new(&row.path).is_absolute() {
+        if !Places::is_published(&row.path) {
             // The user's own model: its sum is compared when the run is opened.
             continue;
         }

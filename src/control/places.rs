@@ -13,6 +13,9 @@ use rustix::fs::FlockOperation;
 /// The longest path that a Unix socket's address holds.
 pub const SOCKET_PATH_BYTES_MAX: usize = 107;
 
+/// The folder of all runs, in the state folder.
+const RUNS: &str = "runs";
+
 /// What can be wrong with a place. [`PlaceError::exit_code`] tells the service manager.
 #[derive(Debug, thiserror::Error)]
 pub enum PlaceError {
@@ -189,7 +192,7 @@ impl Places {
     /// A run's own folder.
     #[must_use]
     pub fn run(&self, run: &str) -> PathBuf {
-        self.state.join("runs").join(run)
+        self.state.join(RUNS).join(run)
     }
 
     /// A run's checkpoints.
@@ -226,6 +229,13 @@ impl Places {
     #[must_use]
     pub fn relative(&self, path: &Path) -> String {
         path.strip_prefix(&self.state).unwrap_or(path).to_string_lossy().into_owned()
+    }
+
+    /// Whether a row's path lies among what the daemon publishes itself, with a manifest. A model that the
+    /// user keeps elsewhere in the state folder is the user's own, as one outside of it.
+    #[must_use]
+    pub fn is_published(path: &str) -> bool {
+        Path::new(path).starts_with(RUNS)
     }
 
     /// Makes the state folder's own folders and takes the lock. The daemon keeps the file open for as
