@@ -9,8 +9,9 @@ use std::path::{Path, PathBuf};
 pub const DRIVER_MIN: u32 = 580;
 /// The version of libtorch that the worker is built for.
 pub const VERSION: &str = "2.11.0";
-const HOW_TO_GET: &str = "run `make setup` in rlhfd's source folder, or set RLHFD_LIBTORCH to the \
-                          folder of a libtorch 2.11.0 (PyPI's torch 2.11.0 holds one)";
+const HOW_TO_GET: &str = "run `rlhfd-fetch-libtorch` where rlhfd is installed, `make setup` in its \
+                          source folder, or set RLHFD_LIBTORCH to the folder of a libtorch 2.11.0 \
+                          (PyPI's torch 2.11.0 holds one)";
 
 /// Who named a folder, in the order in which they are asked.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -156,7 +157,8 @@ pub fn warning(choice: &Choice, gpu: &Gpu) -> Option<String> {
     if choice.build == Build::Cpu {
         return Some(format!(
             "this machine has an NVIDIA GPU, but the libtorch in {} is for CPU only, so the GPU \
-             stays idle; run `scripts/setup --cuda`, or pass --device cpu",
+             stays idle; run `rlhfd-fetch-libtorch --cuda` (in the source folder `scripts/setup \
+             --cuda`), or pass --device cpu",
             choice.root.display()
         ));
     }

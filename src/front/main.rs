@@ -95,13 +95,7 @@ fn become_worker(origin: &Path, choice: &Choice, arguments: &[OsString]) -> Resu
     {
         eprintln!("WARNING: {text}");
     }
-    let worker = origin.join(WORKER);
-    if !worker.exists() {
-        bail!(
-            "{} is missing: install it beside rlhfd-worker (`make build` leaves both in target/release)",
-            worker.display()
-        );
-    }
+    let worker = engine(origin)?;
     let error = Command::new(&worker)
         .args(arguments)
         .env("LD_LIBRARY_PATH", library_path(&choice.libraries, env::var_os("LD_LIBRARY_PATH"))?)
@@ -109,6 +103,17 @@ fn become_worker(origin: &Path, choice: &Choice, arguments: &[OsString]) -> Resu
         .envs(patience())
         .exec();
     Err(anyhow!(error).context(format!("{} cannot be executed", worker.display())))
+}
+
+/// The program that computes: beside this one where it was built, in lib/rlhfd where it is installed.
+fn engine(origin: &Path) -> Result<PathBuf> {
+    let places = [origin.join(WORKER), origin.join("../lib/rlhfd").join(WORKER)];
+    let looked = format!("neither {} nor {} is there", places[0].display(), places[1].display());
+    places.into_iter().find(|place| place.exists()).ok_or_else(|| {
+        anyhow!(
+            "{looked}: install rlhfd again (`make build` leaves both programs in target/release)"
+        )
+    })
 }
 
 /// Lets the worker's idle threads sleep soon, unless the user has chosen how they wait: spinning
@@ -150,6 +155,21 @@ mod tests {
         assert_eq!(path(Some("")), "/t/lib");
         assert_eq!(path(Some("/a:/b")), "/t/lib:/a:/b");
         assert!(library_path(Path::new("/t:x/lib"), None).is_err());
+    }
+
+    #[test]
+    fn the_engine_lies_beside_it_or_where_an_installation_has_it() {
+        let folder = tempfile::tempdir().unwrap();
+        let (bin, library) = (folder.path().join("bin"), folder.path().join("lib/rlhfd"));
+        for made in [&bin, &library] {
+            std::fs::create_dir_all(made).unwrap();
+        }
+        let told = engine(&bin).unwrap_err().to_string();
+        assert!(told.contains("bin/rlhfd-worker-torch") && told.contains("install"), "{told}");
+        std::fs::write(library.join(WORKER), "").unwrap();
+        assert!(engine(&bin).unwrap().ends_with("lib/rlhfd/rlhfd-worker-torch"));
+        std::fs::write(bin.join(WORKER), "").unwrap();
+        assert!(engine(&bin).unwrap().ends_with("bin/rlhfd-worker-torch"));
     }
 
     #[test]

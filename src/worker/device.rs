@@ -106,7 +106,7 @@ fn open_cuda(index: usize, name: &str) -> Result<Device, DeviceError> {
         CudaLibrary::Absent => {
             return Err(wrong(
                 "this libtorch is the one for CPU".to_owned(),
-                "`make setup CUDA=1` fetches the one for CUDA, or use --device cpu",
+                "`rlhfd-fetch-libtorch --cuda` (in the source folder `make setup CUDA=1`) fetches the one for CUDA, or use --device cpu",
             ));
         }
         CudaLibrary::Failed(problem) => {

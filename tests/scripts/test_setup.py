@@ -1,4 +1,4 @@
-"""scripts/setup: what is taken out of the wheels, and what it says where it cannot work."""
+"""scripts/setup: what is taken out of the wheels for a build, and what it says where it cannot work."""
 
 import importlib.machinery
 import importlib.util
@@ -28,7 +28,7 @@ setup = load()
 
 class Members(unittest.TestCase):
     def place(self, member, flavour="cpu"):
-        place = setup.place_of(member, flavour)
+        place = setup.fetch.place_of(member, flavour)
         return None if place is None else str(place)
 
     def test_the_cpu_install_takes_what_libtorch_cpu_needs(self):
@@ -60,9 +60,9 @@ class Members(unittest.TestCase):
 class Pins(unittest.TestCase):
     def test_every_pin_names_one_version_and_one_hash(self):
         line = re.compile(r"^[a-z0-9-]+==[0-9.]+ --hash=sha256:[0-9a-f]{64}$")
-        for arch in setup.ARCHITECTURES:
+        for arch in setup.fetch.ARCHITECTURES:
             names = {}
-            for file in setup.pins("cuda", arch):
+            for file in setup.fetch.pins("cuda", arch):
                 for text in file.read_text().splitlines():
                     if not text.startswith("#"):
                         self.assertRegex(text, line)
@@ -77,15 +77,15 @@ class Words(unittest.TestCase):
     def test_elsewhere_it_says_where_it_works(self):
         with mock.patch("platform.system", return_value="Darwin"):
             with self.assertRaisesRegex(setup.Stop, "Linux on x86_64 and aarch64"):
-                setup.architecture()
+                setup.fetch.architecture()
         with mock.patch("platform.machine", return_value="riscv64"):
             with self.assertRaisesRegex(setup.Stop, "riscv64"):
-                setup.architecture()
+                setup.fetch.architecture()
         with mock.patch("platform.libc_ver", return_value=("glibc", "2.17")), \
                 mock.patch("platform.system", return_value="Linux"), \
                 mock.patch("platform.machine", return_value="x86_64"):
             with self.assertRaisesRegex(setup.Stop, "glibc 2.28"):
-                setup.architecture()
+                setup.fetch.architecture()
 
     def test_a_libtorch_of_the_users_own_must_be_one(self):
         with tempfile.TemporaryDirectory() as folder:

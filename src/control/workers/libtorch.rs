@@ -16,7 +16,7 @@ const LIBRARIES: [&str; 2] = ["libtorch_cpu.so", "libc10.so"];
 /// No folder held libtorch.
 #[derive(Debug, thiserror::Error)]
 #[error(
-    "libtorch was found in none of: {}; run `make setup`, or set [worker] libtorch or RLHFD_LIBTORCH to a folder with libtorch_cpu.so and libc10.so, in itself or in its lib",
+    "libtorch was found in none of: {}; run `rlhfd-fetch-libtorch` (in the source folder `make setup`), or set [worker] libtorch or RLHFD_LIBTORCH to a folder with libtorch_cpu.so and libc10.so, in itself or in its lib",
     .looked.iter().map(|p| p.display().to_string()).collect::<Vec<_>>().join(", ")
 )]
 pub struct NoLibtorch {
