@@ -4,22 +4,42 @@ SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 CARGO ?= cargo
 PYTHON ?= python3
+PROGRAMS ?= target/release
+VERSION := $(shell sed -n 's/^version = "\(.*\)"/\1/p' Cargo.toml)
+CARGO_DEB_VERSION := 3.8.0
+CARGO_DEB ?= target/tools/bin/cargo-deb
 # The part of the workspace that links no libtorch.
 LIGHT := --workspace --exclude rlhfd-worker-torch
 
-.PHONY: help setup build install uninstall demo study bench torture torture-plants test check planes parity tiny bless golden doc clean
+.PHONY: help setup build man install uninstall deb test-systemd demo study bench torture torture-plants test check planes parity tiny bless golden doc clean
 
 help: ## this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 setup: ## libtorch into ./libtorch (CPU, or CUDA where a GPU is found or CUDA=1; SETUP=--cpu forces CPU)
 	@$(PYTHON) scripts/setup $(if $(filter 1,$(CUDA)),--cuda) $(SETUP)
 
 build: setup ## the release binaries, into target/release
 	$(CARGO) build --release --locked
+	@$(MAKE) --no-print-directory man
+
+man: ## man pages and shell completions of what was built, into target/pages (PROGRAMS=target/release)
+	@rm -rf target/pages
+	@for program in rlhfd rlhfctl rlhfd-worker; do $(PROGRAMS)/$$program --write-pages target/pages; done
 
 install: ## the system service (root; or PREFIX=~/.local for one of your own), from what `make build` made
 	@PREFIX="$(PREFIX)" DESTDIR="$(DESTDIR)" scripts/install
+
+deb: build $(CARGO_DEB) ## the Debian package, into target/deb (without libtorch)
+	@PROGRAMS=$(PROGRAMS) CARGO_DEB=$(CARGO_DEB) scripts/package
+
+test-systemd: deb ## the package against a real systemd in a container (root): install, crash, upgrade, remove
+	@PROGRAMS=$(PROGRAMS) CARGO_DEB=$(CARGO_DEB) scripts/package --revision 2 --fast
+	@$(PYTHON) scripts/test-systemd target/deb/rlhfd_$(VERSION)-1_*.deb target/deb/rlhfd_$(VERSION)-2_*.deb
+
+$(CARGO_DEB): Makefile
+	$(CARGO) install cargo-deb --locked --version $(CARGO_DEB_VERSION) --root target/tools
+	@touch $@
 
 uninstall: ## takes that away again; configuration and state stay
 	@PREFIX="$(PREFIX)" DESTDIR="$(DESTDIR)" scripts/install --remove

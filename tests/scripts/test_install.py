@@ -27,10 +27,17 @@ class Install(unittest.TestCase):
         library = self.folder / "libtorch" / "lib"
         library.mkdir(parents=True)
         (library / "libtorch_cpu.so").write_text("")
+        self.pages = self.folder / "pages"
+        for name in ("rlhfd", "rlhfctl", "rlhfd-worker"):
+            for page in (f"man/{name}.1", f"man/{name}-verb.1", f"completions/{name}.bash",
+                         f"completions/_{name}", f"completions/{name}.fish"):
+                (self.pages / page).parent.mkdir(parents=True, exist_ok=True)
+                (self.pages / page).write_text("")
 
     def install(self, *words, prefix="/usr", **variables):
         env = dict(os.environ, PREFIX=str(prefix), DESTDIR=str(self.tree), HOME=str(self.home),
-                   PROGRAMS=str(self.programs), LIBTORCH=str(self.folder / "libtorch"))
+                   PROGRAMS=str(self.programs), PAGES=str(self.pages),
+                   LIBTORCH=str(self.folder / "libtorch"))
         env.update(variables)
         env.pop("XDG_CONFIG_HOME", None)
         return subprocess.run([ROOT / "scripts" / "install", *words], env=env,
@@ -49,8 +56,14 @@ class Install(unittest.TestCase):
                      "usr/lib/systemd/system/rlhfd.service", "usr/lib/systemd/system/rlhfd.socket",
                      "usr/lib/systemd/system/rlhfd-read.socket", "usr/lib/sysusers.d/rlhfd.conf",
                      "usr/lib/tmpfiles.d/rlhfd.conf", "usr/share/rlhfd/drop-ins/network.conf",
-                     "usr/share/rlhfd/configs/llama3-8b.toml", "etc/rlhfd/rlhfd.toml"):
+                     "usr/share/rlhfd/configs/llama3-8b.toml", "etc/rlhfd/rlhfd.toml",
+                     "usr/bin/rlhfd-fetch-libtorch", "usr/share/rlhfd/libtorch/libtorch-x86_64.txt",
+                     "usr/share/man/man1/rlhfd.1", "usr/share/man/man1/rlhfctl-verb.1",
+                     "usr/share/man/man1/rlhfd-fetch-libtorch.1",
+                     "usr/share/bash-completion/completions/rlhfctl",
+                     "usr/share/fish/vendor_completions.d/rlhfd-worker.fish"):
             self.assertIn(name, files)
+        self.assertTrue([name for name in files if name.startswith("usr/share/zsh/")])
         self.assertFalse([name for name in files if name.endswith(".new")])
         self.assertTrue((self.tree / "usr/bin/rlhfd").stat().st_mode & stat.S_IXOTH)
         # The daemon's user reads it.
@@ -80,12 +93,17 @@ class Install(unittest.TestCase):
         self.assertEqual(self.install("--remove").returncode, 0)
         self.assertEqual(self.files(), {"etc/rlhfd/rlhfd.toml"})
 
+    def test_libtorch_may_be_left_to_be_fetched(self):
+        self.assertEqual(self.install(LIBTORCH="none").returncode, 0)
+        self.assertFalse([name for name in self.files() if "libtorch_cpu" in name])
+
     def test_what_is_missing_or_wrong_is_told_before_anything_is_copied(self):
         (self.programs / "rlhfctl").unlink()
         for done, told in (
             (self.install(), "make build"),
             (self.install(prefix="usr"), "whole path"),
             (self.install("--now"), "usage"),
+            (self.install(PROGRAMS="/bin"), "make build"),
         ):
             self.assertEqual(done.returncode, 1)
             self.assertIn(told, done.stderr)

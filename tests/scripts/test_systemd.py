@@ -1,5 +1,6 @@
 """systemd/: the units are right, the service is closed, and a drop-in opens one thing."""
 
+import json
 import os
 import re
 import shutil
@@ -12,6 +13,12 @@ UNITS = Path(__file__).resolve().parents[2] / "systemd"
 # Exposure by `systemd-analyze security`, from 0 (closed) to 10.
 CLOSED = 1.0
 OPENED = 2.0
+# What each drop-in may open: the network's three belong together.
+OPENS = {
+    "home-models": {"ProtectHome"},
+    "multi-gpu": {"RestrictAddressFamilies_AF_NETLINK", "RestrictAddressFamilies_AF_INET_INET6", "IPAddressDeny"},
+    "network": {"RestrictAddressFamilies_AF_INET_INET6", "PrivateNetwork", "IPAddressDeny"},
+}
 
 
 @unittest.skipUnless(shutil.which("systemd-analyze"), "systemd-analyze is not installed")
@@ -44,6 +51,11 @@ class Units(unittest.TestCase):
         self.assertIsNotNone(found, told)
         return float(found[1])
 
+    def findings(self, unit):
+        """The exposure of each setting."""
+        _, told = self.analyze("security", "--offline=true", "--json=short", unit)
+        return {row["json_field"]: row["exposure"] for row in json.loads(told)}
+
     def test_every_unit_is_understood_without_a_word(self):
         for unit in (*UNITS.glob("*.service"), *UNITS.glob("*.socket")):
             self.assertEqual(self.analyze("verify", self.place(unit)), (0, ""), unit.name)
@@ -52,16 +64,23 @@ class Units(unittest.TestCase):
 
     def test_the_service_is_closed_and_each_drop_in_opens_little(self):
         service = UNITS / "rlhfd.service"
-        closed = self.exposure(self.place(service))
+        service_alone = self.place(service)
+        closed = self.exposure(service_alone)
         self.assertLessEqual(closed, CLOSED)
         drop_ins = sorted((UNITS / "drop-ins").glob("*.conf"))
-        self.assertEqual([path.stem for path in drop_ins], ["home-models", "multi-gpu", "network"])
+        self.assertEqual([path.stem for path in drop_ins], sorted(OPENS))
+        before = self.findings(service_alone)
         for drop_in in drop_ins:
             shutil.rmtree(self.folder / "rlhfd.service.d", ignore_errors=True)
             opened = self.exposure(self.place(service, drop_in))
             # That it rises at all shows that the drop-in was read.
             self.assertGreater(opened, closed, drop_in.name)
             self.assertLessEqual(opened, OPENED, drop_in.name)
+            after = self.findings(self.folder / service.name)
+            changed = {name for name, exposure in after.items() if exposure != before[name]}
+            self.assertEqual(changed, OPENS[drop_in.stem])
+            # Its lines are understood, too.
+            self.assertEqual(self.analyze("verify", self.folder / service.name), (0, ""), drop_in.name)
 
 
 @unittest.skipUnless(shutil.which("systemd-sysusers"), "systemd-sysusers is not installed")
