@@ -45,6 +45,7 @@ use crate::notify::Manager;
 use crate::places::{Asked, PlaceError, Places};
 use crate::platform;
 use crate::reload::reload;
+use crate::rights::{self, Groups};
 use crate::watchdog::{self, Core};
 
 /// Between two questions whether the workers are gone.
@@ -122,6 +123,7 @@ impl StartError {
 /// Runs until a signal says otherwise.
 #[must_use]
 pub fn run(asked: &Asked) -> ExitCode {
+    platform::give_memory_back();
     platform::mark_core_thread();
     platform::install_panic_hook();
     let system = System::new();
@@ -135,6 +137,7 @@ pub fn run(asked: &Asked) -> ExitCode {
 }
 
 async fn live(asked: &Asked) -> Result<(), StartError> {
+    rights::keep_others_out();
     let _file_size = platform::survive_file_size_limit()?;
     let mut signals = Signals::new()?;
     let places = Arc::new(Places::find(asked, |name| std::env::var_os(name))?);
@@ -142,10 +145,13 @@ async fn live(asked: &Asked) -> Result<(), StartError> {
     let readers_socket: Option<PathBuf> =
         config.control.readers_socket.as_ref().map(|place| place.path.clone());
     let manager = Manager::named(std::env::var_os("NOTIFY_SOCKET").as_deref());
-    let Some((_lock, store)) = opened(&places, &config, &manager, &mut signals).await? else {
+    let groups = Groups::ours();
+    let Some((_lock, store)) = opened(&places, &config, groups, &manager, &mut signals).await?
+    else {
         return Ok(());
     };
-    let (listeners, socket_files) = listener::bind(&places.socket, readers_socket.as_deref())?;
+    let (listeners, socket_files) =
+        listener::bind(&places.socket, readers_socket.as_deref(), groups)?;
 
     let (config, configs) = watch::channel(Arc::new(config));
     let (stopping, shutdown) = watch::channel(false);
@@ -197,13 +203,14 @@ async fn live(asked: &Asked) -> Result<(), StartError> {
 async fn opened(
     places: &Places,
     config: &CheckedConfig,
+    groups: Groups,
     manager: &Manager,
     signals: &mut Signals,
 ) -> Result<Option<(File, Store)>, StartError> {
     let again = Duration::from_millis(config.store.disk_probe_ms);
     let mut told = String::new();
     loop {
-        let error = match open(places) {
+        let error = match open(places, groups) {
             Ok(opened) => return Ok(Some(opened)),
             Err(error) if error.may_pass() => with_causes(&error),
             Err(error) => return Err(error),
@@ -222,8 +229,8 @@ async fn opened(
     }
 }
 
-fn open(places: &Places) -> Result<(File, Store), StartError> {
-    let lock = places.lock()?;
+fn open(places: &Places, groups: Groups) -> Result<(File, Store), StartError> {
+    let lock = places.lock(groups)?;
     let mut store = Store::open(&places.state)?;
     tell_copy(&mut store, places)?;
     adopt(&mut store, places)?;

@@ -228,7 +228,9 @@ impl Examples {
         upload: UploadId,
     ) -> Result<Self, Refusal> {
         let path = places.upload_file(upload.get());
-        let file = File::create(&path).await.map_err(|error| unwritten(&error))?;
+        // What stands there is a leftover or a link, and neither is written to.
+        let _ = fs::remove_file(&path);
+        let file = File::create_new(&path).await.map_err(|error| unwritten(&error))?;
         let (file, store) = (BufWriter::new(file), store.clone());
         let (batch, batch_bytes, examples, kept) = (Vec::new(), 0, 0, false);
         Ok(Self { store, upload, path, file, batch, batch_bytes, weight: 1.0, examples, kept })

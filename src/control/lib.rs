@@ -23,6 +23,7 @@ pub mod notify;
 pub mod places;
 pub mod platform;
 pub mod reload;
+pub mod rights;
 pub mod room;
 pub mod schedule;
 pub mod stages;

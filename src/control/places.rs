@@ -10,6 +10,8 @@ use std::path::{Path, PathBuf};
 
 use rustix::fs::FlockOperation;
 
+use crate::rights::{self, Groups};
+
 /// The longest path that a Unix socket's address holds.
 pub const SOCKET_PATH_BYTES_MAX: usize = 107;
 
@@ -238,13 +240,15 @@ impl Places {
         Path::new(path).starts_with(RUNS)
     }
 
-    /// Makes the state folder's own folders and takes the lock. The daemon keeps the file open for as
-    /// long as it lives; the kernel drops the lock with it, however it ends.
+    /// Makes the state folder's own folders, the database's for `groups`, and takes the lock. The daemon
+    /// keeps the file open for as long as it lives; the kernel drops the lock with it, however it ends.
     ///
     /// Errors: `Locked` where another daemon has it, `Io` else.
-    pub fn lock(&self) -> Result<File, PlaceError> {
+    pub fn lock(&self, groups: Groups) -> Result<File, PlaceError> {
+        rights::make_state(&self.state).map_err(|source| io_at(&self.state, source))?;
         let database = self.state.join("db");
-        for folder in [&self.state, &database, &self.uploads(), &self.orphans()] {
+        rights::make_database(&database, groups.look).map_err(|s| io_at(&database, s))?;
+        for folder in [&self.uploads(), &self.orphans()] {
             fs::create_dir_all(folder).map_err(|source| io_at(folder, source))?;
         }
         let path = self.lock_file();
@@ -317,12 +321,12 @@ mod tests {
     fn a_second_daemon_on_the_folder_is_refused_and_the_first_leaves_it_free() {
         let root = tempfile::tempdir().unwrap();
         let places = Places::find(&asked(root.path()), |_| None).unwrap();
-        let first = places.lock().unwrap();
-        let refused = places.lock().unwrap_err();
+        let first = places.lock(Groups::default()).unwrap();
+        let refused = places.lock(Groups::default()).unwrap_err();
         assert!(matches!(refused, PlaceError::Locked { .. }));
         assert_eq!(refused.exit_code(), 75);
         drop(first);
-        places.lock().unwrap();
+        places.lock(Groups::default()).unwrap();
     }
 
     #[test]

@@ -46,6 +46,17 @@ pub fn survive_file_size_limit() -> std::io::Result<Signal> {
     signal(SignalKind::from_raw(SIGXFSZ))
 }
 
+/// Keeps the allocator from keeping what it does not need: by its habits, one large answer to `sql` makes
+/// it hold all later ones on its heaps, and each thread has a heap of its own. Only glibc has these habits.
+pub fn give_memory_back() {
+    #[cfg(target_env = "gnu")]
+    // SAFETY: two numbers are set, before any other thread is there. A refusal changes nothing.
+    unsafe {
+        libc::mallopt(libc::M_MMAP_THRESHOLD, 256 << 10);
+        libc::mallopt(libc::M_ARENA_MAX, 2);
+    }
+}
+
 /// How log lines look.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
 pub enum LogFormat {
@@ -57,8 +68,9 @@ pub enum LogFormat {
 
 /// Starts the log on stderr; `RLHFD_LOG` filters it (default `info`).
 pub fn start_log(format: LogFormat) {
+    // The HTTP layer calls it an error of ours when a peer sends what is no HTTP: a peer could fill the log.
     let filter = EnvFilter::try_from_env("RLHFD_LOG")
-        .unwrap_or_else(|_| EnvFilter::new("info,actix_server=warn"));
+        .unwrap_or_else(|_| EnvFilter::new("info,actix_server=warn,actix_http=off"));
     let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
     // Both fail only where a log stands already, as in tests.
     let _ = match format {

@@ -14,8 +14,13 @@ use crate::rows::int;
 use crate::uploads::{Publish, Upload, get, get_open};
 
 impl Store {
-    /// Makes an upload visible. Call until it is done: each call is short.
-    pub fn publish_upload(&mut self, upload: UploadId, now_ms: i64) -> Result<Publish> {
+    /// Makes an upload visible, and tells who sent it. Call until it is done: each call is short.
+    pub fn publish_upload(
+        &mut self,
+        upload: UploadId,
+        uid: Option<u32>,
+        now_ms: i64,
+    ) -> Result<Publish> {
         self.transact(|conn| {
             let open = get(conn, upload)?;
             if open.state == "published" {
@@ -25,7 +30,7 @@ impl Store {
             if drop_lost_twins(conn, &open)? {
                 return Ok(Publish::Again);
             }
-            publish(conn, upload, now_ms).map(|done| Publish::Done(Box::new(done)))
+            publish(conn, upload, uid, now_ms).map(|done| Publish::Done(Box::new(done)))
         })
     }
 
@@ -85,7 +90,7 @@ fn drop_lost_twins(conn: &Connection, open: &Upload) -> Result<bool> {
     Ok(!lost.is_empty())
 }
 
-fn publish(conn: &Connection, upload: UploadId, now_ms: i64) -> Result<Upload> {
+fn publish(conn: &Connection, upload: UploadId, uid: Option<u32>, now_ms: i64) -> Result<Upload> {
     conn.execute(
         "UPDATE uploads SET state = 'published', ended_ms = ?2,
                 published_seq = (SELECT coalesce(max(published_seq), 0) + 1 FROM uploads)
@@ -113,7 +118,7 @@ fn publish(conn: &Connection, upload: UploadId, now_ms: i64) -> Result<Upload> {
         let left_out = done.evaluation_prompts;
         text.push_str(&format!("; {left_out} left out: evaluation_prompt"));
     }
-    append(conn, &NewEvent::about("upload_published", text), now_ms)?;
+    append(conn, &NewEvent { uid, ..NewEvent::about("upload_published", text) }, now_ms)?;
     Ok(done)
 }
 

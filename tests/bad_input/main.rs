@@ -8,6 +8,7 @@ mod client;
 mod files;
 mod front;
 mod models;
+mod names;
 mod socket;
 mod startup;
 mod worker;

@@ -13,6 +13,7 @@ pub mod http;
 pub mod link;
 pub mod models;
 pub mod native;
+pub mod others;
 pub mod random;
 pub mod scene;
 pub mod wait;

@@ -230,6 +230,14 @@ impl Scene {
         self.answering(self.spawn(command))
     }
 
+    /// As [`Self::start_by`], with a copy of the program, for a user who may not go where it lies.
+    pub fn start_copy(&self, copy: &Path, mut command: Command) -> Daemon<'_> {
+        let daemon = self.rlhfd(&["run"]);
+        command.arg(copy).args(daemon.get_args());
+        command.env_remove("RLHFD_SOCKET").stdin(Stdio::null());
+        self.answering(self.spawn(command))
+    }
+
     fn answering<'a>(&'a self, mut daemon: Daemon<'a>) -> Daemon<'a> {
         let ask = || {
             let ended = daemon.child.try_wait().expect("a child");

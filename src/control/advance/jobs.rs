@@ -164,8 +164,7 @@ async fn take(
     }
     let kept = sink.count()?;
     intake.write(move |store| store.count_lines(id, kept, 0)).await?;
-    let what = format!("{} for {job}, as the configuration names them", kind.label());
-    let upload = intake.publish(0, None, &what).await?;
+    let upload = intake.publish(0, None).await?;
     sink.keep();
     Ok(upload.id)
 }

@@ -12,6 +12,7 @@ use super::folder::Facts;
 use super::report::Report;
 use crate::gpu::{DeviceFact, GpuProbe, Inventory, choose};
 use crate::places::SOCKET_PATH_BYTES_MAX;
+use crate::rights;
 use crate::workers::libtorch;
 
 const MIB: u64 = 1 << 20;
@@ -190,6 +191,9 @@ pub(super) fn database(state: &Path, report: &mut Report) {
         report.well("database", format!("none yet; the first start makes {}", file.display()));
         return;
     };
+    if let Some(hidden) = rights::hidden(state, &file) {
+        report.warn("database", hidden);
+    }
     let size_mib = facts.len() / MIB;
     if size_mib > LARGE_DATABASE_MIB {
         report.warn("database", format!("{size_mib} MiB: its whole check takes a while"));

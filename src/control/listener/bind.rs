@@ -17,6 +17,7 @@ use rustix::io::Errno;
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
 
 use crate::exit;
+use crate::rights::Groups;
 
 /// Why a socket cannot be served.
 #[derive(Debug, thiserror::Error)]
@@ -120,10 +121,14 @@ impl Drop for SocketFiles {
 }
 
 /// Takes the service manager's sockets where it passed any, else binds `main` and, where it is named,
-/// `readers`. Keep the [`SocketFiles`] until the server has stopped.
+/// `readers`, and gives them to their groups. Keep the [`SocketFiles`] until the server has stopped.
 ///
 /// Errors: [`BindError`]; a socket that was bound before the error is taken away again.
-pub fn bind(main: &Path, readers: Option<&Path>) -> Result<(Listeners, SocketFiles), BindError> {
+pub fn bind(
+    main: &Path,
+    readers: Option<&Path>,
+    groups: Groups,
+) -> Result<(Listeners, SocketFiles), BindError> {
     let passed = passed().map_err(|source| BindError::Io { path: main.to_owned(), source })?;
     let mut files = SocketFiles::default();
     let mut listeners = Vec::new();
@@ -137,11 +142,11 @@ pub fn bind(main: &Path, readers: Option<&Path>) -> Result<(Listeners, SocketFil
     }
     let main = match listeners.into_iter().next() {
         Some(listener) => listener,
-        None => own(main, &mut files)?,
+        None => own(main, groups.steer, &mut files)?,
     };
     let readers = match (reading, readers) {
         (Some(listener), _) => Some(listener),
-        (None, Some(path)) => Some(own(path, &mut files)?),
+        (None, Some(path)) => Some(own(path, groups.look, &mut files)?),
         (None, None) => None,
     };
     Ok((Listeners { main, readers }, files))
@@ -165,7 +170,11 @@ fn is_for_readers(listener: &UnixListener, readers: Option<&Path>) -> bool {
     readers == Some(path) || called
 }
 
-fn own(path: &Path, files: &mut SocketFiles) -> Result<UnixListener, BindError> {
+fn own(
+    path: &Path,
+    group: Option<u32>,
+    files: &mut SocketFiles,
+) -> Result<UnixListener, BindError> {
     let io = |source| BindError::Io { path: path.to_owned(), source };
     let bytes = path.as_os_str().as_bytes().len();
     if bytes > SOCKET_PATH_BYTES_MAX {
@@ -183,6 +192,9 @@ fn own(path: &Path, files: &mut SocketFiles) -> Result<UnixListener, BindError> 
         _ => io(source),
     })?;
     let data = fs::symlink_metadata(path).map_err(io)?;
+    if let Some(group) = group {
+        std::os::unix::fs::chown(path, None, Some(group)).map_err(io)?;
+    }
     let file = SocketFile { path: path.to_owned(), device: data.dev(), inode: data.ino() };
     files.0.push(file);
     Ok(listener)
@@ -232,7 +244,7 @@ mod tests {
     fn a_bound_socket_is_for_owner_and_group_and_goes_with_its_guard() {
         let folder = tempfile::tempdir().unwrap();
         let (main, readers) = (folder.path().join("a.sock"), folder.path().join("r.sock"));
-        let (listeners, files) = bind(&main, Some(&readers)).unwrap();
+        let (listeners, files) = bind(&main, Some(&readers), Groups::default()).unwrap();
         assert_eq!(fs::metadata(&main).unwrap().permissions().mode() & 0o777, 0o660);
         assert_eq!(listeners.readers_path().unwrap(), readers);
         drop(listeners);
@@ -245,12 +257,12 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("a.sock");
         let living = UnixListener::bind(&path).unwrap();
-        let error = bind(&path, None).unwrap_err();
+        let error = bind(&path, None, Groups::default()).unwrap_err();
         assert!(matches!(error, BindError::Served { .. }), "{error}");
         assert_eq!(error.exit_code(), 75);
         assert!(path.exists());
         drop(living);
-        bind(&path, None).unwrap();
+        bind(&path, None, Groups::default()).unwrap();
     }
 
     #[test]
@@ -258,19 +270,22 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("notes.txt");
         fs::write(&path, "mine").unwrap();
-        let error = bind(&path, None).unwrap_err();
+        let error = bind(&path, None, Groups::default()).unwrap_err();
         assert!(matches!(error, BindError::NoSocket { .. }), "{error}");
         assert_eq!(fs::read_to_string(&path).unwrap(), "mine");
         let link = folder.path().join("link");
         std::os::unix::fs::symlink(&path, &link).unwrap();
-        assert!(matches!(bind(&link, None).unwrap_err(), BindError::NoSocket { .. }));
+        assert!(matches!(
+            bind(&link, None, Groups::default()).unwrap_err(),
+            BindError::NoSocket { .. }
+        ));
     }
 
     #[test]
     fn a_file_that_somebody_else_put_there_since_stays() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("a.sock");
-        let (_listeners, files) = bind(&path, None).unwrap();
+        let (_listeners, files) = bind(&path, None, Groups::default()).unwrap();
         fs::remove_file(&path).unwrap();
         fs::write(&path, "new").unwrap();
         drop(files);
@@ -280,8 +295,11 @@ mod tests {
     #[test]
     fn long_paths_and_missing_folders_are_told() {
         let long = PathBuf::from(format!("/tmp/{}", "x".repeat(103)));
-        assert!(matches!(bind(&long, None).unwrap_err(), BindError::TooLong { bytes: 108, .. }));
-        let error = bind(Path::new("/nonexistent/a.sock"), None).unwrap_err();
+        assert!(matches!(
+            bind(&long, None, Groups::default()).unwrap_err(),
+            BindError::TooLong { bytes: 108, .. }
+        ));
+        let error = bind(Path::new("/nonexistent/a.sock"), None, Groups::default()).unwrap_err();
         assert!(matches!(error, BindError::NoFolder { .. }), "{error}");
     }
 }

@@ -5,7 +5,7 @@ use rlhfd_domain::UploadId;
 use rlhfd_domain::limits::CLIENT_KEY_BYTES_MAX;
 use rlhfd_protocol::control::lines::too_long;
 use rlhfd_protocol::control::{BAD_LINES_MAX, BadLine, ErrorDetail};
-use rlhfd_store::{NewEvent, NewUpload, Publish, Upload, UploadOpened};
+use rlhfd_store::{NewUpload, Publish, Upload, UploadOpened};
 
 use super::Refusal;
 use super::lines::{Line, Lines, Pieces};
@@ -196,26 +196,18 @@ impl Intake {
     }
 
     /// Makes the upload visible, and keeps who sent it. `bad` lines were left out.
-    pub async fn publish(
-        mut self,
-        bad: u64,
-        uid: Option<u32>,
-        what: &str,
-    ) -> Result<Upload, Refusal> {
+    pub async fn publish(mut self, bad: u64, uid: Option<u32>) -> Result<Upload, Refusal> {
         let id = self.id;
         if bad > 0 {
             self.write(move |store| store.count_lines(id, 0, bad)).await?;
         }
         let upload = loop {
-            match self.write(move |store| store.publish_upload(id, now_ms())).await? {
+            match self.write(move |store| store.publish_upload(id, uid, now_ms())).await? {
                 Publish::Again => {}
                 Publish::Done(upload) => break *upload,
             }
         };
         self.published = true;
-        let message = format!("upload {id}: {what}");
-        let event = NewEvent { uid, ..NewEvent::about("command", message) };
-        self.write(move |store| store.append_event(&event, now_ms())).await?;
         Ok(upload)
     }
 

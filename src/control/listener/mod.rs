@@ -1,7 +1,7 @@
 //! The control socket: HTTP/1.1 with JSON on Unix sockets, one for everything and one for reading.
 //!
-//! In: requests, and the peer's user id as the kernel says it. Out: answers of `crate::verbs`, and for
-//! every error the same JSON body. A peer is trusted with nothing but its user id: headers, bodies,
+//! In: requests, and the peer's user and groups as the kernel says them. Out: answers of `crate::verbs`, and
+//! for every error the same JSON body. A peer is trusted with nothing but these: headers, bodies,
 //! lines, connections and waiting all have a ceiling here. May not enter: what a verb means, SQL,
 //! paths that a client named.
 //!
@@ -16,6 +16,7 @@ mod lines;
 mod peer;
 #[cfg(test)]
 mod tests;
+mod unread;
 
 use std::io;
 use std::sync::Arc;
@@ -31,22 +32,39 @@ pub use answer::{Answer, Refusal};
 pub use bind::{BindError, Listeners, SocketFiles, bind};
 pub use body::{drain, json};
 pub(crate) use lines::{Cutter, Pieces};
-pub use peer::Peer;
+pub use peer::{Peer, Right};
 
+use self::unread::Unread;
 use crate::handles::AppState;
 use crate::verbs;
 
-/// Connections at once. More wait in the kernel's queue.
-const CONNECTIONS_MAX: usize = 512;
+/// What all peers together may take, and how long each may.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Limits {
+    /// Connections at once. More wait in the kernel's queue.
+    connections: usize,
+    /// How long a peer may take for a request's head.
+    head: Duration,
+    /// How long an idle connection stays.
+    keep_alive: Duration,
+    /// KiB of answers that are not read yet.
+    unread_kib: u32,
+    /// How long a peer may read nothing of its answer.
+    unread: Duration,
+}
 
-/// How long a peer may take for a request's head.
-const HEAD_TIMEOUT: Duration = Duration::from_secs(10);
+impl Limits {
+    const OURS: Self = Self {
+        connections: 512,
+        head: Duration::from_secs(10),
+        keep_alive: Duration::from_secs(75),
+        unread_kib: 64 << 10,
+        unread: Duration::from_secs(60),
+    };
+}
 
 /// How long a peer may take to leave, once told.
 const LEAVE_TIMEOUT: Duration = Duration::from_secs(2);
-
-/// How long an idle connection stays.
-const KEEP_ALIVE: Duration = Duration::from_secs(75);
 
 /// How long running requests may take to end when the daemon stops. Streams end at once by themselves.
 const STOP_TIMEOUT_S: u64 = 5;
@@ -59,16 +77,27 @@ const BLOCKING_THREADS_MAX: usize = 16;
 ///
 /// Errors: the system's, where a listener cannot be taken over.
 pub fn serve(app: AppState, listeners: Listeners) -> io::Result<Server> {
+    serve_within(app, listeners, Limits::OURS)
+}
+
+pub(crate) fn serve_within(
+    app: AppState,
+    listeners: Listeners,
+    limits: Limits,
+) -> io::Result<Server> {
+    let unread = Unread::new(limits.unread_kib, limits.unread);
     let readers_path: Option<Arc<std::path::Path>> = listeners.readers_path().map(Arc::from);
     let shared = web::Data::new(verbs::Shared::new(app));
     let mut server = HttpServer::new(move || {
         let (shared, version) = (shared.clone(), env!("CARGO_PKG_VERSION"));
+        let unread = unread.clone();
         App::new()
             .app_data(shared)
             .app_data(answer::query_config())
             .app_data(answer::path_config())
             .wrap(DefaultHeaders::new().add((VERSION_HEADER, version)))
-            .wrap_fn(|request, service| {
+            .wrap_fn(move |request, service| {
+                let unread = unread.clone();
                 let refusal = refuse_early(request.request());
                 let answer = match refusal {
                     None => Ok(service.call(request)),
@@ -76,7 +105,7 @@ pub fn serve(app: AppState, listeners: Listeners) -> io::Result<Server> {
                 };
                 async move {
                     match answer {
-                        Ok(answer) => answer.await,
+                        Ok(answer) => answer.await.map(|answer| unread.hold(answer)),
                         Err(refused) => Ok(refused),
                     }
                 }
@@ -86,9 +115,9 @@ pub fn serve(app: AppState, listeners: Listeners) -> io::Result<Server> {
     })
     .workers(1)
     .worker_max_blocking_threads(BLOCKING_THREADS_MAX)
-    .max_connections(CONNECTIONS_MAX)
-    .keep_alive(KEEP_ALIVE)
-    .client_request_timeout(HEAD_TIMEOUT)
+    .max_connections(limits.connections)
+    .keep_alive(limits.keep_alive)
+    .client_request_timeout(limits.head)
     .client_disconnect_timeout(LEAVE_TIMEOUT)
     .shutdown_timeout(STOP_TIMEOUT_S)
     .disable_signals()
@@ -99,12 +128,22 @@ pub fn serve(app: AppState, listeners: Listeners) -> io::Result<Server> {
     Ok(server.run())
 }
 
-/// What is refused before a verb sees it: a write on the readers' socket, and bodies in an encoding
-/// that nobody here reads.
+/// What is refused before a verb sees it: a peer without any right, a write on the readers' socket, and
+/// bodies in an encoding that nobody here reads.
 fn refuse_early(request: &HttpRequest) -> Option<Refusal> {
     let peer = Peer::of(request);
+    if peer.right == Right::Nothing {
+        return Some(Refusal::new(
+            403,
+            "this user may not use the daemon",
+            peer.uid.map_or("a peer of whom the kernel says nothing".to_owned(), |uid| {
+                format!("user {uid}")
+            }),
+            "become a member of the group that the socket's file has (`ls -l` shows it), and log in anew",
+        ));
+    }
     let reads = matches!(*request.method(), Method::GET | Method::HEAD);
-    if peer.reads_only && !reads && request.path() != "/v1/sql" {
+    if peer.right == Right::Look && !reads && request.path() != "/v1/sql" {
         return Some(Refusal::new(
             403,
             "this socket is for reading: it takes GET, and POST of /v1/sql",

@@ -86,8 +86,7 @@ async fn add(
     let skip_bad = query.skip_bad.unwrap_or(false);
     let (intake, report) = intake.take(payload, lines::offline_line, &mut sink, skip_bad).await?;
     let uid = Peer::of(request).uid;
-    let what = format!("offline preferences for {name}");
-    let upload = intake.publish(report.bad, uid, &what).await?;
+    let upload = intake.publish(report.bad, uid).await?;
     // The iteration actor also looks by itself, so that a full mailbox loses nothing.
     let _ = shared.app.iteration.order(Command::UploadPublished, uid).await;
     Ok(added(&upload, report, false))

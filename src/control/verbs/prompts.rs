@@ -129,7 +129,7 @@ async fn add(
     let taken = intake.take(payload, lines::prompt_line, &mut sink, skip_bad).await;
     let (intake, report) = taken?;
     let uid = Peer::of(request).uid;
-    let upload = intake.publish(report.bad, uid, &format!("prompts for {name}")).await?;
+    let upload = intake.publish(report.bad, uid).await?;
     // The iteration actor also looks by itself, so that a full mailbox loses nothing.
     let _ = shared.app.iteration.order(Command::UploadPublished, uid).await;
     Ok(sentence(&name, &upload, report, false))

@@ -67,7 +67,7 @@ async fn add(
                 intake.take(payload, example_of(kind), &mut sink, skip_bad).await?;
             let (kept, bad) = (sink.count()?, report.bad);
             intake.write(move |store| store.count_lines(id, kept, 0)).await?;
-            let upload = intake.publish(bad, uid, &format!("{} for {job}", data.label())).await?;
+            let upload = intake.publish(bad, uid).await?;
             sink.keep();
             (upload, report, false)
         }

@@ -68,7 +68,7 @@ impl Bench {
 
     pub(crate) fn publish(&mut self, upload: UploadId) -> Upload {
         loop {
-            if let Publish::Done(done) = self.store.publish_upload(upload, NOW).unwrap() {
+            if let Publish::Done(done) = self.store.publish_upload(upload, None, NOW).unwrap() {
                 return *done;
             }
         }

@@ -3,6 +3,7 @@
 //! Requests are written byte by byte here, so that nothing between the test and the daemon mends them.
 
 mod commands;
+mod limits;
 mod refused;
 mod uploads;
 
@@ -20,7 +21,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::UnixStream;
 use tokio::sync::watch;
 
-use super::{SocketFiles, bind, serve};
+use super::{Limits, SocketFiles, bind, serve_within};
 use crate::actors::iteration::Order;
 use crate::actors::store::StoreActor;
 use crate::handles::{AppState, Command, IterationHandle, StoreHandle, Told};
@@ -61,6 +62,10 @@ struct Daemon {
 
 impl Daemon {
     async fn start() -> Self {
+        Self::start_within(Limits::OURS).await
+    }
+
+    async fn start_within(limits: Limits) -> Self {
         let folder = tempfile::tempdir().unwrap();
         let socket = folder.path().join("d.sock");
         let readers = folder.path().join("r.sock");
@@ -93,8 +98,9 @@ impl Daemon {
             shutdown,
             started_ms: 1,
         };
-        let (listeners, files) = bind(&socket, Some(&readers)).unwrap();
-        let server = serve(app, listeners).unwrap();
+        let (listeners, files) =
+            bind(&socket, Some(&readers), crate::rights::Groups::default()).unwrap();
+        let server = serve_within(app, listeners, limits).unwrap();
         let handle = server.handle();
         actix_rt::spawn(server);
         Self {

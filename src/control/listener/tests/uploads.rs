@@ -26,7 +26,7 @@ async fn a_good_upload_is_counted_and_its_retry_harmless() {
     assert_eq!(daemon.orders.lock().unwrap().first(), Some(&Command::UploadPublished));
     // The kernel's word on who asked stands in the events.
     let uid = rustix::process::getuid().as_raw();
-    let rows = daemon.sql("select DISTINCT uid FROM events WHERE kind = 'command'").await;
+    let rows = daemon.sql("select DISTINCT uid FROM events WHERE kind = 'upload_published'").await;
     assert_eq!(rows, json!([[uid]]));
 }
 
