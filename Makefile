@@ -11,7 +11,7 @@ CARGO_DEB ?= target/tools/bin/cargo-deb
 # The part of the workspace that links no libtorch.
 LIGHT := --workspace --exclude rlhfd-worker-torch
 
-.PHONY: help setup build man install uninstall deb test-systemd demo study bench torture torture-plants test check planes parity tiny bless golden doc clean
+.PHONY: help setup build man install uninstall deb test-systemd demo study bench bench-control torture torture-plants fuzz test check planes parity tiny bless golden doc clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -56,6 +56,10 @@ bench: build ## how fast, against the machine's limit and (PEER=1) transformers 
 	@$(if $(PEER),$(PYTHON) scripts/parity-env)
 	@target/release/rlhfd-worker bench $(if $(PEER),--peer .parity/bin/python) $(BENCH)
 
+bench-control: ## how fast the control plane is, into target/bench-control.json (some 12 GB in TMPDIR for a while)
+	$(CARGO) build --release --locked -p rlhfd -p rlhfctl -p rlhfd-tests
+	@target/release/bench-control $(BENCH)
+
 torture: setup ## broken on purpose N times (SEED=…, ROUND=… of it alone): every round ends as an undisturbed one
 	$(CARGO) build --workspace --locked
 	@TORTURE_FAULTS=$(or $(N),100) TORTURE_SEED=$(or $(SEED),1) TORTURE_ROUND=$(ROUND) RLHFD_REQUIRE_TORCH=1 \
@@ -63,6 +67,11 @@ torture: setup ## broken on purpose N times (SEED=…, ROUND=… of it alone): e
 
 torture-plants: setup ## five planted bugs, each found by the torture within N faults (200; SEED=…)
 	@scripts/torture-plants $(or $(N),200) $(or $(SEED),1)
+
+fuzz: ## N malformed requests by CLIENTS clients at once, while iterations run (SEED=…)
+	$(CARGO) build --release --locked -p rlhfd -p rlhfctl -p rlhfd-tests
+	@FUZZ_REQUESTS=$(or $(N),100000) FUZZ_CLIENTS=$(or $(CLIENTS),200) FUZZ_SEED=$(or $(SEED),1) \
+		$(CARGO) test --release --locked -p rlhfd-tests --test fuzz -- --nocapture
 
 test: setup ## all tests
 	$(PYTHON) -m unittest discover -s tests/scripts
