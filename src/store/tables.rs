@@ -71,7 +71,7 @@ impl Reader {
         )
     }
 
-    /// The view `checkpoint_lineage` from one checkpoint of a run back to its beginning; `head` is the
+    /// As the view `checkpoint_lineage`, from one checkpoint of a run back to its beginning; `head` is the
     /// run's current policy.
     ///
     /// Errors: `NotFound`.
@@ -79,15 +79,27 @@ impl Reader {
         let known = self
             .conn
             .prepare_cached(
-                "SELECT r.name || '/' || c.name FROM runs r JOIN checkpoints c ON c.run_id = r.id
+                "SELECT c.id FROM runs r JOIN checkpoints c ON c.run_id = r.id
                  WHERE r.name = ?1 AND (c.name = ?2 OR ?2 = 'head' AND c.id = r.head_id) LIMIT 1",
             )?
-            .query_row([run, checkpoint], |row| row.get::<_, String>(0))
+            .query_row([run, checkpoint], |row| row.get::<_, i64>(0))
             .optional()?;
-        let whole = found(known, "checkpoint", format!("{run}/{checkpoint}"))?;
+        let from = found(known, "checkpoint", format!("{run}/{checkpoint}"))?;
+        // The view's rows of one checkpoint. The view itself makes those of all of them first.
         self.newest_last(
-            "SELECT * FROM checkpoint_lineage WHERE checkpoint = ?1 ORDER BY depth DESC LIMIT ?2",
-            params![whole, LIST_ROWS_MAX + 1],
+            "WITH RECURSIVE line(ancestor_id, depth) AS (
+                 SELECT ?1, 0
+                 UNION ALL
+                 SELECT c.parent_id, line.depth + 1
+                 FROM line JOIN checkpoints c ON c.id = line.ancestor_id
+                 WHERE c.parent_id IS NOT NULL
+             )
+             SELECT r.name || '/' || c.name AS checkpoint, r.name || '/' || a.name AS ancestor,
+                    line.depth AS depth, a.iteration AS iteration, a.path AS path, a.sha256 AS sha256
+             FROM line JOIN checkpoints a ON a.id = line.ancestor_id
+             JOIN checkpoints c ON c.id = ?1 JOIN runs r ON r.id = c.run_id
+             ORDER BY depth DESC LIMIT ?2",
+            params![from, LIST_ROWS_MAX + 1],
         )
     }
 
@@ -195,6 +207,8 @@ mod tests {
         let line = store.lineage_table("main", "head").unwrap();
         assert_eq!(line.columns[..3], ["checkpoint", "ancestor", "depth"]);
         assert_eq!(line.rows.len(), 1);
+        let view = store.newest_last("SELECT * FROM checkpoint_lineage", []).unwrap();
+        assert_eq!(line, view);
         assert_eq!(line.rows, store.lineage_table("main", "initial").unwrap().rows);
         assert!(store.checkpoint_table(Some("other")).unwrap().rows.is_empty());
     }

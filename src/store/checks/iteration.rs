@@ -73,6 +73,11 @@ fn two_iterations_and_what_the_views_tell() {
     let ancestors: Vec<&str> = lineage.iter().map(|row| row.ancestor.as_str()).collect();
     assert_eq!(ancestors, ["main/iteration-0002", "main/iteration-0001", "main/initial"]);
     assert_eq!(lineage.iter().map(|row| row.depth).collect::<Vec<_>>(), [0, 1, 2]);
+    // The socket asks for one line alone, and tells what the view tells of it.
+    let told = store.lineage_table("main", "head").unwrap();
+    let text = |name: &str| crate::sql::SqlValue::Text(name.to_owned());
+    let expected: Vec<_> = ancestors.iter().rev().map(|name| text(name)).collect();
+    assert_eq!(told.rows.iter().map(|row| row[1].clone()).collect::<Vec<_>>(), expected);
     assert_eq!(store.evaluations(flow.run).unwrap()[0].gain.value, 1.0);
     assert_eq!(
         store.run(flow.run).unwrap().head,
