@@ -14,7 +14,7 @@ LIGHT := --workspace --exclude rlhfd-worker-torch
 .PHONY: help setup build man install uninstall deb test-systemd demo study bench bench-control torture torture-plants fuzz test check planes parity tiny bless golden doc clean
 
 help: ## this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 setup: ## libtorch into ./libtorch (CPU, or CUDA where a GPU is found or CUDA=1; SETUP=--cpu forces CPU)
 	@$(PYTHON) scripts/setup $(if $(filter 1,$(CUDA)),--cuda) $(SETUP)
