@@ -76,7 +76,7 @@ fn two_iterations_and_what_the_views_tell() {
     // The socket asks for one line alone, and tells what the view tells of it.
     let told = store.lineage_table("main", "head").unwrap();
     let text = |name: &str| crate::sql::SqlValue::Text(name.to_owned());
-    let expected: Vec<_> = ancestors.iter().rev().map(|name| text(name)).collect();
+    let expected: Vec<_> = ancestors.iter().map(|name| text(name)).collect();
     assert_eq!(told.rows.iter().map(|row| row[1].clone()).collect::<Vec<_>>(), expected);
     assert_eq!(store.evaluations(flow.run).unwrap()[0].gain.value, 1.0);
     assert_eq!(
