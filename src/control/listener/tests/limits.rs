@@ -74,7 +74,7 @@ async fn answers_that_nobody_reads_are_counted_and_dropped() {
     let unread = Duration::from_millis(300);
     let limits = Limits { unread_kib: 3 << 10, unread, ..Limits::OURS };
     let daemon = Daemon::start_within(limits).await;
-    let long = json!({"sql": "SELECT hex(zeroblob(1000000))"}).to_string();
+    let long = json!({"sql": "select hex(zeroblob(1000000))"}).to_string();
     let long = request("POST", "/v1/sql", "", long.as_bytes());
     assert_eq!(ask(&daemon.socket, &long).await.json()["rows"][0][0], "0".repeat(2_000_000));
     // This one asks and does not read.
