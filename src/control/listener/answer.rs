@@ -168,8 +168,19 @@ pub fn ok<T: Serialize>(value: &T) -> Answer {
     Ok(HttpResponse::Ok().json(value))
 }
 
-/// A result as JSON.
-pub fn table(answer: SqlAnswer) -> Table {
+/// A result as the bytes of its JSON. Of a large one that takes a while: where it was read, and not on the
+/// thread that all connections share.
+pub fn encoded(answer: SqlAnswer) -> Vec<u8> {
+    // Names, numbers and texts: it cannot fail.
+    serde_json::to_vec(&table(answer)).unwrap_or_default()
+}
+
+/// An answer of such bytes.
+pub fn ok_encoded(json: Vec<u8>) -> Answer {
+    Ok(HttpResponse::Ok().content_type(header::ContentType::json()).body(json))
+}
+
+fn table(answer: SqlAnswer) -> Table {
     let rows = answer.rows.into_iter().map(|row| row.into_iter().map(value).collect()).collect();
     Table { columns: answer.columns, rows, truncated: answer.truncated }
 }

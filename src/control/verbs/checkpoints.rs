@@ -5,7 +5,7 @@ use rlhfd_store::StoreError;
 use serde::Deserialize;
 
 use super::{Shared, asked};
-use crate::listener::answer::{ok, table};
+use crate::listener::answer::{encoded, ok_encoded};
 use crate::listener::{Answer, Refusal};
 
 /// The query.
@@ -24,7 +24,7 @@ pub async fn get(
 ) -> Answer {
     let Query { run, lineage } = query.into_inner();
     let answer = shared.app.store.read(move |reader| match lineage {
-        None => reader.checkpoint_table(run.as_deref()),
+        None => reader.checkpoint_table(run.as_deref()).map(encoded),
         Some(checkpoint) => {
             let run = match run {
                 Some(run) => run,
@@ -32,8 +32,8 @@ pub async fn get(
                     StoreError::NotFound { what: "checkpoint", name: checkpoint.clone() }
                 })?,
             };
-            reader.lineage_table(&run, &checkpoint)
+            reader.lineage_table(&run, &checkpoint).map(encoded)
         }
     });
-    ok(&table(answer.await.map_err(|error| Refusal::ask(asked(&request), &error))?))
+    ok_encoded(answer.await.map_err(|error| Refusal::ask(asked(&request), &error))?)
 }

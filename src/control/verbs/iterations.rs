@@ -4,7 +4,7 @@ use actix_web::{HttpRequest, web};
 use serde::Deserialize;
 
 use super::{Shared, asked};
-use crate::listener::answer::{ok, table};
+use crate::listener::answer::{encoded, ok_encoded};
 use crate::listener::{Answer, Refusal};
 
 /// The query.
@@ -21,6 +21,7 @@ pub async fn get(
     query: web::Query<Query>,
 ) -> Answer {
     let run = query.into_inner().run;
-    let history = shared.app.store.read(move |reader| reader.history_table(run.as_deref())).await;
-    ok(&table(history.map_err(|error| Refusal::ask(asked(&request), &error))?))
+    let history =
+        shared.app.store.read(move |r| r.history_table(run.as_deref()).map(encoded)).await;
+    ok_encoded(history.map_err(|error| Refusal::ask(asked(&request), &error))?)
 }

@@ -7,7 +7,7 @@ use rlhfd_protocol::control::Sql;
 use rlhfd_store::{SqlError, SqlLimits, SqlReader};
 
 use super::{Shared, asked, place};
-use crate::listener::answer::{ok, table};
+use crate::listener::answer::{encoded, ok_encoded};
 use crate::listener::{Answer, Refusal, json};
 
 /// `POST /v1/sql`
@@ -29,10 +29,10 @@ pub async fn post(
     let answer = actix_web::rt::task::spawn_blocking(move || {
         let _place = place;
         let mut reader = SqlReader::open(&state).map_err(SqlError::Store)?;
-        reader.query(&sql.sql, limits)
+        reader.query(&sql.sql, limits).map(encoded)
     });
     match answer.await {
-        Ok(Ok(answer)) => ok(&table(answer)),
+        Ok(Ok(json)) => ok_encoded(json),
         Ok(Err(error)) => Err(Refusal::sql(asked(&request), &error)),
         Err(_) => Err(Refusal::new(
             500,
