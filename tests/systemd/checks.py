@@ -6,6 +6,7 @@ import time
 from service import CONFIG, Wrong, hold
 
 COUNTED = "SELECT count(*) FROM attempts WHERE counted = 1"
+RESUMED = "SELECT count(*) FROM attempts WHERE first_step > 1"
 
 
 def install(service, first, **_):
@@ -98,8 +99,8 @@ def watchdog(service, **_):
 
 def stop(service, **_):
     """SIGTERM in a training: exit 0 in time, nothing is left, and the training goes on from its state"""
-    ended = service.ended()
-    service.until_in_flight("%/train")
+    ended, resumed = service.ended(), service.number(RESUMED)
+    service.until_in_training(4)
     began = time.monotonic()
     service.ok("systemctl", "stop", "rlhfd.service")
     took = time.monotonic() - began
@@ -111,8 +112,7 @@ def stop(service, **_):
     service.ok("rlhfctl", "status", timeout=120)
     service.until_active()
     service.until_ended(ended + 1)
-    resumed = service.number("SELECT count(*) FROM attempts WHERE first_step > 1")
-    hold(resumed > 0, "the training began anew")
+    hold(service.number(RESUMED) > resumed, "the training began anew")
     hold(service.number(COUNTED) == 0, "the stop counted against a unit")
 
 
@@ -152,7 +152,7 @@ def crash_loop(service, **_):
 def upgrade(service, second, **_):
     """an upgrade with an iteration in flight: the daemon is a new one, and the iteration goes on"""
     ended = service.ended()
-    service.until_in_flight("%/train")
+    service.until_in_training(4)
     old, socket = service.pid(), service.shows("ActiveEnterTimestampMonotonic", "rlhfd.socket")
     service.ok("dpkg", "-i", second, timeout=180)
     service.until_active(other_than=old)

@@ -45,7 +45,7 @@ model = "/var/lib/rlhfd/models/reward"
 [train]
 batch_pairs = 1
 micro_batch_pairs = 1
-epochs = 20
+epochs = 40
 learning_rate = 1e-4
 save_every_steps = 2
 [evaluate]
@@ -125,6 +125,17 @@ class Service:
         if not fresh:
             self.queue(20)
         return self.until(f"a unit {key} to run", lambda: self.number(statement), 300)
+
+    def until_in_training(self, step):
+        """Waits until a training has made so many steps, so that it has saved its state."""
+        self.until_in_flight("%/train")
+
+        def made():
+            done = self.run("rlhfctl", "--json", "status")
+            leases = json.loads(done.stdout)["leases"] if done.returncode == 0 else []
+            units = [lease for lease in leases if (lease.get("unit") or "").endswith("/train")]
+            return any((lease.get("step") or 0) >= step for lease in units)
+        return self.until(f"step {step} of a training", made, 300)
 
     def processes(self):
         done = self.run("sh", "-c", "cat /proc/[0-9]*/comm")
