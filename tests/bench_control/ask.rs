@@ -7,7 +7,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use rlhfd_tests::http;
+use rlhfd_tests::scene::Scene;
+use rlhfd_tests::{http, wait};
 
 /// A connection on which one question follows the other.
 pub struct Line {
@@ -83,6 +84,13 @@ pub fn under_load(socket: &Path, count: usize) -> Vec<Duration> {
         over.store(true, Ordering::Relaxed);
         times
     })
+}
+
+/// Waits until so many iterations ended, for as long as a slow machine may need.
+pub fn ended(scene: &Scene, iterations: i64) {
+    let sql = "SELECT count(*) FROM iterations WHERE ended_ms IS NOT NULL";
+    let mut ask = || (scene.number(sql) >= iterations).then_some(());
+    wait::until_within(20 * wait::DEADLINE, "iterations to end", &mut ask, || scene.told());
 }
 
 /// Of a process: a line of its status, in MiB.

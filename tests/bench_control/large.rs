@@ -24,14 +24,17 @@ const SAMPLES: i64 = 4;
 const BYTES_MAX: u64 = 10 << 30;
 
 pub fn run(report: &mut Report, share: i64) {
-    let settings = |iterations: i64| {
-        let base = Settings::default().set("run", "iterations_max", &iterations.to_string());
-        base.with("store", "disk_free_min_mib = 0\nkeep_responses = 0\nkeep_events_days = 0")
-    };
+    let settings =
+        |iterations: i64| {
+            let base = Settings::default()
+                .set("run", "iterations_max", &iterations.to_string())
+                .set("train", "history", "\"newest\"");
+            base.with("store", "disk_free_min_mib = 0\nkeep_responses = 0\nkeep_events_days = 0")
+        };
     let scene = Scene::fake(&settings(FIRST));
     let daemon = scene.start();
     scene.add_prompts("plain", 0, 60, "0.2");
-    scene.wait_iterations(FIRST);
+    ask::ended(&scene, FIRST);
     assert!(daemon.terminate().success());
     let started = Instant::now();
     grow(&scene, PROMPTS / share);
@@ -97,7 +100,7 @@ fn one_more(scene: &Scene, settings: &Settings, report: &mut Report) {
     scene.configure(settings);
     let daemon = scene.start();
     scene.add_prompts("more", 1_000, 1_040, "0");
-    scene.wait_iterations(ITERATIONS + 1);
+    ask::ended(scene, ITERATIONS + 1);
     let of = |n: i64| scene.number(&format!("{took} {n}")) as f64 / 1e3;
     report.add("a small iteration on an empty database", of(FIRST), "s", Limit::None);
     report.add(

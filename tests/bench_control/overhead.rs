@@ -18,13 +18,13 @@ pub fn run(report: &mut Report) {
 fn many_units(report: &mut Report) {
     let settings = Settings::default()
         .set("run", "iterations_max", "1")
-        .set("run", "prompts_per_iteration", "1000")
+        .set("run", "prompts_per_iteration", "300")
         .set("scheduler", "unit_tokens_cpu", "1");
     let scene = Scene::fake(&settings);
     let daemon = scene.start();
     let before = ask::cpu(daemon.pid());
-    scene.add_prompts("many", 0, 1_000, "0");
-    scene.wait_iterations(1);
+    scene.add_prompts("many", 0, 300, "0");
+    ask::ended(&scene, 1);
     let units = scene.number("SELECT count(*) FROM attempts") as f64;
     let wall = scene.number("SELECT max(ended_ms) - min(started_ms) FROM iterations") as f64;
     let cpu = (ask::cpu(daemon.pid()) - before).as_secs_f64() * 1e3;
@@ -52,7 +52,7 @@ fn demo(report: &mut Report) {
     let scene = Scene::fake(&settings);
     let daemon = scene.start();
     scene.add_prompts("demo", 0, 140, "0.4");
-    scene.wait_iterations(2);
+    ask::ended(&scene, 2);
     let wall = scene.number("SELECT max(ended_ms - started_ms) FROM iterations WHERE iteration = 2")
         as f64;
     let units = scene.number("SELECT count(*) FROM units WHERE iteration = 2") as f64;
