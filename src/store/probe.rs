@@ -124,9 +124,13 @@ fn newer(path: &Path, found: u32) -> Result<()> {
 /// Reads the schema and one row of every table: a cheap look at each tree's first pages. The whole
 /// check is for `rlhfd check`.
 fn check_pages(path: &Path, wal: bool) -> Result<()> {
-    let damaged = |source: rusqlite::Error| StoreError::Damaged {
-        path: path.to_owned(),
-        detail: source.to_string(),
+    let damaged = |source: rusqlite::Error| {
+        let detail = source.to_string();
+        match StoreError::from(source) {
+            // A disk that fails says nothing of the file: its index alone may not be written now.
+            ill @ (StoreError::Disk { .. } | StoreError::Busy { .. }) => ill,
+            _ => StoreError::Damaged { path: path.to_owned(), detail },
+        }
     };
     let query = if wal { "?mode=ro" } else { "?immutable=1" };
     let flags = OpenFlags::SQLITE_OPEN_READ_ONLY

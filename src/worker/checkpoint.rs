@@ -275,7 +275,7 @@ pub fn published(out: &Path) -> Result<Option<Standing>, CheckpointError> {
             sync(out.parent().unwrap_or(out))?;
             Ok(Some(standing))
         }
-        Err(error) if error.is_lost() => {
+        Err(error @ CheckpointError::Unsound { .. }) => {
             tracing::warn!(%error, "what was published is made again");
             fs::remove_dir_all(out).map_err(io_error(out, "removed"))?;
             Ok(None)

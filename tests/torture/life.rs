@@ -7,7 +7,7 @@ use std::collections::BTreeSet;
 use std::fs;
 use std::os::unix::process::ExitStatusExt;
 use std::process::ExitStatus;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use rlhfd_tests::scene::{Daemon, Scene, alive};
 use rlhfd_tests::{dump, http};
@@ -21,8 +21,12 @@ use crate::tally::Tally;
 const FOR_GOOD: [i32; 2] = [64, 78];
 /// What a service manager waits before it starts anew.
 const RESTART: Duration = Duration::from_millis(100);
+/// How long a worker may take to be gone after its daemon.
+const GONE: Duration = Duration::from_secs(5);
 /// SIGTERM, to a daemon that does not listen for it yet.
 const TERMINATED: i32 = 15;
+/// SIGABRT: a commit failed, by the fault before, while it was told to end.
+const ABORTED: i32 = 6;
 
 /// A scene's daemon, whichever process it is now.
 pub struct Life<'a> {
@@ -140,14 +144,19 @@ impl<'a> Life<'a> {
         if !status.is_some_and(|status| status.success()) {
             return Err(format!("it did not end in order: {status:?}"));
         }
-        match self.workers.iter().find(|pid| alive(**pid)) {
-            Some(pid) => Err(format!("worker {pid} outlived its daemon")),
-            None => Ok(()),
+        // One that had only begun dies with the daemon, by the kernel's hand.
+        let until = Instant::now() + GONE;
+        while let Some(pid) = self.workers.iter().find(|pid| alive(**pid)) {
+            if Instant::now() > until {
+                return Err(format!("worker {pid} outlived its daemon"));
+            }
+            std::thread::sleep(RESTART);
         }
+        Ok(())
     }
 }
 
-/// Whether a daemon that was told to end did: before it listens for the signal, that ends it.
+/// Whether a daemon that was told to end did so, or by what it may end by instead.
 pub fn is_orderly(status: ExitStatus) -> bool {
-    status.success() || status.signal() == Some(TERMINATED)
+    status.success() || status.signal().is_some_and(|by| [TERMINATED, ABORTED].contains(&by))
 }

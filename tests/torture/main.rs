@@ -1,10 +1,11 @@
 //! Rounds of three iterations with the real worker on a tiny model, broken on purpose again and again:
 //! every round ends with the rows and the sums of an undisturbed one.
 //!
-//! Comes in: `TORTURE_FAULTS`, `TORTURE_SEED` and, where one round only is wanted, `TORTURE_ROUND` (`make
-//! torture N=… SEED=… ROUND=…`; `TORTURE_STOP` ends it at the first failure), or a short torture without them. Goes out: counts by kind and stage, then
-//! `N faults, M failures`. A seed and a round give the same faults again, at the same places of the work;
-//! into which instruction they fall is the machine's. May not enter: a network, a GPU.
+//! Comes in: `TORTURE_FAULTS` and `TORTURE_SEED`, or a short torture without them; `TORTURE_ROUND`, where
+//! one round only is wanted (`make torture N=… SEED=… ROUND=…`); `TORTURE_STOP` ends it at the first
+//! failure, `TORTURE_MINUTES` after so many minutes. Goes out: counts by kind and stage, then `N faults, M
+//! failures`. A seed and a round give the same faults again, at the same places of the work; into which
+//! instruction they fall is the machine's. May not enter: a network, a GPU.
 
 mod blows;
 mod faults;
@@ -16,6 +17,7 @@ mod tally;
 mod work;
 
 use std::process::Command;
+use std::time::{Duration, Instant};
 
 use rlhfd_tests::binaries::root;
 
@@ -44,14 +46,20 @@ fn what_is_broken_on_purpose_changes_nothing() {
     let mut tally = Tally::default();
     let only = ordered("TORTURE_ROUND");
     let stops = ordered("TORTURE_STOP").is_some();
+    let until = ordered("TORTURE_MINUTES").map(|minutes| Duration::from_secs(60 * minutes));
+    let began = Instant::now();
     for number in only.map_or(1..=u64::MAX, |only| only..=only) {
-        if tally.faults() >= wanted || (stops && tally.failures() > 0) {
+        let late = until.is_some_and(|until| began.elapsed() > until);
+        if tally.faults() >= wanted || late || (stops && tally.failures() > 0) {
             break;
         }
         let name = format!("N={wanted} SEED={seed} ROUND={number}");
         let count = FAULTS_A_ROUND[usize::from(wanted >= LONG)];
         let faults = faults::of_round(seed, number, count);
         round::run(&name, faults, &undisturbed, &mut tally);
+        if wanted >= LONG {
+            tally.tell_so_far();
+        }
     }
     tally.tell();
     assert_eq!(tally.failures(), 0, "seed {seed}");

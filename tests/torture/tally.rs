@@ -31,6 +31,11 @@ impl Tally {
         self.failures.len()
     }
 
+    /// How it stands after a round, for whoever watches a long torture or ends it early.
+    pub fn tell_so_far(&self) {
+        println!("so far {} faults, {} failures", self.faults(), self.failures());
+    }
+
     /// A table of kinds by places, then the counts by kind and by place in a line, then both sums.
     pub fn tell(&self) {
         let mut places: Vec<&str> = STAGES.into_iter().chain(["start"]).collect();
