@@ -505,7 +505,7 @@ CREATE TABLE unpaired (
 
 -- ── train ───────────────────────────────────────────────────────────────────────────────────────
 
--- Per (response, reference): kept, never computed twice.
+-- Per (response, reference): kept as long as the reference's files, never computed twice.
 CREATE TABLE reference_logprobs (
     response_id    INTEGER NOT NULL REFERENCES responses(id) ON DELETE CASCADE,
     reference_id   INTEGER NOT NULL REFERENCES checkpoints(id),
@@ -515,8 +515,9 @@ CREATE TABLE reference_logprobs (
     unit_id        INTEGER NOT NULL REFERENCES units(id),
     PRIMARY KEY (response_id, reference_id)
 ) STRICT, WITHOUT ROWID;
+CREATE INDEX reference_logprobs_by_reference ON reference_logprobs(reference_id);
 
--- Of both sides of an offline pair, per reference: kept, never computed twice.
+-- Of both sides of an offline pair, per reference: kept as long as its files, never computed twice.
 CREATE TABLE offline_logprobs (
     run_id         INTEGER NOT NULL,
     ordinal        INTEGER NOT NULL,
@@ -531,6 +532,7 @@ CREATE TABLE offline_logprobs (
     FOREIGN KEY (run_id, ordinal) REFERENCES offline_pairs(run_id, ordinal),
     CHECK ((chosen IS NULL) = (set_aside IS NOT NULL) AND (rejected IS NULL) = (chosen IS NULL))
 ) STRICT, WITHOUT ROWID;
+CREATE INDEX offline_logprobs_by_reference ON offline_logprobs(reference_id);
 
 -- What an update was trained on, in order: a preference of an iteration, or an offline one.
 CREATE TABLE training_set_members (
@@ -589,6 +591,7 @@ CREATE TABLE checkpoints (
     removal_ms     INTEGER,                    -- null: nobody wants them removed
     removal_why    TEXT,
     removed_ms     INTEGER,                    -- null: not gone yet
+    logprobs_swept INTEGER CHECK (logprobs_swept IN (0, 1)), -- under it: null: all stand; 0: some went; 1: all
     unit_id        INTEGER REFERENCES units(id),
     created_ms     INTEGER NOT NULL,
     UNIQUE (run_id, name)

@@ -250,13 +250,14 @@ impl Store {
         })
     }
 
-    /// Keeps that a folder which was found unsound is whole again (a backup came back).
+    /// Keeps that a folder which was found unsound is whole again (a backup came back). Log-probs under it
+    /// that went with its files are computed again where they are wanted.
     pub fn mark_sound(&mut self, id: CheckpointId, now_ms: i64) -> Result<()> {
         self.transact(|conn| {
             let checkpoint = get(conn, id)?;
             conn.execute(
                 "UPDATE checkpoints SET sound = 1, removal_ms = NULL, removal_why = NULL,
-                     removed_ms = NULL WHERE id = ?1",
+                     removed_ms = NULL, logprobs_swept = min(logprobs_swept, 0) WHERE id = ?1",
                 [id.get()],
             )?;
             let text = format!("checkpoint {} is sound again", checkpoint.name);

@@ -200,6 +200,7 @@ impl Store {
                     now_ms
                 ],
             )?;
+            references::tell_passed_over(conn, &run, (new.reference, number), reference, now_ms)?;
             let held = (new.run, number, reference);
             let offline = take_up(conn, held, &new.offline)?;
             let replayed = references::replayed(conn, held, new.history)?;

@@ -1,7 +1,7 @@
-//! What may go: files of old checkpoints, texts of old responses, old events.
+//! What may go: files of old checkpoints with the log-probs under them, texts of old responses, old events.
 //!
 //! In: how much is kept. Out: one checkpoint at a time, marked before its files go and after; rows of
-//! texts and events that are deleted, some at a time. No checkpoint's row ever goes. May not enter:
+//! log-probs, texts and events that are deleted, some at a time. No checkpoint's row ever goes. May not enter:
 //! folders, the rule itself (`rlhfd_domain::retention`), when it is time.
 
 use std::collections::BTreeSet;
@@ -10,7 +10,7 @@ use rlhfd_domain::checkpoint::CheckpointKind;
 use rlhfd_domain::retention::{Standing, superfluous};
 use rlhfd_domain::train::ReferenceRule;
 use rlhfd_domain::{CheckpointId, RunId, limits};
-use rusqlite::{Connection, params};
+use rusqlite::{Connection, OptionalExtension, params};
 
 use crate::checkpoints::{self, Checkpoint};
 use crate::error::{Result, StoreError};
@@ -70,6 +70,11 @@ impl Reader {
         )?;
         let ids = statement.query_map([run.get()], |row| Ok(CheckpointId(row.get(0)?)))?;
         Ok(ids.collect::<rusqlite::Result<_>>()?)
+    }
+
+    /// Whether log-probs may stand under a reference whose files are gone.
+    pub fn has_old_logprobs(&self, run: RunId) -> Result<bool> {
+        Ok(to_sweep(&self.conn, run)?.is_some())
     }
 
     /// The number of the newest iteration that has ended; 0: none has.
@@ -204,6 +209,33 @@ impl Store {
         Ok(swept)
     }
 
+    /// Deletes some log-probs under a reference whose files are gone, and with them all that could check
+    /// them. False: there are no more.
+    pub fn sweep_logprobs(&mut self, run: RunId) -> Result<bool> {
+        let swept = self.transact(|conn| {
+            let Some(reference) = to_sweep(conn, run)? else { return Ok(false) };
+            let key = params![reference.get(), limits::SWEEP_BATCH_ROWS];
+            let gone = conn.execute(
+                "DELETE FROM reference_logprobs WHERE reference_id = ?1 AND response_id IN (
+                     SELECT response_id FROM reference_logprobs WHERE reference_id = ?1 LIMIT ?2)",
+                key,
+            )? + conn.execute(
+                "DELETE FROM offline_logprobs WHERE reference_id = ?1 AND (run_id, ordinal) IN (
+                     SELECT run_id, ordinal FROM offline_logprobs WHERE reference_id = ?1 LIMIT ?2)",
+                key,
+            )?;
+            conn.execute(
+                "UPDATE checkpoints SET logprobs_swept = ?2 WHERE id = ?1",
+                params![reference.get(), gone == 0],
+            )?;
+            Ok(true)
+        })?;
+        if swept {
+            self.give_back()?;
+        }
+        Ok(swept)
+    }
+
     /// Deletes some of the events before `before_ms`. False: there are no more.
     pub fn sweep_events(&mut self, before_ms: i64) -> Result<bool> {
         let gone = self.transact(|conn| {
@@ -227,6 +259,22 @@ impl Store {
         while rows.next()?.is_some() {}
         Ok(())
     }
+}
+
+/// A checkpoint whose files are gone and under which log-probs may stand still. An open iteration's own
+/// reference is none, whatever became of its files.
+fn to_sweep(conn: &Connection, run: RunId) -> Result<Option<CheckpointId>> {
+    let id = conn
+        .prepare_cached(
+            "SELECT c.id FROM checkpoints c
+             WHERE c.run_id = ?1 AND c.removed_ms IS NOT NULL AND c.logprobs_swept IS NOT 1
+               AND NOT EXISTS (SELECT 1 FROM iterations i WHERE i.run_id = c.run_id
+                   AND i.reference_id = c.id AND i.ended_ms IS NULL)
+             ORDER BY c.id LIMIT 1",
+        )?
+        .query_row([run.get()], |row| row.get(0))
+        .optional()?;
+    Ok(id.map(CheckpointId))
 }
 
 fn is_marked(conn: &Connection, id: CheckpointId) -> Result<bool> {

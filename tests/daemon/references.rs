@@ -263,3 +263,28 @@ fn a_gate_that_rejects_leaves_the_reference_where_it_was() {
     let heads = "SELECT count(*) FROM iteration_history WHERE reference <> policy_in";
     assert_eq!(scene.number(heads), 0);
 }
+
+#[test]
+fn log_probs_under_a_reference_whose_files_are_gone_go_too() {
+    let settings = settings("\"previous\"").set("run", "iterations_max", "5");
+    let scene = Scene::fake(&settings.set("store", "keep_checkpoints", "1"));
+    let _daemon = scene.start();
+    queue(&scene);
+    scene.wait_iterations(5);
+    let swept = "SELECT count(*) FROM checkpoints WHERE removed_ms NOTNULL AND logprobs_swept = 1";
+    scene.wait_number("log-probs under removed references to go", swept, 2);
+    let under = |state: &str| {
+        scene.number(&format!(
+            "SELECT count(*) FROM (SELECT reference_id FROM reference_logprobs
+                 UNION ALL SELECT reference_id FROM offline_logprobs) k
+             JOIN checkpoints c ON c.id = k.reference_id WHERE {state}"
+        ))
+    };
+    assert_eq!(under("c.logprobs_swept = 1"), 0);
+    assert!(under("c.sound = 1") > 0);
+    let left_out = "SELECT count(*) FROM units u WHERE u.work = 'train_dpo'
+        AND (SELECT count(*) FROM training_set_members m WHERE m.unit_id = u.id)
+            <> 3 + (SELECT count(*) FROM preferences p WHERE p.iteration <= u.iteration)";
+    assert_eq!(scene.number(left_out), 0, "an update lacks pairs");
+    story::check_laws(&scene);
+}

@@ -1,7 +1,7 @@
 //! Between two iterations, and whenever there is no room: what nobody needs any more goes.
 //!
-//! In: the configuration, the run. Out: files of old checkpoints and old training inputs removed, old texts
-//! and events deleted, a piece a look. A checkpoint is marked before its folder goes and after, so that a
+//! In: the configuration, the run. Out: files of old checkpoints and old training inputs removed, log-probs
+//! under what is gone, old texts and events deleted, a piece a look. A checkpoint is marked before its folder goes and after, so that a
 //! crash in between is made good by the next start (`adopt`). May not enter: which ones may go
 //! (`rlhfd_domain::retention`).
 
@@ -133,7 +133,7 @@ fn remove_aside(folder: &Path) -> io::Result<()> {
     missing_is_well(fs::remove_dir_all(&aside))
 }
 
-/// Training inputs of ended iterations: the rows that they were made from stay.
+/// Training inputs of ended iterations: the pairs that they were made from stay.
 async fn inputs(ctx: &OrderContext, config: &CheckedConfig, run: &Run) -> Result<bool, AskError> {
     let keep = u32::try_from(config.store.keep_checkpoints).unwrap_or(u32::MAX);
     if keep == 0 {
@@ -165,9 +165,14 @@ fn input_numbers(folder: &Path) -> BTreeSet<u32> {
     names.filter_map(number).collect()
 }
 
-/// Texts and events.
+/// Log-probs, texts and events.
 async fn rows(ctx: &OrderContext, config: &CheckedConfig, run: &Run) -> Result<bool, AskError> {
     let (id, store) = (run.id, &ctx.stage.store);
+    if store.read(move |r| r.has_old_logprobs(id)).await?
+        && store.write(move |s| s.sweep_logprobs(id)).await?
+    {
+        return Ok(true);
+    }
     let keep = u32::try_from(config.store.keep_responses).unwrap_or(u32::MAX);
     if keep > 0 {
         let newest = store.read(move |r| r.newest_ended(id)).await?;

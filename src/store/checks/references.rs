@@ -8,7 +8,7 @@ use rlhfd_domain::train::{History, ReferenceRule, Replay};
 
 use super::flow::{Flow, to_the_end};
 use super::*;
-use crate::{Average, NewCheckpoint, NextReference, StoreError};
+use crate::{Average, Kept, NewCheckpoint, NextReference, StoreError};
 
 fn flow(reference: ReferenceRule) -> Flow {
     let mut flow = Flow::new(80);
@@ -140,6 +140,93 @@ fn a_run_that_turns_to_averages_makes_those_of_its_whole_line_first() {
     assert_eq!(average(&mut flow), of("iteration-0002", "reference-0001"));
     assert_eq!(average(&mut flow), None);
     assert_eq!(iteration(&mut flow), "reference-0002");
+}
+
+fn passed_over(flow: &Flow) -> Vec<String> {
+    let sql = "SELECT message FROM events WHERE kind = 'reference_passed_over' ORDER BY id";
+    let mut statement = flow.bench.store.conn.prepare(sql).unwrap();
+    statement.query_map([], |row| row.get(0)).unwrap().map(Result::unwrap).collect()
+}
+
+fn lose(flow: &mut Flow, name: &str) {
+    let lost = flow.bench.store.checkpoint_by_name(flow.run, name).unwrap().unwrap();
+    flow.bench.store.mark_unsound(lost.id, "it is gone", NOW).unwrap();
+}
+
+#[test]
+fn a_policy_whose_files_are_gone_is_no_reference_and_that_is_told_once() {
+    let mut flow = flow(ReferenceRule::Every(3));
+    let held: Vec<String> = (0..4).map(|_| iteration(&mut flow)).collect();
+    assert_eq!(held[3], "iteration-0003");
+    assert_eq!(passed_over(&flow), Vec::<String>::new());
+    lose(&mut flow, "iteration-0003");
+    for _ in 0..2 {
+        assert_eq!(iteration(&mut flow), "iteration-0002");
+    }
+    let told = passed_over(&flow);
+    assert_eq!(told.len(), 1, "{told:?}");
+    assert!(told[0].contains("iteration-0003 are not there"), "{told:?}");
+    assert!(told[0].contains("iteration-0002 is the reference"), "{told:?}");
+}
+
+#[test]
+fn an_average_without_a_policy_whose_files_are_gone_says_so() {
+    let mut flow = flow(ReferenceRule::Fixed);
+    for _ in 0..2 {
+        iteration(&mut flow);
+    }
+    flow.reference = ReferenceRule::Average;
+    lose(&mut flow, "iteration-0001");
+    assert_eq!(average(&mut flow), Some(("iteration-0002".into(), "initial".into())));
+    let told = passed_over(&flow);
+    assert_eq!(told.len(), 1, "{told:?}");
+    assert!(told[0].contains("iteration-0001 are not there, and reference-0002"), "{told:?}");
+}
+
+/// Iteration 2's checkpoint is removed, as by retention; the first stays as the best.
+fn remove_second(flow: &mut Flow) -> CheckpointId {
+    let second = flow.bench.store.checkpoint_by_name(flow.run, "iteration-0002").unwrap().unwrap();
+    let kept = Kept { newest: 1, named: Vec::new(), reference: flow.reference };
+    assert!(flow.bench.store.begin_removal(second.id, &kept, NOW).unwrap());
+    assert!(!flow.bench.store.has_old_logprobs(flow.run).unwrap(), "its files are there still");
+    flow.bench.store.end_removal(second.id, NOW).unwrap();
+    second.id
+}
+
+fn under(flow: &Flow, reference: CheckpointId) -> i64 {
+    let sql = "SELECT (SELECT count(*) FROM reference_logprobs WHERE reference_id = ?1)
+                    + (SELECT count(*) FROM offline_logprobs WHERE reference_id = ?1)";
+    flow.bench.store.conn.query_row(sql, [reference.get()], |row| row.get(0)).unwrap()
+}
+
+#[test]
+fn log_probs_go_with_the_files_of_their_reference_and_are_asked_for_again_if_it_comes_back() {
+    let mut flow = flow(ReferenceRule::Every(1));
+    for _ in 0..4 {
+        iteration(&mut flow);
+    }
+    let second = remove_second(&mut flow);
+    let all = flow.bench.number("SELECT count(*) FROM reference_logprobs");
+    let old = under(&flow, second);
+    assert!(old > 0 && old < all);
+    // An open iteration's own reference keeps them, whatever became of its files.
+    let open = flow.start(10, 4);
+    let hold = "UPDATE iterations SET reference_id = ?1 WHERE iteration = ?2";
+    flow.bench.store.conn.execute(hold, [second.get(), i64::from(open)]).unwrap();
+    assert!(!flow.bench.store.sweep_logprobs(flow.run).unwrap());
+    flow.bench.store.cancel_iteration(flow.run, open, NOW).unwrap();
+    while flow.bench.store.sweep_logprobs(flow.run).unwrap() {}
+    assert_eq!(under(&flow, second), 0);
+    assert_eq!(flow.bench.number("SELECT count(*) FROM reference_logprobs"), all - old);
+    assert!(!flow.bench.store.has_old_logprobs(flow.run).unwrap(), "once is enough");
+    // Its folder is brought back, and a person goes back to it.
+    flow.bench.store.mark_sound(second, NOW).unwrap();
+    flow.bench.store.roll_back(flow.run, 2, "it was better", NOW).unwrap();
+    assert_eq!(iteration(&mut flow), "iteration-0002");
+    let replay = Replay { history: History::All, history_weight: 1.0 };
+    let train = flow.bench.unit(flow.run, "0006/train").id;
+    let (pairs, left_out) = flow.bench.store.fix_training_set(train, replay, NOW).unwrap();
+    assert_eq!((pairs, left_out), (40, 0), "a pair has no log-probs");
 }
 
 /// Every pair that the newest update takes has log-probs under its reference, each asked for once.
