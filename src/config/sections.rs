@@ -122,6 +122,8 @@ section! {
         progress_timeout_s: u64,
         /// Longest start and load.
         load_timeout_s: u64,
+        /// What a step of the daemon itself may take until it is told.
+        step_timeout_s: u64,
         /// Longest leave-taking.
         stop_timeout_s: u64,
     }

@@ -42,6 +42,7 @@ use crate::live::LiveBoard;
 use crate::log_watch;
 use crate::models::Models;
 use crate::notify::Manager;
+use crate::overdue;
 use crate::places::{Asked, PlaceError, Places};
 use crate::platform;
 use crate::reload::reload;
@@ -54,6 +55,8 @@ const STOP_POLL: Duration = Duration::from_millis(20);
 const OPEN_WAIT: Duration = Duration::from_secs(2);
 /// So long one try to open the state folder may take, for the service manager.
 const OPEN_PATIENCE: Duration = Duration::from_secs(120);
+/// So long the database's readers, and then its writer, may take to end.
+const CLOSE_WAIT: Duration = Duration::from_secs(5);
 /// After a kill, this long for the processes to be reaped.
 const KILL_WAIT: Duration = Duration::from_secs(3);
 
@@ -126,8 +129,11 @@ pub fn run(asked: &Asked) -> ExitCode {
     platform::give_memory_back();
     platform::mark_core_thread();
     platform::install_panic_hook();
-    let system = System::new();
-    match system.block_on(live(asked)) {
+    let lived = platform::runtime().map_err(StartError::Io).and_then(|runtime| {
+        let system = System::with_tokio_rt(|| runtime);
+        system.block_on(live(asked))
+    });
+    match lived {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             tracing::error!("{}", with_causes(&error));
@@ -160,6 +166,7 @@ async fn live(asked: &Asked) -> Result<(), StartError> {
     // Who asks first finds the run open; a large model's sum is not waited for.
     let opened = iteration.order(Command::UploadPublished, None);
     let _ = actix_rt::time::timeout(OPEN_WAIT, opened).await;
+    let knobs = configs.clone();
     let app = AppState {
         store: daemon.store.clone(),
         iteration,
@@ -181,6 +188,8 @@ async fn live(asked: &Asked) -> Result<(), StartError> {
     manager.tell(&[NotifyState::Ready]);
     let keep = watchdog::keep(daemon.cores(), daemon.live.clone(), manager.clone());
     let watchdog = actix_rt::spawn(keep);
+    let (live, store) = (daemon.live.clone(), daemon.store.clone());
+    actix_rt::spawn(overdue::keep(daemon.cores(), live, store, knobs));
     signals.until_stop(&places, &config, &daemon.store, &manager).await;
 
     let longest = NotifyState::ExtendTimeoutUsec(drain_usec(&config.borrow()));
@@ -345,18 +354,28 @@ impl Daemon {
         }
     }
 
-    /// The last write is committed, then the side files go.
+    /// The last write is committed, then the side files go. What does not come to its end in time is cut
+    /// off: the next start makes it good.
     async fn close(self) -> Result<(), StartError> {
-        self.store.close_readers().await;
-        match self.store.writer().send(Close).await {
-            Ok(closed) => {
+        if actix_rt::time::timeout(CLOSE_WAIT, self.store.close_readers()).await.is_err() {
+            tracing::warn!("a reading of the database (a backup?) does not end: it is cut off");
+        }
+        match actix_rt::time::timeout(CLOSE_WAIT, self.store.writer().send(Close)).await {
+            Ok(Ok(closed)) => {
                 if !closed? {
                     tracing::warn!("another program reads the database: its log stays beside it");
                 }
-                Ok(())
             }
-            Err(_) => Ok(()),
+            Ok(Err(_)) => {}
+            Err(_) => tracing::warn!("the database is not closed in time: its log stays beside it"),
         }
+        Ok(())
+    }
+}
+
+async fn keep_event(store: StoreHandle, event: NewEvent) {
+    if let Err(error) = store.write(move |s| s.append_event(&event, now_ms())).await {
+        tracing::warn!("an event is lost: {error}");
     }
 }
 
@@ -391,9 +410,8 @@ impl Signals {
                     manager.tell(&[NotifyState::Reloading]);
                     let event = reload(places, config);
                     manager.tell(&[NotifyState::Ready]);
-                    if let Err(error) = store.write(move |s| s.append_event(&event, now_ms())).await {
-                        tracing::warn!("an event is lost: {error}");
-                    }
+                    // A store that hangs must not keep a signal to stop from being heard.
+                    actix_rt::spawn(keep_event(store.clone(), event));
                 }
             }
         }

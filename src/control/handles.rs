@@ -6,6 +6,7 @@
 
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 use actix::dev::SendError;
 use actix::{Addr, Recipient};
@@ -21,6 +22,13 @@ use crate::places::Places;
 
 /// Reads that may run at once; each has a connection of its own.
 pub const READERS_MAX: usize = 8;
+
+/// Of these so many stay open while nothing is read: each keeps pages and statements, and the others are
+/// needed in bursts only.
+const READERS_IDLE: usize = 3;
+
+/// So long a read waits for its turn: longer only where all that run hang.
+const READER_WAIT: Duration = Duration::from_secs(120);
 
 /// Why an actor or the store did not answer.
 #[derive(Debug, thiserror::Error)]
@@ -128,7 +136,8 @@ impl StoreHandle {
         R: FnOnce(&Reader) -> Result<T, StoreError> + Send + 'static,
     {
         let readers = Arc::clone(&self.readers);
-        let permit = readers.permits.acquire().await.map_err(|_| AskError::Gone)?;
+        let permit = actix_rt::time::timeout(READER_WAIT, readers.permits.acquire()).await;
+        let permit = permit.map_err(|_| AskError::Busy)?.map_err(|_| AskError::Gone)?;
         let held = Arc::clone(&self.readers);
         let answer = actix_rt::task::spawn_blocking(move || held.with(read))
             .await
@@ -177,9 +186,11 @@ impl Readers {
             None => Reader::open(&self.state)?,
         };
         let answer = read(&reader);
-        if answer.is_ok() {
-            self.idle().push(reader);
+        let mut idle = self.idle();
+        if answer.is_ok() && idle.len() < READERS_IDLE {
+            idle.push(reader);
         }
+        // Where it is not kept, it is closed after the lock is given back: locals go in reverse order.
         answer
     }
 }

@@ -103,7 +103,9 @@ impl Health {
                 look(&state, floor, ill)?;
                 within_budget(&state, &store, needed)
             });
+            let step = self.live.step("the look at the state folder's disk");
             let looked = looked.await;
+            drop(step);
             match looked {
                 Ok(Ok(())) if ill => self.recovered(),
                 Ok(Ok(())) => {}

@@ -20,6 +20,7 @@ pub mod live;
 pub mod log_watch;
 pub mod models;
 pub mod notify;
+pub mod overdue;
 pub mod places;
 pub mod platform;
 pub mod reload;

@@ -4,7 +4,7 @@
 //! here is remembered: it is made anew after a start, and no decision reads it. May not enter: SQL.
 
 use std::collections::BTreeMap;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use rlhfd_domain::Stage;
 use tokio::sync::watch;
@@ -22,9 +22,34 @@ pub struct Live {
     pub devices: Vec<LiveDevice>,
     /// Worker processes, by their number within this daemon.
     pub workers: BTreeMap<u64, LiveWorker>,
+    /// What the daemon itself is at, and waits for without a deadline of its own: by number.
+    pub steps: BTreeMap<u64, LiveStep>,
+    /// How many of these have begun.
+    steps_begun: u64,
     /// Set where the configuration file was read again and differs: it applies from the next
     /// iteration on. A sentence.
     pub config_pending: Option<String>,
+}
+
+impl Live {
+    /// Steps that have lasted longer than `allowed`, with how long; the longest first.
+    #[must_use]
+    pub fn overdue(&self, now: Instant, allowed: Duration) -> Vec<(u64, &str, Duration)> {
+        let lasted = |step: &LiveStep| now.saturating_duration_since(step.since);
+        let all = self.steps.iter().map(|(number, step)| (*number, &*step.what, lasted(step)));
+        let mut overdue: Vec<_> = all.filter(|(.., lasted)| *lasted > allowed).collect();
+        overdue.sort_by_key(|(.., lasted)| std::cmp::Reverse(*lasted));
+        overdue
+    }
+}
+
+/// Something that the daemon itself does.
+#[derive(Debug, Clone)]
+pub struct LiveStep {
+    /// In few words.
+    pub what: String,
+    /// When it began, on the monotonic clock.
+    pub since: Instant,
 }
 
 /// A device that the daemon may use.
@@ -164,10 +189,39 @@ impl LiveBoard {
         });
     }
 
+    /// Shows a step of the daemon's own until what is given back is dropped: where it never ends, that is
+    /// seen.
+    #[must_use]
+    pub fn step(&self, what: impl Into<String>) -> Step {
+        let begun = LiveStep { what: what.into(), since: Instant::now() };
+        let mut number = 0;
+        self.change(|live| {
+            live.steps_begun += 1;
+            number = live.steps_begun;
+            live.steps.insert(number, begun);
+        });
+        Step { board: self.clone(), number }
+    }
+
     /// The snapshot as it is now.
     #[must_use]
     pub fn now(&self) -> Live {
         self.0.borrow().clone()
+    }
+}
+
+/// A step that is under way.
+#[derive(Debug)]
+pub struct Step {
+    board: LiveBoard,
+    number: u64,
+}
+
+impl Drop for Step {
+    fn drop(&mut self) {
+        self.board.change(|live| {
+            live.steps.remove(&self.number);
+        });
     }
 }
 
@@ -180,6 +234,24 @@ impl Default for LiveBoard {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_step_is_shown_until_it_ends_and_is_overdue_after_what_it_may_take() {
+        let board = LiveBoard::new();
+        let (first, second) = (board.step("one"), board.step("two"));
+        let later = Instant::now() + Duration::from_secs(60);
+        let overdue = |allowed| {
+            let live = board.now();
+            let overdue = live.overdue(later, Duration::from_secs(allowed));
+            overdue.into_iter().map(|(_, what, _)| what.to_owned()).collect::<Vec<_>>()
+        };
+        assert_eq!(overdue(90), Vec::<String>::new());
+        assert_eq!(overdue(30), ["one", "two"]);
+        drop(first);
+        assert_eq!(overdue(30), ["two"]);
+        drop(second);
+        assert!(board.now().steps.is_empty());
+    }
 
     #[test]
     fn a_train_unit_is_measured_by_steps_and_any_other_by_items() {

@@ -12,6 +12,10 @@ use tracing_subscriber::EnvFilter;
 /// SIGXFSZ's number on Linux: a file grew past RLIMIT_FSIZE.
 const SIGXFSZ: i32 = 25;
 
+/// Threads that wait for disks at once; more work waits for one of them. Reads are at most
+/// `handles::READERS_MAX` of it.
+const BLOCKING_THREADS_MAX: usize = 24;
+
 thread_local! {
     static CORE: Cell<bool> = const { Cell::new(false) };
 }
@@ -36,6 +40,17 @@ pub fn install_panic_hook() {
             std::process::abort();
         }
     }));
+}
+
+/// The runtime of the main thread, whose pool for what blocks has a ceiling: reads of the database, looks
+/// at folders.
+///
+/// Errors: the system's.
+pub fn runtime() -> std::io::Result<tokio::runtime::Runtime> {
+    tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .max_blocking_threads(BLOCKING_THREADS_MAX)
+        .build()
 }
 
 /// Turns SIGXFSZ, which kills by default, into the write error that the store understands. A handler

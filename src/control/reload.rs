@@ -52,7 +52,8 @@ fn counts(change: &str) -> &'static str {
         ("control", "readers_socket") => "[needs a restart of the daemon]",
         ("worker", _) => "[for workers that start from now on]",
         ("scheduler", "unit_tokens_cpu" | "unit_tokens_gpu") => "[from the next iteration on]",
-        ("scheduler", "stop_timeout_s") | ("control" | "store" | "devices", _) => "[at once]",
+        ("scheduler", "step_timeout_s" | "stop_timeout_s")
+        | ("control" | "store" | "devices", _) => "[at once]",
         ("scheduler", _) => "[for workers that start from now on]",
         ("run", "policy" | "start" | "reference" | "seed") => {
             "[for a new run only: it needs a new run.name]"

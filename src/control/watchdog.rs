@@ -52,6 +52,17 @@ impl Core {
         })
     }
 
+    /// What people call it.
+    #[must_use]
+    pub fn name(&self) -> &'static str {
+        self.name
+    }
+
+    /// True once it answers; false where it is gone.
+    pub async fn answers(&self) -> bool {
+        (self.ask)().await
+    }
+
     fn asked(
         name: &'static str,
         ask: impl Fn() -> LocalBoxFuture<'static, bool> + 'static,
@@ -84,7 +95,7 @@ pub async fn keep(cores: Vec<Core>, live: LiveBoard, manager: Manager) {
 /// Those that did not answer in time.
 async fn silent(cores: &[Core], within: Duration) -> Vec<&'static str> {
     let asked = cores.iter().map(|core| async move {
-        let answer = actix_rt::time::timeout(within, (core.ask)()).await;
+        let answer = actix_rt::time::timeout(within, core.answers()).await;
         (!matches!(answer, Ok(true))).then_some(core.name)
     });
     join_all(asked).await.into_iter().flatten().collect()

@@ -24,6 +24,8 @@ pub const BACKUPS: &str = "backups";
 pub const FILE: &str = "rlhfd.db";
 
 pub(crate) const BUSY: Duration = Duration::from_secs(10);
+/// Statements that a reader keeps ready, of some ten KiB each; the writer keeps more.
+const READER_STATEMENTS: usize = 48;
 /// The log is folded back into the file at about so many pages (of 4 KiB).
 const WAL_PAGES: i64 = 4_000;
 
@@ -145,6 +147,7 @@ impl Reader {
         conn.pragma_update(None, "query_only", true)?;
         // In KiB. Several readers stay open, and the kernel has the file's pages as well.
         conn.pragma_update(None, "cache_size", -512)?;
+        conn.set_prepared_statement_cache_capacity(READER_STATEMENTS);
         Ok(Self { conn })
     }
 }

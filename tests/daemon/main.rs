@@ -19,6 +19,7 @@ mod jobs;
 mod labels;
 mod memory;
 mod offline;
+mod overdue;
 mod peers;
 mod preferring;
 mod readers;

@@ -56,7 +56,8 @@ pub(crate) static STORE: Section = Section {
             .unit("checkpoints")
             .doc(
                 "the files of the newest so many stay, and with them those of head, best, pinned \
-                  (`rlhfctl pin`), initial and reference; older ones go, their rows stay; 0: all stay",
+                  (`rlhfctl pin`), initial and reference; older ones go, and with them the log-probs under \
+                  them; their rows stay; 0: all stay",
             )
             .source(OURS),
         Knob::new("keep_responses", count(0, 1_000_000), "10")
@@ -175,6 +176,13 @@ pub(crate) static SCHEDULER: Section = Section {
         Knob::new("load_timeout_s", count(1, 86_400), "1800")
             .unit("seconds")
             .doc("longest time for a worker to start and load its models")
+            .source(OURS),
+        Knob::new("step_timeout_s", count(1, 86_400), "900")
+            .unit("seconds")
+            .doc(
+                "a step of the daemon itself (the sum of a large model, an iteration's folder) that lasts \
+                  longer is told, by status and an event: as a rule a disk does not answer; it is not ended",
+            )
             .source(OURS),
         Knob::new("stop_timeout_s", count(1, 3_600), "30")
             .unit("seconds")

@@ -105,6 +105,7 @@ impl Ending {
 /// Writes an ending. Gives a word where the worker's answers did not fit: then it is to be ended.
 pub async fn conclude(ctx: &WorkerContext, ending: Ending) -> Option<String> {
     let stage = &ctx.stage;
+    let _step = ctx.live.step(format!("keeping what unit {} gave", ending.unit().key));
     match ending {
         Ending::Done { unit, attempt, keys, answers, plan_mib, summary } => {
             if let Some((planned, peak)) = plan_mib.zip(summary.device_peak_mib) {

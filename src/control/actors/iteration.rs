@@ -67,7 +67,10 @@ impl IterationActor {
         }
         self.busy = true;
         let ctx = self.ctx.clone();
-        let looked = async move { advance::advance(&ctx).await };
+        let looked = async move {
+            let _step = ctx.live.step("the look at the run");
+            advance::advance(&ctx).await
+        };
         own.spawn(looked.into_actor(self).map(|advanced, actor, own| actor.looked(advanced, own)));
     }
 
@@ -136,7 +139,10 @@ impl Handler<Order> for IterationActor {
     fn handle(&mut self, order: Order, own: &mut Self::Context) {
         let ctx = self.ctx.clone();
         let Order { command, uid, reply } = order;
-        let done = async move { commands::obey(&ctx, command, uid).await };
+        let done = async move {
+            let _step = ctx.live.step("a command");
+            commands::obey(&ctx, command, uid).await
+        };
         own.spawn(done.into_actor(self).map(|obeyed, actor, own| {
             let answer = obeyed.map(|(told, withdrawn)| {
                 if !withdrawn.is_empty() {

@@ -119,7 +119,11 @@ impl SchedulerActor {
         // On the CPU memory is not planned: its free part is the whole machine's.
         let on_gpus = self.devices.iter().any(|device| device.fact.is_cuda());
         let known = on_gpus.then(|| std::mem::take(&mut self.needs));
-        let asked = async move { ready::ready(&ctx, known).await };
+        let live = self.live.clone();
+        let asked = async move {
+            let _step = live.step("the look for units that are ready");
+            ready::ready(&ctx, known).await
+        };
         own.spawn(asked.into_actor(self).map(|ready, scheduler, own| {
             scheduler.looking = false;
             match ready {

@@ -121,7 +121,9 @@ impl Teller {
                 return Ok(());
             }
         };
+        let step = self.ctx.live.step(format!("making unit {} ready", unit.key));
         let asked = self.ctx.stages.preparer(&unit).send(Prepare { unit: Arc::clone(&unit) }).await;
+        drop(step);
         match asked.unwrap_or(Err(StageError::Ask(AskError::Gone))) {
             Ok(prepared) if has_nothing_to_do(&unit, &prepared) => {
                 self.conclude_empty(unit, attempt, prepared).await;
