@@ -61,7 +61,7 @@ fn settings(rate: &str) -> Settings {
 
 fn scene() -> Option<Scene> {
     let scene = Scene::real(&settings(RATES[0]))?;
-    offline_pairs(&scene);
+    offline_pairs(&scene, 6);
     let turn = |role: &str, text: &str| serde_json::json!({"role": role, "content": text});
     let talk = |n: usize| {
         let turns = [turn("user", &format!("say {n}")), turn("assistant", &format!("e e {n}"))];

@@ -111,13 +111,16 @@ fn frozen(scene: &Scene, units: &str) -> i32 {
          JOIN leases l ON l.id = a.lease_id
          WHERE a.ended_ms IS NULL AND l.pid IS NOT NULL AND ({units}) LIMIT 1), 0)"
     );
+    // One connection: on a loaded machine each opening takes as long as a small unit.
+    let database = dump::open(&scene.database());
+    let at = || database.query_row(&open, [], |row| row.get::<_, i64>(0)).unwrap();
     let ask = || {
-        let pid = i32::try_from(scene.number(&open)).ok().filter(|pid| *pid > 0)?;
+        let pid = i32::try_from(at()).ok().filter(|pid| *pid > 0)?;
         signal(pid, Signal::STOP);
         // What it had sent is taken in by now, or the attempt is open still and stays so.
         let _ = scene.status();
         let _ = scene.status();
-        if i64::from(pid) == scene.number(&open) {
+        if i64::from(pid) == at() {
             return Some(pid);
         }
         signal(pid, Signal::CONT);
@@ -297,7 +300,7 @@ fn a_chain_of_trainings_and_an_iteration_runs_on_a_tiny_model_without_a_command(
         .with("sft", &format!("data = [\"talk.jsonl\"]\nblock_tokens = 64\n{steps}"))
         .with("reward", &format!("data = [\"kept.jsonl\"]\nbatch_pairs = 2\n{steps}"));
     let Some(scene) = Scene::real(&settings) else { return };
-    offline_pairs(&scene);
+    offline_pairs(&scene, 6);
     let turn = |role: &str, text: &str| serde_json::json!({"role": role, "content": text});
     let talk = |n: usize| {
         let turns = [turn("user", &format!("tell {n}")), turn("assistant", &format!("e e {n}"))];
@@ -318,7 +321,8 @@ fn a_chain_of_trainings_and_an_iteration_runs_on_a_tiny_model_without_a_command(
 }
 
 /// Offline pairs as whole conversations, which file mode and daemon read alike.
-fn offline_pairs(scene: &Scene) -> String {
+/// Offline preferences: so many.
+fn offline_pairs(scene: &Scene, count: usize) -> String {
     let side = |question: &str, answer: &str| {
         serde_json::json!([
             {"role": "user", "content": question}, {"role": "assistant", "content": answer}
@@ -330,7 +334,7 @@ fn offline_pairs(scene: &Scene) -> String {
         let rejected = side(&question, &format!("a long answer {n} that goes on"));
         serde_json::json!({"chosen": chosen, "rejected": rejected}).to_string() + "\n"
     };
-    let lines: String = (0..6).map(line).collect();
+    let lines: String = (0..count).map(line).collect();
     scene.write("kept.jsonl", &lines).to_string_lossy().into_owned()
 }
 
@@ -360,7 +364,7 @@ fn offline_pairs_are_trained_on_as_file_mode_trains_on_them() {
     );
     let Some(scene) = Scene::real(&settings) else { return };
     let daemon = scene.start();
-    let file = offline_pairs(&scene);
+    let file = offline_pairs(&scene, 6);
     scene.ctl_ok(&["preferences", "add", &file, "--set", "kept"]);
     queue(&scene);
     scene.wait_iterations(1);
@@ -402,19 +406,21 @@ fn offline_pairs_are_trained_on_as_file_mode_trains_on_them() {
 
 #[test]
 fn a_worker_that_dies_among_offline_pairs_changes_nothing() {
+    // Their units take some milliseconds each: of a few, none might be met on a loaded machine.
+    const PAIRS: usize = 48;
     let settings =
         settings().set("train", "offline", "[\"kept\"]").set("run", "iterations_max", "1");
     let told = |kill: bool| -> Option<Dump> {
         let scene = Scene::real(&settings)?;
         let daemon = scene.start();
-        let file = offline_pairs(&scene);
+        let file = offline_pairs(&scene, PAIRS);
         scene.ctl_ok(&["preferences", "add", &file, "--set", "kept"]);
         queue(&scene);
         if kill {
             signal(frozen(&scene, "u.work IN ('render_pairs', 'logprobs_pairs')"), Signal::KILL);
         }
         scene.wait_iterations(1);
-        assert_eq!(scene.number("SELECT offline FROM iteration_history"), 6);
+        assert_eq!(scene.number("SELECT offline FROM iteration_history"), PAIRS as i64);
         let mixed = "SELECT count(*) FROM training_set_members WHERE preference_id IS NOT NULL";
         assert!(scene.number(mixed) > 0);
         let dump = dump::dump(&scene.database());

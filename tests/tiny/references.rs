@@ -45,7 +45,7 @@ fn told(reference: &str, held: [&str; 3]) -> Option<dump::Dump> {
     let settings = settings(reference).set("train", "offline", "[\"kept\"]");
     let scene = Scene::real(&settings)?;
     let daemon = scene.start();
-    let file = offline_pairs(&scene);
+    let file = offline_pairs(&scene, 6);
     scene.ctl_ok(&["preferences", "add", &file, "--set", "kept"]);
     queue(&scene);
     scene.wait_iterations(3);
