@@ -11,7 +11,7 @@ CARGO_DEB ?= target/tools/bin/cargo-deb
 # The part of the workspace that links no libtorch.
 LIGHT := --workspace --exclude rlhfd-worker-torch
 
-.PHONY: help setup build man install uninstall deb test-systemd demo study bench bench-control torture torture-plants fuzz test check planes parity tiny bless golden doc clean
+.PHONY: help setup build man install uninstall deb test-systemd demo study bench bench-control torture torture-plants fuzz soak test check planes parity tiny bless golden doc clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -72,6 +72,13 @@ fuzz: ## N malformed requests by CLIENTS clients at once, while iterations run (
 	$(CARGO) build --release --locked -p rlhfd -p rlhfctl -p rlhfd-tests
 	@FUZZ_REQUESTS=$(or $(N),100000) FUZZ_CLIENTS=$(or $(CLIENTS),200) FUZZ_SEED=$(or $(SEED),1) \
 		$(CARGO) test --release --locked -p rlhfd-tests --test fuzz -- --nocapture
+
+soak: setup ## N iterations (200) of a tiny model in one daemon, 10 000 units in another: does anything grow?
+	$(CARGO) build --workspace --locked
+	@SOAK_ITERATIONS=$(or $(N),200) RLHFD_REQUIRE_TORCH=1 \
+		$(CARGO) test --locked -p rlhfd-tests --test soak -- --nocapture
+	@SOAK_UNITS=$(or $(UNITS),10000) \
+		$(CARGO) test --locked -p rlhfd-tests --test daemon thousands_of_units -- --nocapture
 
 test: setup ## all tests
 	$(PYTHON) -m unittest discover -s tests/scripts

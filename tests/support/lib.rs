@@ -11,6 +11,7 @@ pub mod fake;
 pub mod gpus;
 pub mod http;
 pub mod link;
+pub mod measure;
 pub mod models;
 pub mod native;
 pub mod others;
