@@ -65,7 +65,7 @@ torture: setup ## broken on purpose N times (SEED=…, ROUND=… of it alone): e
 	@TORTURE_FAULTS=$(or $(N),100) TORTURE_SEED=$(or $(SEED),1) TORTURE_ROUND=$(ROUND) RLHFD_REQUIRE_TORCH=1 \
 		$(CARGO) test --locked -p rlhfd-tests --test torture -- --nocapture
 
-torture-plants: setup ## five planted bugs, each found by the torture within N faults (200; SEED=…)
+torture-plants: setup ## plants five bugs, one by one, for the torture to find within N faults (200; SEED=…)
 	@scripts/torture-plants $(or $(N),200) $(or $(SEED),1)
 
 fuzz: ## N malformed requests by CLIENTS clients at once, while iterations run (SEED=…)
