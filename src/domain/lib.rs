@@ -25,6 +25,7 @@ pub mod response;
 pub mod retention;
 pub mod room;
 pub mod share;
+pub mod split;
 pub mod stage;
 pub mod train;
 pub mod unit;
