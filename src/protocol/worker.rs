@@ -15,7 +15,16 @@ use serde::{Deserialize, Serialize};
 #[serde(tag = "verb", rename_all = "snake_case", deny_unknown_fields)]
 pub enum ToWorker {
     /// The first frame. `device` is `cpu` or `cuda` (all the devices that the child can see).
-    Hello { protocol: u32, device: String, threads: Option<usize>, heartbeat_ms: u64 },
+    /// `rooms_mib` is what each of several devices has for its part of every model, in their order;
+    /// empty for a single one.
+    Hello {
+        protocol: u32,
+        device: String,
+        #[serde(default)]
+        rooms_mib: Vec<u64>,
+        threads: Option<usize>,
+        heartbeat_ms: u64,
+    },
     /// Load these models now and drop all others: the unit that needs them comes next.
     Load { models: Vec<ModelRef> },
     /// A unit. Its items follow at once, in order.
@@ -41,13 +50,14 @@ pub enum FromWorker {
     Loaded { seconds: f64 },
     /// From a side thread, every `heartbeat_ms`; `progress` counts what the compute thread did, so
     /// that a hung computation is told from a slow one.
-    /// `device_mib` is what it holds of its GPU's memory, its context included; none on the CPU.
+    /// `device_mib` is what it holds of each GPU's memory, contexts included, in the order of its
+    /// devices; empty on the CPU.
     Heartbeat {
         attempt: Option<u64>,
         progress: u64,
         resident_mib: u64,
         #[serde(default)]
-        device_mib: Option<u64>,
+        device_mib: Vec<u64>,
         done: Option<Done>,
     },
     /// One answer to item `index` of `attempt`. Payload: as [`ItemResult`] says.
@@ -306,7 +316,7 @@ pub struct Summary {
     /// Tokens computed: prompts once, responses as often as they were forwarded.
     pub tokens: u64,
     pub peak_mib: u64,
-    /// The most of its GPU's memory that the unit needed, the context included.
+    /// The most of its GPUs' memory that the unit needed, summed over them, contexts included.
     #[serde(default)]
     pub device_peak_mib: Option<u64>,
     /// Of a probe: what was found wrong, one sentence each; empty is well.

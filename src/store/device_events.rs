@@ -52,7 +52,7 @@ fn read(row: &Row<'_>) -> rusqlite::Result<DeviceEventRow> {
     })
 }
 
-/// A unit ran out of memory on its lease's device.
+/// A unit ran out of memory on its lease's device, or on one of several.
 pub(crate) fn out_of_memory(
     conn: &Connection,
     unit: UnitId,
@@ -62,10 +62,12 @@ pub(crate) fn out_of_memory(
 ) -> Result<()> {
     conn.prepare_cached(
         "INSERT INTO device_events (at_ms, device, kind, seen, decision, reason, lease_id, unit_id)
-         SELECT ?2, coalesce(l.devices ->> 0, 'cpu'), 'out_of_memory', ?3, ?4,
-                'half the batch, until one item', l.id, a.unit_id
-         FROM attempts a LEFT JOIN leases l ON l.id = a.lease_id
-         WHERE a.unit_id = ?1 ORDER BY a.number DESC LIMIT 1",
+         SELECT ?2, device.value, 'out_of_memory', ?3, ?4, 'half the batch, until one item',
+                last.lease, last.unit_id
+         FROM (SELECT l.id AS lease, a.unit_id, coalesce(l.devices, '[\"cpu\"]') AS devices
+               FROM attempts a LEFT JOIN leases l ON l.id = a.lease_id
+               WHERE a.unit_id = ?1 ORDER BY a.number DESC LIMIT 1) last,
+              json_each(last.devices) device",
     )?
     .execute(params![
         unit.get(),

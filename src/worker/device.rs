@@ -13,7 +13,7 @@ use tch::{Cuda, Device, Kind, Tensor};
 
 use crate::errors::{DeviceError, first_line};
 use crate::libtorch_switches::without_cudnn_attention;
-use crate::model::Precision;
+use crate::model::{Devices, Precision};
 
 /// Whether libtorch_cuda was loaded, or why not.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -60,39 +60,56 @@ pub fn libtorch_dir() -> Option<PathBuf> {
     path.parent().map(PathBuf::from)
 }
 
-/// A device, tried, and the precision that suits it.
+/// Devices, tried, and the precision that suits them.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Compute {
-    /// libtorch's device.
-    pub device: Device,
+    /// libtorch's devices: one, or those that a model's blocks are spread over.
+    pub devices: Devices,
     /// f32 on CPU, bf16 on GPU.
     pub precision: Precision,
 }
 
-/// Opens a device by name and sets the number of threads.
+/// Opens devices by name (several with commas between, for one model spread over them) and sets the number
+/// of threads. `rooms_mib`: the room of each; where one name has several rooms, so many devices of its kind
+/// are opened.
 ///
 /// Errors: `Name` for a word that is no device; `Cuda` where it is asked for and cannot be used. With
 /// `auto` a GPU that is there but cannot be used is an error too, never a silent run on CPU.
-pub fn open(name: &str, threads: Option<usize>) -> Result<Compute, DeviceError> {
+pub fn open(name: &str, rooms_mib: &[u64], threads: Option<usize>) -> Result<Compute, DeviceError> {
     if let Some(threads) = threads {
         tch::set_num_threads(threads.clamp(1, 1024) as i32);
     }
-    let device = match name {
-        "cpu" => Device::Cpu,
-        "auto" if has_nvidia_driver() => open_cuda(0, name)?,
-        "auto" => Device::Cpu,
-        "cuda" => open_cuda(0, name)?,
+    let no_device = || DeviceError::Name { name: name.to_owned() };
+    let mut names: Vec<String> = name.split(',').map(|name| name.trim().to_owned()).collect();
+    if let ([only], 2..) = (names.as_slice(), rooms_mib.len()) {
+        let numbered = |place: usize| match only.as_str() {
+            "cuda" => format!("cuda:{place}"),
+            other => other.to_owned(),
+        };
+        names = (0..rooms_mib.len()).map(numbered).collect();
+    }
+    let devices = names.iter().map(|name| open_one(name)).collect::<Result<Vec<_>, _>>()?;
+    let on_gpus = devices.iter().filter(|device| matches!(device, Device::Cuda(_))).count();
+    if on_gpus != 0 && on_gpus != devices.len() {
+        return Err(no_device());
+    }
+    let precision = if on_gpus == 0 { Precision::Float32 } else { Precision::Bfloat16 };
+    let devices = Devices::several(&devices, rooms_mib).ok_or_else(no_device)?;
+    Ok(Compute { devices, precision })
+}
+
+fn open_one(name: &str) -> Result<Device, DeviceError> {
+    match name {
+        "cpu" => Ok(Device::Cpu),
+        "auto" if has_nvidia_driver() => open_cuda(0, name),
+        "auto" => Ok(Device::Cpu),
+        "cuda" => open_cuda(0, name),
         other => {
             let index = other.strip_prefix("cuda:").and_then(|index| index.parse::<usize>().ok());
             let index = index.ok_or_else(|| DeviceError::Name { name: name.to_owned() })?;
-            open_cuda(index, name)?
+            open_cuda(index, name)
         }
-    };
-    let precision = match device {
-        Device::Cuda(_) => Precision::Bfloat16,
-        _ => Precision::Float32,
-    };
-    Ok(Compute { device, precision })
+    }
 }
 
 fn has_nvidia_driver() -> bool {
@@ -179,7 +196,7 @@ pub fn check_host_memory(what: &str, bytes: u64) -> Result<(), String> {
 /// Errors: `Precision` for bf16 on a CPU without instructions for it, where it would be slower and
 /// coarser than f32.
 pub fn with_precision(compute: Compute, asked: Precision) -> Result<Compute, DeviceError> {
-    let on_cpu = compute.device == Device::Cpu;
+    let on_cpu = compute.devices.first() == Device::Cpu;
     if on_cpu && asked == Precision::Bfloat16 && !cpu_has_bf16() {
         return Err(DeviceError::Precision);
     }
@@ -201,13 +218,23 @@ mod tests {
 
     #[test]
     fn a_device_that_is_none_or_not_there_is_told() {
-        assert!(matches!(open("gpu", None), Err(DeviceError::Name { .. })));
-        assert!(matches!(open("cuda:x", None), Err(DeviceError::Name { .. })));
+        assert!(matches!(open("gpu", &[], None), Err(DeviceError::Name { .. })));
+        assert!(matches!(open("cuda:x", &[], None), Err(DeviceError::Name { .. })));
         if !has_nvidia_driver() {
-            let error = open("cuda:0", None).unwrap_err().to_string();
+            let error = open("cuda:0", &[], None).unwrap_err().to_string();
             assert!(error.contains("--device cpu"), "{error}");
-            assert_eq!(open("auto", None).unwrap().device, Device::Cpu);
+            assert_eq!(open("auto", &[], None).unwrap().devices.first(), Device::Cpu);
         }
+    }
+
+    #[test]
+    fn several_devices_are_named_or_counted_by_their_rooms_and_are_of_one_kind() {
+        let all = |name, rooms: &[u64]| open(name, rooms, None).map(|c| c.devices.all().to_vec());
+        assert_eq!(all("cpu,cpu", &[]).unwrap(), [Device::Cpu; 2]);
+        assert_eq!(all("cpu", &[7, 9, 11]).unwrap(), [Device::Cpu; 3]);
+        assert_eq!(all("cpu", &[7]).unwrap(), [Device::Cpu]);
+        assert!(matches!(all("cpu", &[1; 9]), Err(DeviceError::Name { .. })));
+        assert!(all("cpu,", &[]).is_err());
     }
 
     #[test]
@@ -219,7 +246,7 @@ mod tests {
 
     #[test]
     fn bf16_on_a_cpu_is_had_exactly_where_its_instructions_are() {
-        let compute = Compute { device: Device::Cpu, precision: Precision::Float32 };
+        let compute = Compute { devices: Devices::one(Device::Cpu), precision: Precision::Float32 };
         assert!(with_precision(compute, Precision::Float32).is_ok());
         assert_eq!(with_precision(compute, Precision::Bfloat16).is_ok(), cpu_has_bf16());
     }

@@ -226,8 +226,9 @@ impl<'a> Batch<'a> {
             let what = format!("keys and values of {count} sequences of {columns} positions");
             check_host_memory(&what, bytes).map_err(WorkerError::OutOfMemory)?;
         }
-        let new_cache =
-            |rows: i64, columns: i64| KvCache::new(&model.config, rows, columns, kind, device);
+        let new_cache = |rows: i64, columns: i64| {
+            KvCache::new(&model.config, (rows, columns), kind, model.placement())
+        };
         let mut cache = new_cache(count, columns);
         let mut last_hidden = Vec::with_capacity(prompts.len());
         let mut first_row = 0;

@@ -42,12 +42,12 @@ pub fn response_logprobs(
             targets.push(i64::from(sequence.ids[index]));
         }
     }
-    let device = model.device();
-    let tensor = |values: &[i64]| Tensor::from_slice(values).to_device(device);
-    let ids = tensor(&forest.ids).unsqueeze(0);
+    let tensor = |values: &[i64], device| Tensor::from_slice(values).to_device(device);
+    let ids = tensor(&forest.ids, model.device()).unsqueeze(0);
     let hidden = model.hidden_trees(&ids, &forest.trees).squeeze_dim(0);
-    let chosen = hidden.index_select(0, &tensor(&positions));
-    let (targets, count) = (tensor(&targets), positions.len() as i64);
+    let head = model.head_device();
+    let chosen = hidden.index_select(0, &tensor(&positions, head));
+    let (targets, count) = (tensor(&targets, head), positions.len() as i64);
     let mut parts = Vec::new();
     let mut start = 0;
     while start < count {

@@ -98,8 +98,8 @@ pub fn prefer_batch(
     let forest = Forest::of(&sequences);
     let last = |(index, ids): (usize, &&[u32])| forest.column(index, ids.len().saturating_sub(1));
     let positions: Vec<i64> = sequences.iter().enumerate().map(last).collect();
-    let tensor = |values: &[i64]| Tensor::from_slice(values).to_device(model.device());
-    let ids = tensor(&forest.ids).unsqueeze(0);
+    let tensor = |values: &[i64]| Tensor::from_slice(values).to_device(model.head_device());
+    let ids = Tensor::from_slice(&forest.ids).to_device(model.device()).unsqueeze(0);
     let hidden = model.hidden_trees(&ids, &forest.trees).squeeze_dim(0);
     let logits = model.logits(&hidden.index_select(0, &tensor(&positions)));
     let both = logits.index_select(1, &tensor(&[i64::from(labels.a), i64::from(labels.b)]));

@@ -74,7 +74,7 @@ fn collect(
 
 fn load(folder: &ModelFolder, compute: Compute) -> Result<Transformer, WorkerError> {
     let options = LoadOptions {
-        device: compute.device,
+        devices: compute.devices,
         precision: compute.precision,
         trainable: Trainable::Nothing,
     };
@@ -291,8 +291,9 @@ fn padded_scores(model: &Transformer, sequences: &[Vec<u32>], rule: ScorePositio
         ids.extend(sequence.iter().map(|id| i64::from(*id)));
         ids.extend(std::iter::repeat_n(i64::from(pad), longest - sequence.len()));
     }
-    let tensor = |values: &[i64]| Tensor::from_slice(values).to_device(model.device());
+    let tensor = |values: &[i64], device| Tensor::from_slice(values).to_device(device);
+    let ids = tensor(&ids, model.device());
     let rows = sequences.len() as i64;
-    let hidden = model.hidden(&tensor(&ids).reshape([rows, longest as i64])).flatten(0, 1);
-    host_floats(&model.scores(&hidden.index_select(0, &tensor(&positions))))
+    let hidden = model.hidden(&ids.reshape([rows, longest as i64])).flatten(0, 1);
+    host_floats(&model.scores(&hidden.index_select(0, &tensor(&positions, model.head_device()))))
 }

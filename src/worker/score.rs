@@ -46,8 +46,8 @@ pub fn score_batch(
         .enumerate()
         .map(|(index, ids)| forest.column(index, scored_position(ids, model.config.pad_id, rule)))
         .collect();
-    let tensor = |values: &[i64]| Tensor::from_slice(values).to_device(model.device());
-    let ids = tensor(&forest.ids).unsqueeze(0);
+    let tensor = |values: &[i64]| Tensor::from_slice(values).to_device(model.head_device());
+    let ids = Tensor::from_slice(&forest.ids).to_device(model.device()).unsqueeze(0);
     let hidden = model.hidden_trees(&ids, &forest.trees).squeeze_dim(0);
     let scores = model.scores(&hidden.index_select(0, &tensor(&positions)));
     watch.tick(forest.ids.len() as u64)?;

@@ -39,6 +39,7 @@ impl Link {
     /// The handshake.
     pub fn greet(&mut self) -> FromWorker {
         self.send(&ToWorker::Hello {
+            rooms_mib: Vec::new(),
             protocol: WORKER_PROTOCOL,
             device: "cpu".into(),
             threads: Some(1),

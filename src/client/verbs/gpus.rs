@@ -29,10 +29,14 @@ pub async fn run(daemon: &Daemon, history: Option<u32>, json: bool) -> Result<()
 
 fn device(device: &DeviceStatus) -> Vec<String> {
     let with = |value: Option<u64>, unit: &str| format::maybe(value.map(|v| format!("{v} {unit}")));
+    let mut state = device.hold.clone().unwrap_or_else(|| "takes units".to_owned());
+    if !device.together_with.is_empty() {
+        state.push_str(&format!(", together with {}", device.together_with.join(", ")));
+    }
     vec![
         device.uuid.clone(),
         device.name.clone(),
-        device.hold.clone().unwrap_or_else(|| "takes units".to_owned()),
+        state,
         with(device.memory_mib, "MiB"),
         with(device.memory_free_mib, "MiB"),
         with(device.foreign_mib, "MiB"),

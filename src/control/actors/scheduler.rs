@@ -60,7 +60,10 @@ pub struct SchedulerActor {
 }
 
 struct Lease {
+    /// In the order of a model's blocks.
     devices: Vec<String>,
+    /// Over several: the room of each, by which its worker splits models.
+    rooms_mib: Vec<u64>,
     worker: Option<Addr<WorkerActor>>,
     state: LeaseState,
     /// Unit, and whether nothing may queue behind it.
@@ -68,8 +71,8 @@ struct Lease {
     loaded: Vec<String>,
     /// Whether it was killed because a device is lost.
     killed: bool,
-    /// What its worker holds of its devices' memory, where it says so.
-    device_mib: Option<u64>,
+    /// What its worker holds of each device's memory, where it says so.
+    device_mib: Option<Vec<u64>>,
 }
 
 impl SchedulerActor {
@@ -130,7 +133,7 @@ impl SchedulerActor {
                 // Asked before the daemon began to stop: nothing is opened or handed out any more.
                 Ok(_) if scheduler.stopping => {}
                 Ok(ready) => {
-                    let need = |ready: &Ready| (ready.key(), ready.plan_mib);
+                    let need = |ready: &Ready| (ready.key(), ready.plan);
                     scheduler.needs = ready.iter().map(need).collect();
                     scheduler.carry_out(ready);
                 }
@@ -149,10 +152,11 @@ impl SchedulerActor {
             self.leases.values().flat_map(|lease| lease.queue.iter().map(|(id, _)| *id)).collect();
         let ready: Vec<_> =
             ready.into_iter().filter(|ready| !held.contains(&ready.unit.id)).collect();
-        let units: Vec<ReadyUnit> =
-            ready.iter().enumerate().map(|(place, ready)| self.as_ready(place, ready)).collect();
         let devices = self.device_states();
-        self.tell_too_large(&devices, &ready);
+        let ready_units = ready.iter().enumerate();
+        let units: Vec<ReadyUnit> =
+            ready_units.map(|(place, ready)| self.as_ready(place, ready, &devices)).collect();
+        self.tell_too_large(&devices, &units, &ready);
         let placements = schedule::plan(&devices, &self.lease_states(), &units);
         for placement in placements {
             self.place(placement, &ready);
@@ -167,9 +171,9 @@ impl SchedulerActor {
         }
     }
 
-    fn as_ready(&self, place: usize, ready: &Ready) -> ReadyUnit {
+    fn as_ready(&self, place: usize, ready: &Ready, devices: &[DeviceState]) -> ReadyUnit {
         let unit: &UnitRow = &ready.unit;
-        ReadyUnit {
+        let alone = ReadyUnit {
             id: unit.id.get(),
             models: ready.models.clone(),
             // The store's order is the flow's; its place says all.
@@ -179,9 +183,11 @@ impl SchedulerActor {
                 unit: unit.id.get(),
             },
             memory_mib: self.needs_mib(ready),
+            spread: None,
             alone: unit.work.trains(),
             passed: self.passed.get(&unit.id).copied().unwrap_or(0),
-        }
+        };
+        ReadyUnit { spread: ready.spread(&alone, devices), ..alone }
     }
 
     fn device_states(&self) -> Vec<DeviceState> {
@@ -202,6 +208,7 @@ impl SchedulerActor {
             .map(|(number, lease)| schedule::Lease {
                 id: number.cast_signed(),
                 devices: lease.devices.clone(),
+                rooms_mib: lease.rooms_mib.clone(),
                 loaded: lease.loaded.clone(),
                 queued: lease.queue.len(),
                 alone: lease.queue.iter().any(|(_, alone)| *alone),
@@ -215,7 +222,7 @@ impl SchedulerActor {
         let Some(lease) = self.leases.get_mut(&number) else { return };
         let Some(worker) = &lease.worker else { return };
         // A refused unit is still open: the next plan hands it.
-        let hand = Hand { unit: Arc::clone(unit), plan_mib: ready.plan_mib };
+        let hand = Hand { unit: Arc::clone(unit), plan_mib: ready.plan_mib(&lease.rooms_mib) };
         if worker.try_send(hand).is_ok() {
             lease.queue.push_back((unit.id, unit.work.trains()));
             if !models.is_empty() || unit.work.trains() {
@@ -238,7 +245,7 @@ impl SchedulerActor {
                     self.hand(lease.cast_unsigned(), found);
                 }
             }
-            Placement::Open { devices } => self.open(devices),
+            Placement::Open { devices, rooms_mib } => self.open(devices, rooms_mib),
             Placement::Drain { lease } => self.drain(lease.cast_unsigned()),
             Placement::End { lease } => self.end(lease.cast_unsigned()),
         }
@@ -251,18 +258,22 @@ impl SchedulerActor {
         ready.needs_mib(all.max().unwrap_or(0).saturating_sub(reserve))
     }
 
-    /// A unit that no device could ever hold waits, and is told.
-    fn tell_too_large(&self, devices: &[DeviceState], ready: &[Ready]) {
-        // On the CPU none is known, and nothing is too large.
+    /// A unit that no device could ever hold, nor several together, waits, and is told.
+    fn tell_too_large(&self, devices: &[DeviceState], units: &[ReadyUnit], ready: &[Ready]) {
         let most = devices.iter().map(|device| device.memory_free_mib).max().flatten();
-        let largest = ready.iter().max_by_key(|ready| self.needs_mib(ready));
-        let too_large = largest.and_then(|ready| {
-            let most = most?;
-            let needs = self.needs_mib(ready).filter(|needs| *needs > most)?;
+        let unplaceable = units.iter().filter(|unit| !schedule::ever_fits(devices, unit));
+        let largest = unplaceable.max_by_key(|unit| unit.memory_mib);
+        let too_large = largest.and_then(|unit| {
+            let (most, needs) = (most?, unit.memory_mib?);
+            let row = ready.iter().find(|ready| ready.unit.id.get() == unit.id)?;
+            let several = match devices.len() {
+                0 | 1 => "",
+                _ => ", and all of them together have no room for its parts",
+            };
             Some(format!(
-                "unit {} needs about {needs} MiB of a GPU, and at most {most} are free for us: a larger \
-                 GPU, or smaller batches (`rlhfd check` tells which)",
-                ready.unit.key
+                "unit {} needs about {needs} MiB of a GPU, and at most {most} are free for us{several}: a \
+                 larger GPU, or smaller batches (`rlhfd check` tells which)",
+                row.unit.key
             ))
         });
         self.live.change(|live| match too_large {
@@ -271,11 +282,11 @@ impl SchedulerActor {
         });
     }
 
-    fn open(&self, devices: Vec<String>) {
+    fn open(&self, devices: Vec<String>, rooms_mib: Vec<u64>) {
         let Some(supervisor) = &self.supervisor else { return };
         let cuda = devices.iter().any(|uuid| uuid != gpu::CPU);
         // The supervisor answers by `LeaseOpening`; until then the devices are held.
-        let _ = supervisor.try_send(OpenLease { devices, cuda });
+        let _ = supervisor.try_send(OpenLease { devices, rooms_mib, cuda });
     }
 
     /// Its device is lost: nothing that it says is worth waiting for.
@@ -287,7 +298,11 @@ impl SchedulerActor {
             && !std::mem::replace(&mut lease.killed, true)
         {
             let devices = lease.devices.join(", ");
-            super::tell(worker, LoseDevice(format!("its device {devices} is lost")));
+            let why = match lease.devices.len() {
+                0 | 1 => format!("its device {devices} is lost"),
+                _ => format!("one of its devices {devices} is lost"),
+            };
+            super::tell(worker, LoseDevice(why));
         }
     }
 

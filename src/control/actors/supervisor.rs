@@ -56,7 +56,7 @@ impl SupervisorActor {
         })
     }
 
-    fn spawn(&mut self, number: u64, devices: Vec<String>) {
+    fn spawn(&mut self, number: u64, (devices, rooms_mib): (Vec<String>, Vec<u64>)) {
         let config = self.worker.stage.config.borrow().clone();
         let started = launch(&config, &devices).and_then(|launch| {
             child::spawn(&launch).map_err(|error| {
@@ -83,6 +83,7 @@ impl SupervisorActor {
             limits: limits(&config),
             threads: usize::try_from(config.worker.threads).ok().filter(|threads| *threads > 0),
             devices,
+            rooms_mib,
         };
         WorkerActor::start_with(self.worker.clone(), born, move |span, listener| {
             link::drive(spawned, span, listener)
@@ -168,8 +169,10 @@ impl Actor for SupervisorActor {
 #[derive(Message)]
 #[rtype(result = "()")]
 pub struct OpenLease {
-    /// UUIDs.
+    /// UUIDs, in the order of a model's blocks.
     pub devices: Vec<String>,
+    /// Over several: the room of each.
+    pub rooms_mib: Vec<u64>,
     /// Whether they are GPUs.
     pub cuda: bool,
 }
@@ -178,20 +181,26 @@ impl Handler<OpenLease> for SupervisorActor {
     type Result = ();
 
     fn handle(&mut self, open: OpenLease, ctx: &mut Self::Context) {
-        if self.born.values().any(|(devices, ..)| *devices == open.devices) {
+        let held = |uuid: &String| self.born.values().any(|(devices, ..)| devices.contains(uuid));
+        if open.devices.iter().any(held) {
             // The wish crossed with an answer.
             return;
         }
         let number = self.next;
         self.next += 1;
-        let devices = open.devices;
+        let (devices, rooms_mib) = (open.devices, open.rooms_mib);
         self.born.insert(number, (devices.clone(), Instant::now(), false));
         // On the CPU a worker holds nothing of a GPU.
-        let device_mib = (!computes_on_gpu(&devices)).then_some(0);
-        let opening = LeaseOpening { number, devices: devices.clone(), device_mib };
+        let device_mib = (!computes_on_gpu(&devices)).then(|| vec![0; devices.len()]);
+        let opening = LeaseOpening {
+            number,
+            devices: devices.clone(),
+            rooms_mib: rooms_mib.clone(),
+            device_mib,
+        };
         super::tell(&self.scheduler, opening);
         let wait = back_off(self.deaths.get(&devices).copied().unwrap_or(0));
-        ctx.run_later(wait, move |supervisor, _| supervisor.spawn(number, devices));
+        ctx.run_later(wait, move |supervisor, _| supervisor.spawn(number, (devices, rooms_mib)));
     }
 }
 

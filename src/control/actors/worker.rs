@@ -70,8 +70,8 @@ pub struct WorkerActor {
     saved: Option<u64>,
     /// Whether someone looks for a training's newest saved state now.
     looking: bool,
-    /// What it holds of its GPU, as the scheduler knows it.
-    held_mib: Option<u64>,
+    /// What it holds of each GPU, as the scheduler knows it.
+    held_mib: Vec<u64>,
 }
 
 /// A unit that was sent.
@@ -96,6 +96,8 @@ pub struct Newborn {
     pub pid: u32,
     /// UUIDs.
     pub devices: Vec<String>,
+    /// Over several: the room of each.
+    pub rooms_mib: Vec<u64>,
     /// `cpu` or `cuda`.
     pub device: &'static str,
     /// Deadlines.
@@ -128,6 +130,7 @@ impl WorkerActor {
                 ToWorker::Hello {
                     protocol: WORKER_PROTOCOL,
                     device: born.device.to_owned(),
+                    rooms_mib: born.rooms_mib,
                     threads: born.threads,
                     heartbeat_ms: u64::try_from(born.limits.heartbeat.as_millis()).unwrap_or(1000),
                 },
@@ -148,7 +151,7 @@ impl WorkerActor {
                 refused: false,
                 saved: None,
                 looking: false,
-                held_mib: None,
+                held_mib: Vec::new(),
             }
         })
     }

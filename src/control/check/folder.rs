@@ -45,6 +45,8 @@ pub(crate) struct Facts {
     pub(crate) head_dim: u64,
     pub(crate) mlp_width: u64,
     pub(crate) vocabulary: u64,
+    /// Whether the head is the embedding.
+    pub(crate) tied: bool,
     pub(crate) weights: Weights,
     pub(crate) pad_id: Option<u64>,
     pub(crate) stop_ids: Vec<u64>,
@@ -216,6 +218,7 @@ fn facts(config: &Value, weights: Weights, folder: &Path) -> Result<Facts, &'sta
         head_dim: size("head_dim").unwrap_or(width / heads),
         mlp_width: size("intermediate_size").ok_or("intermediate_size")?,
         vocabulary: size("vocab_size").ok_or("vocab_size")?,
+        tied: config.get("tie_word_embeddings").and_then(Value::as_bool).unwrap_or(false),
         weights,
         pad_id: config.get("pad_token_id").and_then(Value::as_u64),
         stop_ids,

@@ -5,6 +5,7 @@
 //! is started, and its allocator rounds. Pure but for the report. May not enter: asking a device.
 
 use rlhfd_config::{CheckedConfig, ScorerKind, TrainSettings, Training};
+use rlhfd_domain::split::{Demand, Learning, Sizes, Weights, fewest, planned_mib, state_bytes};
 
 use super::ModelFacts;
 use super::folder::{Facts, Use, look};
@@ -13,24 +14,21 @@ use super::system::Room;
 use crate::examples::section;
 
 const MIB: u64 = 1 << 20;
-/// A worker without a model: libtorch, code, buffers; on a GPU the context as well.
-const PROCESS_MIB: u64 = 500;
-/// What an allocator loses by rounding, in per cent.
-const ROUNDING_PERCENT: u64 = 10;
 
 /// What a work needs, in MiB, by its parts.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Needs {
     pub(super) weights: u64,
     /// f32 masters (where the compute type is narrower), both moments, gradients.
     pub(super) optimiser: u64,
     pub(super) activations: u64,
+    /// The same by where it lies, for several devices.
+    pub(crate) demand: Demand,
 }
 
 impl Needs {
     pub(crate) fn total(self) -> u64 {
-        let parts = self.weights + self.optimiser + self.activations;
-        parts + parts * ROUNDING_PERCENT / 100 + PROCESS_MIB
+        planned_mib(self.weights + self.optimiser + self.activations)
     }
 }
 
@@ -39,22 +37,24 @@ fn compute_bytes(room: &Room) -> u64 {
     if room.is_cuda { 2 } else { 4 }
 }
 
-/// Plans every kind of work on the roomiest device.
+/// Plans every kind of work on the roomiest device, and what does not fit there on several.
 pub(super) fn plan(
     config: &CheckedConfig,
     models: &ModelFacts,
     devices: &[Room],
     report: &mut Report,
 ) {
-    let Some(room) = devices.iter().max_by_key(|room| room.free_mib) else { return };
+    let mut rooms = devices.to_vec();
+    rooms.sort_by_key(|room| std::cmp::Reverse(room.free_mib));
+    let (rooms, Some(room)) = (rooms.as_slice(), rooms.first()) else { return };
     if let Some(policy) = &models.policy {
         let n = u64::from(config.generate.responses_per_prompt());
         let tokens =
             u64::from(config.prompts.prompt_tokens_max) + u64::from(config.generate.max_new_tokens);
         let needs = generating(policy, n, tokens, compute_bytes(room));
         let mend = "lower [generate] max_new_tokens or n; the batch is one prompt already";
-        told("generate", needs, room, || Some(mend.to_owned()), report);
-        training(("train", Training::Dpo), policy, &config.train.settings, room, report);
+        told("generate", needs, rooms, || Some(mend.to_owned()), report);
+        training(("train", Training::Dpo), policy, &config.train.settings, rooms, report);
     }
     // One scorer is loaded at a time: the most demanding one decides.
     let response = u64::from(config.generate.max_new_tokens);
@@ -67,11 +67,11 @@ pub(super) fn plan(
         forwarding(scorer, tokens, compute_bytes(room))
     });
     if let Some(needs) = needs.max_by_key(|needs| needs.total()) {
-        told("label", needs, room, || Some("a smaller model that scores".to_owned()), report);
+        told("label", needs, rooms, || Some("a smaller model that scores".to_owned()), report);
     }
     for (kind, base) in &models.bases {
         let job = section(config, *kind);
-        training((kind.label(), job.training), base, &job.settings, room, report);
+        training((kind.label(), job.training), base, &job.settings, rooms, report);
     }
 }
 
@@ -92,9 +92,10 @@ fn training(
     (about, training): (&'static str, Training),
     model: &Facts,
     settings: &TrainSettings,
-    room: &Room,
+    rooms: &[Room],
     report: &mut Report,
 ) {
+    let Some(room) = rooms.first() else { return };
     if let Some(what) = unmatched_target(about, model, settings) {
         report.bad(about, what);
         return;
@@ -102,16 +103,17 @@ fn training(
     let bytes = compute_bytes(room);
     let needs = updating(model, (training, settings), bytes);
     let nearest = || nearest_fit(model, (training, settings), bytes, room.free_mib);
-    told(about, needs, room, || Some(format!("[{about}] {}", nearest()?)), report);
+    told(about, needs, rooms, || Some(format!("[{about}] {}", nearest()?)), report);
 }
 
 fn told(
     about: &'static str,
     needs: Needs,
-    room: &Room,
+    rooms: &[Room],
     mend: impl FnOnce() -> Option<String>,
     report: &mut Report,
 ) {
+    let Some(room) = rooms.first() else { return };
     let sum = format!(
         "about {} MiB of {} MiB free on {} (weights {}, optimiser {}, activations {})",
         needs.total(),
@@ -123,10 +125,24 @@ fn told(
     );
     if needs.total() <= room.free_mib {
         report.well(about, format!("needs {sum}"));
+    } else if let Some(shares) = over_several(&needs, rooms) {
+        let each = shares.iter().zip(rooms);
+        let each: Vec<String> = each
+            .map(|(share, room)| format!("{share} of {} MiB on {}", room.free_mib, room.name))
+            .collect();
+        let (count, each) = (each.len(), each.join(", "));
+        report.well(about, format!("fits over {count} devices: {each}; it needs {sum}"));
     } else {
         let mend = mend().unwrap_or_else(|| "no setting makes it fit: a larger device".to_owned());
         report.bad(about, format!("does not fit: it needs {sum}\ntry: {mend}"));
     }
+}
+
+/// The shares of as few GPUs as hold it together, the roomiest first.
+fn over_several(needs: &Needs, rooms: &[Room]) -> Option<Vec<u64>> {
+    let on_gpus = rooms.iter().all(|room| room.is_cuda);
+    let free: Vec<u64> = rooms.iter().map(|room| room.free_mib).collect();
+    fewest(&free, |rooms| needs.demand.planned_mib(rooms)).filter(|_| on_gpus)
 }
 
 /// One prompt's `n` responses of `tokens` ids: weights, the cache, one step's logits.
@@ -134,7 +150,9 @@ pub(crate) fn generating(model: &Facts, n: u64, tokens: u64, bytes: u64) -> Need
     let cache = 2 * model.layers * model.kv_heads * model.head_dim * bytes * tokens * n;
     let logits = model.vocabulary * n * (bytes + 4);
     let weights = mib(model.weights.parameters * bytes);
-    Needs { weights, optimiser: 0, activations: mib(cache + logits) }
+    let resting = resting(model, bytes);
+    let demand = Demand { block_bytes: cache / model.layers.max(1), head_bytes: logits, ..resting };
+    Needs { weights, optimiser: 0, activations: mib(cache + logits), demand }
 }
 
 /// What the plan knows of a model; none where the folder is no such model. It blocks.
@@ -173,7 +191,26 @@ pub(crate) fn vain_target(policy: &std::path::Path, settings: &TrainSettings) ->
 /// So many tokens forward, in however many sequences.
 pub(crate) fn forwarding(model: &Facts, tokens: u64, bytes: u64) -> Needs {
     let weights = mib(model.weights.parameters * bytes);
-    Needs { weights, optimiser: 0, activations: mib(block_bytes(model, bytes) * tokens) }
+    let passing = block_bytes(model, bytes) * tokens;
+    let demand = Demand { device_bytes: passing, ..resting(model, bytes) };
+    Needs { weights, optimiser: 0, activations: mib(passing), demand }
+}
+
+/// A model that only lies there, on several devices.
+fn resting(model: &Facts, bytes: u64) -> Demand {
+    let sizes = Sizes {
+        layers: model.layers,
+        vocabulary: model.vocabulary,
+        width: model.width,
+        heads: model.heads,
+        kv_heads: model.kv_heads,
+        head_dim: model.head_dim,
+        mlp_width: model.mlp_width,
+        tied: model.tied,
+        scores: model.weights.score_head,
+    };
+    let weights = Weights { sizes, bytes, learning: Learning::Nothing };
+    Demand { weights, block_bytes: 0, device_bytes: 0, head_bytes: 0 }
 }
 
 /// What one block keeps of one position for its backward pass: inputs of two norms and two residual
@@ -205,13 +242,12 @@ pub(crate) fn updating(
     bytes: u64,
 ) -> Needs {
     let layers = settings.trainable_layers.map_or(model.layers, |k| u64::from(k).min(model.layers));
+    let resting = resting(model, bytes);
     let learning = match (settings.lora_rank, settings.trainable_layers) {
         (0, None) => model.weights.parameters,
-        (0, Some(_)) => layers * block_parameters(model),
+        (0, Some(_)) => layers * resting.weights.sizes.block(),
         (rank, _) => adapter_parameters(model, settings, u64::from(rank)),
     };
-    // A master of its own only where the compute type is narrower than f32.
-    let master = if bytes < 4 { 4 } else { 0 };
     let mut own = settings.clone();
     let (_, number, each) = together(training, &mut own);
     let tokens = u64::from(*number) * each;
@@ -230,10 +266,25 @@ pub(crate) fn updating(
     };
     // Logits are taken in chunks of positions; a chunk and its gradient, in f32.
     let logits = 2 * 4 * model.vocabulary * tokens.min(1024);
+    let optimiser = learning * state_bytes(bytes);
     Needs {
         weights: mib(model.weights.parameters * bytes),
-        optimiser: mib(learning * (master + 8 + 4)),
+        optimiser: mib(optimiser),
         activations: mib(kept + passing + dropped + logits),
+        demand: {
+            let (learns, adapters) = match (settings.lora_rank, settings.trainable_layers) {
+                (0, None) => (Learning::Everything, 0),
+                (0, Some(_)) => (Learning::TopBlocks(layers), 0),
+                (_, _) => (Learning::Nothing, optimiser + learning * bytes),
+            };
+            Demand {
+                weights: Weights { learning: learns, ..resting.weights },
+                // As many blocks as learn keep activations; adapters are everywhere.
+                block_bytes: kept / layers.max(1) + adapters / model.layers.max(1),
+                device_bytes: passing + dropped,
+                head_bytes: logits,
+            }
+        },
     }
 }
 
@@ -265,11 +316,6 @@ fn adapted(model: &Facts, settings: &TrainSettings) -> impl Iterator<Item = (u64
 
 fn adapter_parameters(model: &Facts, settings: &TrainSettings, rank: u64) -> u64 {
     adapted(model, settings).map(|(inputs, outputs)| rank * (inputs + outputs)).sum()
-}
-
-fn block_parameters(model: &Facts) -> u64 {
-    let attention = 2 * model.width * model.head_dim * (model.heads + model.kv_heads);
-    attention + 3 * model.width * model.mlp_width + 2 * model.width
 }
 
 /// The change of settings that costs least and fits: less at a time (which changes nothing but

@@ -129,6 +129,7 @@ fn llama3_8b() -> Facts {
         head_dim: 128,
         mlp_width: 14_336,
         vocabulary: 128_256,
+        tied: false,
         weights: Weights { parameters: 8_030_261_248, ..Weights::default() },
         pad_id: None,
         stop_ids: vec![128_001],
@@ -219,6 +220,58 @@ fn a_training_over_blocks_is_planned_by_its_blocks() {
     let room = of(&job.settings).total();
     let words = nearest_fit(&llama3_8b(), (job.training, &two), 2, room);
     assert_eq!(words.as_deref(), Some("micro_batch_sequences = 1"));
+}
+
+#[test]
+fn a_training_that_no_gpu_holds_is_planned_over_as_few_as_hold_it() {
+    let text =
+        "[run]\npolicy='p'\n[train]\nmicro_batch_pairs = 1\nactivation_checkpointing = true\n";
+    let config = CheckedConfig::from_text(text, Path::new("/")).unwrap();
+    let models = ModelFacts { policy: Some(llama3_8b()), ..ModelFacts::default() };
+    let told = |count: usize, free_mib: u64| {
+        let room = |n| system::Room { name: format!("GPU {n}"), is_cuda: true, free_mib };
+        let rooms: Vec<_> = (0..count).map(room).collect();
+        let mut report = Report::default();
+        memory::plan(&config, &models, &rooms, &mut report);
+        let found = report.0.into_iter().find(|(_, about, _)| *about == "train").unwrap();
+        (found.0, found.2)
+    };
+    // Of 137,852 MiB of weights and their training state each of two holds a half: 16 blocks of 3,744 and
+    // one end of 9,018. Beside them 16 inputs of 4096 tokens (512), a block's activations (688), on the
+    // second logits (1,002); a tenth more, and 500 for a process.
+    let (level, words) = told(2, 80_896);
+    assert_eq!(level, Level::Well, "{words}");
+    assert!(words.starts_with("fits over 2 devices: 77"), "{words}");
+    assert!(words.contains("of 80896 MiB on GPU 0, 78"), "{words}");
+    let (level, words) = told(4, 78_000);
+    assert!(level == Level::Well && words.starts_with("fits over 3 devices"), "{words}");
+    let (level, words) = told(2, 78_000);
+    assert!(level == Level::Bad && words.contains("trainable_layers"), "{words}");
+    // A single device is asked first.
+    assert!(told(2, 200_000).1.starts_with("needs about"));
+}
+
+#[test]
+fn the_shares_of_devices_add_up_to_what_one_needs() {
+    let config = CheckedConfig::from_text("[run]\npolicy='p'\n", Path::new("/")).unwrap();
+    let mut lora = config.train.settings.clone();
+    lora.lora_rank = 16;
+    let mut top = config.train.settings.clone();
+    top.trainable_layers = Some(8);
+    let model = llama3_8b();
+    let all = [
+        generating(&model, 8, 3072, 2),
+        super::memory::forwarding(&model, 4096, 2),
+        updating(&model, (Training::Dpo, &config.train.settings), 2),
+        updating(&model, (Training::Dpo, &lora), 2),
+    ];
+    for needs in all {
+        let (one, alone) = (needs.demand.planned_mib(&[1])[0], needs.total());
+        assert!(one.abs_diff(alone) * 100 <= alone, "{one} and {alone}");
+    }
+    // Of blocks that do not learn, activations are planned as well: rather too much than too little.
+    let top = updating(&model, (Training::Dpo, &top), 2);
+    assert!(top.demand.planned_mib(&[1])[0] >= top.total());
 }
 
 #[test]

@@ -5,9 +5,11 @@
 //! (`crate::gpu`), processes (`crate::workers`), time, actors, SQL.
 
 mod plan;
+mod spread;
 pub mod standing;
 
 pub use plan::plan;
+pub use spread::{Spread, ever_fits};
 pub use standing::Duty;
 
 /// How many units a lease holds at once: the one that runs and the one that comes next, so that the
@@ -35,6 +37,8 @@ pub struct Lease {
     pub id: i64,
     /// The UUIDs that it holds.
     pub devices: Vec<String>,
+    /// Over several devices: the rooms by which its worker splits models.
+    pub rooms_mib: Vec<u64>,
     /// Sums of the models that it has once everything handed to it is done.
     pub loaded: Vec<String>,
     /// Units handed to it and not yet ended.
@@ -65,8 +69,10 @@ pub struct ReadyUnit {
     pub models: Vec<String>,
     /// Order of preference, lowest first.
     pub priority: Priority,
-    /// What it needs, where it is known.
+    /// What it needs of a single device, where it is known.
     pub memory_mib: Option<u64>,
+    /// What it needs of several; none where it cannot be split.
+    pub spread: Option<Spread>,
     /// Nothing may queue behind it: it takes long (training).
     pub alone: bool,
     /// How often it was passed over already.
@@ -96,8 +102,10 @@ pub enum Placement {
     },
     /// Start a worker on these devices: there is work for it.
     Open {
-        /// UUIDs.
+        /// UUIDs, in the order of a model's blocks.
         devices: Vec<String>,
+        /// Over several: the room of each.
+        rooms_mib: Vec<u64>,
     },
     /// Let this lease finish the unit that runs, then end it: a device of its own is to be left.
     Drain {

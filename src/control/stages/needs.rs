@@ -6,7 +6,9 @@
 use std::path::Path;
 
 use rlhfd_config::{CheckedConfig, TrainSettings, Training};
+use rlhfd_domain::split::Demand;
 use rlhfd_domain::{JobKind, Stage, WorkKind};
+use rlhfd_protocol::worker::{ModelRef, Work};
 use rlhfd_store::UnitRow;
 
 use super::generate::{batch_items, responses_per_prompt};
@@ -15,11 +17,29 @@ use crate::examples;
 
 /// A number in compute on a GPU: bf16.
 const BYTES: u64 = 2;
+/// A probe's conversations, and more than any of them is long.
+const PROBE_ROWS: u64 = 3;
+const PROBE_TOKENS: u64 = 512;
+
+/// What a unit needs by the memory plan.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Planned {
+    /// Of a single GPU.
+    pub whole_mib: u64,
+    /// Of several.
+    pub demand: Demand,
+}
+
+impl From<Needs> for Planned {
+    fn from(needs: Needs) -> Self {
+        Self { whole_mib: needs.total(), demand: needs.demand }
+    }
+}
 
 /// What the unit needs; none where it computes with no model, or the folder is not one that fits it. It
 /// blocks: it reads config.json and the weights' headers.
 #[must_use]
-pub fn on_a_gpu(model: &Path, config: &CheckedConfig, unit: &UnitRow) -> Option<u64> {
+pub fn on_gpus(model: &Path, config: &CheckedConfig, unit: &UnitRow) -> Option<Planned> {
     let wanted = match unit.work {
         WorkKind::Score => Use::Reward,
         WorkKind::Prefer => Use::Preference,
@@ -28,7 +48,28 @@ pub fn on_a_gpu(model: &Path, config: &CheckedConfig, unit: &UnitRow) -> Option<
         _ => Use::Policy,
     };
     let facts = check::facts(model, wanted)?;
-    needs(&facts, config, unit).map(Needs::total)
+    let needs = needs(&facts, config, unit)?;
+    Some(needs.into())
+}
+
+/// What a probe needs: its models are loaded one after the other. It blocks, as [`on_gpus`].
+#[must_use]
+pub fn of_a_probe(work: &Work) -> Option<Planned> {
+    let Work::Probe { policies, scorers, preference_models, max_new_tokens } = work else {
+        return None;
+    };
+    let of = |model: &ModelRef, wanted| check::facts(&model.path, wanted);
+    let write = |model: &Facts| {
+        let tokens = PROBE_TOKENS + u64::from(*max_new_tokens);
+        check::generating(model, PROBE_ROWS, tokens, BYTES)
+    };
+    let read = |model: &Facts| check::forwarding(model, PROBE_ROWS * PROBE_TOKENS, BYTES);
+    let policies = policies.iter().filter_map(|model| Some(write(&of(model, Use::Policy)?)));
+    let scorers = scorers.iter().filter_map(|(model, _)| Some(read(&of(model, Use::Reward)?)));
+    let judges = preference_models.iter();
+    let judges = judges.filter_map(|model| Some(read(&of(model, Use::Preference)?)));
+    let most = policies.chain(scorers).chain(judges).max_by_key(|needs| needs.total())?;
+    Some(most.into())
 }
 
 fn needs(model: &Facts, config: &CheckedConfig, unit: &UnitRow) -> Option<Needs> {

@@ -8,7 +8,7 @@ use super::{Shared, asked};
 use crate::gpu::Fault;
 use crate::listener::answer::ok;
 use crate::listener::{Answer, Refusal};
-use crate::live::LiveDevice;
+use crate::live::{Live, LiveDevice};
 
 /// `GET /v1/devices`
 pub async fn get(
@@ -20,13 +20,24 @@ pub async fn get(
     let history = shared.app.store.read(move |reader| reader.device_events(rows)).await;
     let history = history.map_err(|error| Refusal::ask(asked(&request), &error))?;
     ok(&Devices {
-        devices: shared.app.live.now().devices.iter().map(device).collect(),
+        devices: devices(&shared.app.live.now()),
         history: history.into_iter().map(event).collect(),
     })
 }
 
-/// A device as `status` and `gpus` show it.
-pub(super) fn device(device: &LiveDevice) -> DeviceStatus {
+/// The devices as `status` and `gpus` show them.
+pub(super) fn devices(live: &Live) -> Vec<DeviceStatus> {
+    let mut shown: Vec<DeviceStatus> = live.devices.iter().map(device).collect();
+    for device in &mut shown {
+        let mut leases = live.workers.values().map(|worker| &worker.devices);
+        let own = leases.find(|devices| devices.contains(&device.uuid));
+        let others = own.into_iter().flatten().filter(|uuid| **uuid != device.uuid);
+        device.together_with = others.cloned().collect();
+    }
+    shown
+}
+
+fn device(device: &LiveDevice) -> DeviceStatus {
     let fact = &device.fact;
     DeviceStatus {
         uuid: fact.uuid.clone(),
@@ -42,6 +53,7 @@ pub(super) fn device(device: &LiveDevice) -> DeviceStatus {
         driver: fact.driver.clone(),
         slice_of: fact.slice_of.clone(),
         hold: device.hold.clone(),
+        together_with: Vec::new(),
     }
 }
 

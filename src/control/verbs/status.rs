@@ -95,7 +95,7 @@ fn whole(app: &AppState, stored: Stored, live: Live) -> Status {
             .map(|progress| iteration(&progress)),
         run,
         prompts,
-        devices: live.devices.iter().map(super::gpus::device).collect(),
+        devices: super::gpus::devices(&live),
         leases: live.workers.values().map(lease).collect(),
         waits_for: live.faults.into_values().chain(live.waits_for).collect(),
         config_pending: live.config_pending,

@@ -174,6 +174,9 @@ pub struct DeviceStatus {
     /// Why it takes no units now; null: it takes them.
     #[serde(default)]
     pub hold: Option<String>,
+    /// The others of a lease that stands on several devices, this one among them.
+    #[serde(default)]
+    pub together_with: Vec<String>,
 }
 
 /// A worker process on its devices.

@@ -16,7 +16,7 @@ const LEAST: Duration = Duration::from_millis(1500);
 pub fn rate(subject: &Subject) -> f64 {
     let _no_grad = tch::no_grad_guard();
     let config = &subject.config;
-    let options = (subject.compute.precision.kind(), subject.compute.device);
+    let options = (subject.compute.precision.kind(), subject.compute.devices.first());
     let (width, mlp) = (config.width as i64, config.mlp_width as i64);
     let queries = (config.heads * config.head_dim) as i64;
     let keys = (config.kv_heads * config.head_dim) as i64;

@@ -29,23 +29,23 @@ const ROUNDS: u32 = 3;
 pub fn measure(subject: &Subject, report: &mut Report<'_>) -> Result<(), WorkerError> {
     let _no_grad = tch::no_grad_guard();
     let model = subject.policy(Trainable::Nothing)?;
-    let options = (subject.compute.precision.kind(), subject.compute.device);
+    let options = (subject.compute.precision.kind(), subject.compute.devices.first());
     let width = subject.config.width as i64;
     let random = |shape: &[i64]| Tensor::randn(shape, (Kind::Float, options.1)).to_kind(options.0);
     let long = random(&[1, PREFILL_TOKENS, width]);
-    let rope = model.rope(PREFILL_TOKENS);
+    let ropes = model.rope(PREFILL_TOKENS);
     let parts = [
-        part("attention", &model, |block| block.attention.forward(&long, &rope)),
+        part("attention", &model, |block| block.attention.forward(&long, ropes.at(0))),
         part("mlp", &model, |block| block.mlp.forward(&long)),
         part("norms", &model, |block| block.mlp_norm.forward(&block.attention_norm.forward(&long))),
     ];
     report.parts("prefill of 512 tokens", parts.to_vec());
 
     let rows = random(&[ROWS, 1, width]);
-    let mut cache = KvCache::new(&subject.config, ROWS, COLUMNS, options.0, options.1);
+    let mut cache = KvCache::new(&subject.config, (ROWS, COLUMNS), options.0, model.placement());
     let positions = Tensor::full([ROWS], COLUMNS - 1, (Kind::Int64, options.1));
-    let rope = model.rope_at(&positions, COLUMNS);
-    let step = Step { rope: &rope, column: COLUMNS - 1, mask: None };
+    let ropes = model.rope_at(&positions, COLUMNS);
+    let step = Step { rope: ropes.at(0), column: COLUMNS - 1, mask: None };
     let attention = seconds(|| {
         let mut last = None;
         for (block, layer) in model.blocks().iter().zip(cache.layers()) {

@@ -196,7 +196,7 @@ impl Peer {
         python: &Path,
         args: &BenchArgs,
     ) -> Result<Self, WorkerError> {
-        let device = match subject.compute.device {
+        let device = match subject.compute.devices.first() {
             Device::Cuda(index) => format!("cuda:{index}"),
             _ => "cpu".to_owned(),
         };

@@ -108,7 +108,7 @@ impl<'a> Report<'a> {
     pub fn new(subject: &Subject, tell: &'a mut dyn FnMut(&str)) -> Self {
         let figures = Figures {
             model: subject.name.clone(),
-            device: format!("{:?}", subject.compute.device),
+            device: format!("{:?}", subject.compute.devices.first()),
             precision: format!("{:?}", subject.compute.precision),
             threads: tch::get_num_threads(),
             gemm_gflops: 0.0,

@@ -49,12 +49,13 @@ impl Subject {
     /// # Errors
     /// The folder's.
     pub fn policy(&self, trainable: Trainable) -> Result<Transformer, WorkerError> {
-        let Compute { device, precision } = self.compute;
-        let options = LoadOptions { device, precision, trainable };
+        let Compute { devices, precision } = self.compute;
+        let options = LoadOptions { devices, precision, trainable };
         match &self.folder {
             Some(folder) => Ok(Transformer::load(folder, &options)?),
             None => {
-                let weights = synthetic::weights(&self.config, SEED, (precision.kind(), device));
+                let weights =
+                    synthetic::weights(&self.config, SEED, (precision.kind(), devices.first()));
                 Transformer::assemble(self.config.clone(), options, weights)
                     .map_err(|name| WorkerError::Torch(format!("the shape has no {name}")))
             }

@@ -11,7 +11,7 @@ use std::path::Path;
 use anyhow::{Context, Result, bail};
 use rlhfd_protocol::worker::Message;
 use rlhfd_worker::logprob::host_floats;
-use rlhfd_worker::model::{LoadOptions, ModelFolder, Precision, Trainable, Transformer};
+use rlhfd_worker::model::{Devices, LoadOptions, ModelFolder, Precision, Trainable, Transformer};
 use rlhfd_worker::render::{Renderer, Turn};
 use serde_json::{Value, json};
 use tch::{Device, Tensor};
@@ -34,7 +34,7 @@ fn main() -> Result<()> {
         }
         "logits" => {
             let options = LoadOptions {
-                device: Device::Cpu,
+                devices: Devices::one(Device::Cpu),
                 precision: Precision::Float32,
                 trainable: Trainable::Nothing,
             };

@@ -41,7 +41,7 @@ pub use train::run as train;
 /// What every command of the file mode takes.
 #[derive(Debug, Clone, Args)]
 pub struct CommonArgs {
-    /// Where to compute: auto, cpu, or cuda:N
+    /// Where to compute: auto, cpu, or cuda:N; with commas, one model spread over several GPUs
     #[arg(long, default_value = "auto", value_name = "DEVICE")]
     pub device: String,
     /// What to compute in: f32 on CPU and bf16 on GPU by default
@@ -63,7 +63,7 @@ impl CommonArgs {
         if self.threads == Some(0) {
             return Err(setting("--threads", 0, "it must be at least 1", "leave it away").into());
         }
-        let compute = device::open(&self.device, self.threads)?;
+        let compute = device::open(&self.device, &[], self.threads)?;
         Ok(match self.precision {
             Some(PrecisionChoice::F32) => device::with_precision(compute, Precision::Float32)?,
             Some(PrecisionChoice::Bf16) => device::with_precision(compute, Precision::Bfloat16)?,
@@ -113,7 +113,7 @@ struct Opened {
 /// Loads the tensors of a folder that was opened and checked.
 fn load(folder: &ModelFolder, renderer: Renderer, compute: Compute) -> Result<Opened, WorkerError> {
     let options = LoadOptions {
-        device: compute.device,
+        devices: compute.devices,
         precision: compute.precision,
         trainable: Trainable::Nothing,
     };

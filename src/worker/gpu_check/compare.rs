@@ -11,7 +11,7 @@ use super::Verdict;
 use super::measure::{Curve, Measured, Side, logits, model};
 use super::models::Subject;
 use crate::errors::WorkerError;
-use crate::model::{Precision, Trainable};
+use crate::model::{Devices, Precision, Trainable};
 
 /// f32: largest difference of a logit, and of a step's loss.
 const LOGIT_WITHIN: f64 = 1e-3;
@@ -50,6 +50,11 @@ impl<'a> Table<'a> {
     fn line(&mut self, good: bool, text: &str) {
         self.bad += u32::from(!good);
         (self.tell)(&format!("  {} {text}", if good { "ok    " } else { "FAILED" }));
+    }
+
+    /// Whether a model on two devices was computed on both.
+    pub fn split(&mut self, moves: u64) {
+        self.line(moves > 0, &format!("hidden states crossed between the two {moves} times"));
     }
 
     /// The same precision on both sides.
@@ -172,7 +177,7 @@ fn greedy(
 
 /// How far the second best logit lies behind the best, after `ids`, on the CPU.
 fn best_gap(subject: &Subject, ids: &[u32]) -> Result<f32, WorkerError> {
-    let side = Side { device: Device::Cpu, precision: Precision::Float32 };
+    let side = Side { devices: Devices::one(Device::Cpu), precision: Precision::Float32 };
     let all = logits(&model(subject, side, Trainable::Nothing)?, ids);
     let mut last = all[all.len().saturating_sub(subject.shape.vocabulary)..].to_vec();
     last.sort_by(|a, b| b.total_cmp(a));

@@ -1,4 +1,4 @@
-//! What one side (a device and a precision) computes for a subject.
+//! What one side (devices and a precision) computes for a subject.
 //!
 //! In: a [`Subject`], a [`Side`]. Out: [`Measured`], all of it on the host in f32 or f64. The code
 //! paths are the worker's own: the same forward, generation and training as the units'. May not
@@ -11,7 +11,7 @@ use super::models::Subject;
 use crate::errors::WorkerError;
 use crate::generate::{Generation, PromptTask, Written, generate_batch};
 use crate::logprob::{host_floats, response_logprobs};
-use crate::model::{LoadOptions, Precision, Trainable, Transformer};
+use crate::model::{Devices, LoadOptions, Precision, Trainable, Transformer};
 use crate::rehearsal;
 use crate::train::trunk::Activations;
 use crate::watch::Watch;
@@ -26,10 +26,10 @@ const PAPER_RATE: f64 = 5e-7;
 const COMMON: &str = "beta = 0.05\nschedule = \"constant\"\nwarmup_ratio = 0.0\nbatch_pairs = 4\n\
                       micro_batch_pairs = 2\nmax_grad_norm = 1.0\nweight_decay = 0.0\n";
 
-/// A device and a precision.
+/// Devices and a precision.
 #[derive(Debug, Clone, Copy)]
 pub struct Side {
-    pub device: Device,
+    pub devices: Devices,
     pub precision: Precision,
 }
 
@@ -65,12 +65,15 @@ pub fn measure(subject: &Subject, side: Side) -> Result<Measured, WorkerError> {
     let logprobs = response_logprobs(&model, &sequences, &watch)?;
     let greedy = greedy(subject, &model, &watch)?;
     drop(model);
+    // Both ways back over the border of two devices.
+    let several = side.devices.all().len() > 1;
+    let paper = if several { Activations::Recomputed } else { Activations::Kept };
     Ok(Measured {
         logits,
         logprobs,
         greedy,
-        falling: train(subject, side, (subject.falling_rate, FALLING_EPOCHS))?,
-        paper: train(subject, side, (PAPER_RATE, PAPER_EPOCHS))?,
+        falling: train(subject, side, (subject.falling_rate, FALLING_EPOCHS), Activations::Kept)?,
+        paper: train(subject, side, (PAPER_RATE, PAPER_EPOCHS), paper)?,
     })
 }
 
@@ -85,11 +88,9 @@ pub fn model(
 ) -> Result<Transformer, WorkerError> {
     let config = subject.config()?;
     let weights = subject.weights(&config);
-    let place = |(name, tensor): (String, Tensor)| {
-        (name, tensor.to_device(side.device).to_kind(side.precision.kind()))
-    };
+    let place = |(name, tensor): (String, Tensor)| (name, tensor.to_kind(side.precision.kind()));
     let weights = weights.into_iter().map(place).collect();
-    let options = LoadOptions { device: side.device, precision: side.precision, trainable };
+    let options = LoadOptions { devices: side.devices, precision: side.precision, trainable };
     Transformer::assemble(config, options, weights)
         .map_err(|name| WorkerError::Torch(format!("the check's own model has no {name}")))
 }
@@ -132,7 +133,12 @@ fn greedy(
     Ok(generate_batch(model, &prompts, &generation, watch)?.into_iter().map(ids).collect())
 }
 
-fn train(subject: &Subject, side: Side, (rate, epochs): (f64, u32)) -> Result<Curve, WorkerError> {
+fn train(
+    subject: &Subject,
+    side: Side,
+    (rate, epochs): (f64, u32),
+    activations: Activations,
+) -> Result<Curve, WorkerError> {
     let text = format!("learning_rate = {rate:e}\nepochs = {epochs}\n{COMMON}");
     let settings = rehearsal::settings(&text)?;
     let model = model(subject, side, Trainable::Everything)?;
@@ -141,7 +147,7 @@ fn train(subject: &Subject, side: Side, (rate, epochs): (f64, u32)) -> Result<Cu
         let found = initial.iter().find(|(candidate, _)| candidate == name);
         found.map(|(_, tensor)| tensor.shallow_clone())
     };
-    let trained = rehearsal::train(&model, subject.pairs(), (&settings, Activations::Kept), first)?;
+    let trained = rehearsal::train(&model, subject.pairs(), (&settings, activations), first)?;
     let moved = |learner: &crate::train::learners::Learner| {
         let after = learner.master.detach().to_device(Device::Cpu);
         first(&learner.name).map_or_else(|| after.shallow_clone(), |before| &after - before)

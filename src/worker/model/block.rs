@@ -1,14 +1,15 @@
 //! One decoder block: attention and MLP, each behind a norm and added to the stream.
 //!
-//! In: `[rows, tokens, width]` and a [`Rope`]. Out: the same shape. [`Block::forward`] is what
+//! In: `[rows, tokens, width]` and [`Ropes`]. Out: the same shape, on the block's own device. [`Block::forward`] is what
 //! training recomputes block by block. May not enter: caches' book-keeping, losses.
 
-use tch::Tensor;
+use tch::{Device, Tensor};
 
 use super::attention::{Attention, Step};
 use super::kv_cache::LayerCache;
 use super::layers::{Linear, RmsNorm};
-use super::rotary::Rope;
+use super::placement::moved;
+use super::rotary::Ropes;
 
 /// The gated MLP: `down(silu(gate(x)) · up(x))`.
 #[derive(Debug)]
@@ -40,6 +41,10 @@ impl Mlp {
 /// One decoder block.
 #[derive(Debug)]
 pub struct Block {
+    /// The place of its device among the model's.
+    pub place: usize,
+    /// Its device, where the block below (or the embedding) lies on another one.
+    pub entry: Option<Device>,
     /// Norm before the attention.
     pub attention_norm: RmsNorm,
     /// The attention.
@@ -52,21 +57,37 @@ pub struct Block {
 
 impl Block {
     /// Whole sequences, `[rows, tokens, width]`, right-padded.
-    pub fn forward(&self, x: &Tensor, rope: &Rope) -> Tensor {
-        let x = x + self.attention.forward(&self.attention_norm.forward(x), rope);
-        self.finish(x)
+    pub fn forward(&self, x: &Tensor, ropes: &Ropes) -> Tensor {
+        self.entered(x, |x| {
+            let rope = ropes.at(self.place);
+            let x = x + self.attention.forward(&self.attention_norm.forward(x), rope);
+            self.finish(x)
+        })
     }
 
     /// The same, keeping keys and values.
-    pub fn prefill(&self, x: &Tensor, rope: &Rope, cache: &mut LayerCache) -> Tensor {
-        let x = x + self.attention.prefill(&self.attention_norm.forward(x), rope, cache);
-        self.finish(x)
+    pub fn prefill(&self, x: &Tensor, ropes: &Ropes, cache: &mut LayerCache) -> Tensor {
+        self.entered(x, |x| {
+            let rope = ropes.at(self.place);
+            let x = x + self.attention.prefill(&self.attention_norm.forward(x), rope, cache);
+            self.finish(x)
+        })
     }
 
     /// One new position a row; see [`Attention::decode`].
     pub fn decode(&self, x: &Tensor, cache: &mut LayerCache, step: Step<'_>) -> Tensor {
-        let x = x + self.attention.decode(&self.attention_norm.forward(x), cache, step);
-        self.finish(x)
+        self.entered(x, |x| {
+            let x = x + self.attention.decode(&self.attention_norm.forward(x), cache, step);
+            self.finish(x)
+        })
+    }
+
+    /// What `of` gives for the stream, on the block's own device.
+    fn entered(&self, x: &Tensor, of: impl FnOnce(&Tensor) -> Tensor) -> Tensor {
+        match self.entry {
+            None => of(x),
+            Some(device) => of(&moved(x, device)),
+        }
     }
 
     fn finish(&self, x: Tensor) -> Tensor {

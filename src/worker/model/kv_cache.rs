@@ -4,9 +4,10 @@
 //! columns that end at a common one; a row that leaves gives its place to the last one. Nothing is
 //! reallocated or concatenated while a batch is written. May not enter: attention, sampling.
 
-use tch::{Device, Kind, Tensor};
+use tch::{Kind, Tensor};
 
 use super::config::ModelConfig;
+use super::placement::Placement;
 
 /// The cache of one layer: two tensors `[rows, kv_heads, columns, head_dim]`.
 #[derive(Debug)]
@@ -59,12 +60,20 @@ impl KvCache {
     }
 
     /// Zeroed memory for `rows` rows of `columns` columns. Zeroed because a masked column is still
-    /// multiplied, by a weight of 0, and 0 times whatever lay in the memory may be NaN.
+    /// multiplied, by a weight of 0, and 0 times whatever lay in the memory may be NaN. Each layer's lies on
+    /// the device of its block.
     #[must_use]
-    pub fn new(config: &ModelConfig, rows: i64, columns: i64, kind: Kind, device: Device) -> Self {
+    pub fn new(
+        config: &ModelConfig,
+        (rows, columns): (i64, i64),
+        kind: Kind,
+        placement: &Placement,
+    ) -> Self {
         let shape = [rows, config.kv_heads as i64, columns, config.head_dim as i64];
-        let zeros = || Tensor::zeros(shape, (kind, device));
-        let layer = |_| LayerCache { key: zeros(), value: zeros(), rows };
+        let layer = |layer: usize| {
+            let zeros = || Tensor::zeros(shape, (kind, placement.block(layer)));
+            LayerCache { key: zeros(), value: zeros(), rows }
+        };
         Self { layers: (0..config.layers).map(layer).collect() }
     }
 

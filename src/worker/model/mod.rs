@@ -2,8 +2,9 @@
 //!
 //! In: a model folder. Out: hidden states, logits and scores of token ids. Reading order: `config`,
 //! `keys` and `families` say what a model is, `folder` and `safetensors` find its tensors, `rotary`,
-//! `layers`, `attention`, `block` and `transformer` compute, `kv_cache` remembers, `reward_head`
-//! scores, `adapter`, `adapter_folder` and `dropout` are LoRA's, `kind` and `labels` say what a folder is for. May not enter: text, sampling, losses, the protocol.
+//! `layers`, `attention`, `block`, `parts` and `transformer` compute, `kv_cache` remembers, `reward_head`
+//! scores, `placement` says on which device each part lies,
+//! `adapter`, `adapter_folder` and `dropout` are LoRA's, `kind` and `labels` say what a folder is for. May not enter: text, sampling, losses, the protocol.
 
 pub mod adapter;
 pub mod adapter_folder;
@@ -20,6 +21,7 @@ pub mod kv_cache;
 pub mod labels;
 pub mod layers;
 mod parts;
+pub mod placement;
 pub mod reward_head;
 pub mod rotary;
 pub mod safetensors;
@@ -32,4 +34,5 @@ pub use config::{Head, ModelConfig};
 pub use folder::ModelFolder;
 pub use kind::ModelKind;
 pub use kv_cache::KvCache;
+pub use placement::{Devices, Placement};
 pub use transformer::{LoadOptions, Precision, Trainable, Transformer};

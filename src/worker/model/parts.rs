@@ -13,6 +13,7 @@ use super::block::{Block, Mlp};
 use super::config::ModelConfig;
 use super::joined;
 use super::layers::{Linear, RmsNorm};
+use super::placement::Placement;
 
 /// How the adapters among a model's parameters are used.
 pub(super) struct Adapting {
@@ -24,6 +25,7 @@ pub(super) struct Adapting {
 /// Named parameters on their way into layers.
 pub(super) struct Parts<'a> {
     pub(super) config: &'a ModelConfig,
+    pub(super) placement: &'a Placement,
     pub(super) parameters: &'a [(String, Tensor)],
     pub(super) joined: &'a [(String, Tensor)],
     pub(super) adapting: Option<&'a Adapting>,
@@ -70,6 +72,8 @@ impl Parts<'_> {
     pub(super) fn block(&self, layer: usize) -> Result<Block, String> {
         let name = |part: &str| format!("model.layers.{layer}.{part}");
         Ok(Block {
+            place: self.placement.place_of(layer),
+            entry: self.placement.entry(layer),
             attention_norm: self.norm(&name("input_layernorm"))?,
             attention: self.attention(layer)?,
             mlp_norm: self.norm(&name("post_attention_layernorm"))?,

@@ -1,6 +1,6 @@
 //! Rotary position encoding: tables of cosines and sines, and the rotation itself.
 //!
-//! In: a [`ModelConfig`]'s theta and scaling, positions. Out: [`Rope`], ready to multiply. The tables
+//! In: a [`ModelConfig`]'s theta and scaling, positions. Out: [`Rope`], ready to multiply, or one a device. The tables
 //! are computed in f32 with the same operations as transformers, so that they agree to the last bit
 //! but for the library's own cosine. May not enter: weights, attention.
 
@@ -65,6 +65,24 @@ impl Rope {
     }
 }
 
+/// One rotation on each device of a model.
+#[derive(Debug)]
+pub struct Ropes(Vec<Rope>);
+
+impl Ropes {
+    /// Made by device.
+    #[must_use]
+    pub fn of(tables: &[RopeTables], of: impl Fn(&RopeTables) -> Rope) -> Self {
+        Self(tables.iter().map(of).collect())
+    }
+
+    /// On the device at that place among the model's.
+    #[must_use]
+    pub fn at(&self, place: usize) -> &Rope {
+        &self.0[place]
+    }
+}
+
 /// The tables of one model on one device; they grow with the longest sequence met.
 #[derive(Debug)]
 pub struct RopeTables {
@@ -83,6 +101,12 @@ impl RopeTables {
         let inverse_frequencies = inverse_frequencies(config).to_device(device);
         let tables = RefCell::new(tables(&inverse_frequencies, POSITIONS_FIRST, kind));
         Self { inverse_frequencies, kind, tables }
+    }
+
+    /// Where they lie.
+    #[must_use]
+    pub fn device(&self) -> Device {
+        self.inverse_frequencies.device()
     }
 
     /// For positions 0 to `tokens` − 1, the same in every row.
@@ -112,7 +136,7 @@ impl RopeTables {
         Rope { cos: join(&tables.0), sin: join(&tables.1), packed: trees.to_vec() }
     }
 
-    /// For one position a row. `positions`: `[rows]`, all below `limit`.
+    /// For one position a row. `positions`: `[rows]`, on the tables' device, all below `limit`.
     #[must_use]
     pub fn at(&self, positions: &Tensor, limit: i64) -> Rope {
         self.grow(limit);

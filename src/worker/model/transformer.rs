@@ -18,8 +18,9 @@ use super::joined;
 use super::kv_cache::KvCache;
 use super::layers::{Linear, RmsNorm};
 use super::parts::{Adapting, Parts};
+use super::placement::{Devices, Placement, moved};
 use super::reward_head::ScoreHead;
-use super::rotary::{Rope, RopeTables, Tree};
+use super::rotary::{RopeTables, Ropes, Tree};
 use crate::errors::{ModelError, first_line};
 use crate::in_place;
 use crate::process::give_back_freed_memory;
@@ -63,8 +64,8 @@ const SCORE: &str = "score.weight";
 /// How a model is loaded.
 #[derive(Debug, Clone, Copy)]
 pub struct LoadOptions {
-    /// Where its tensors live.
-    pub device: Device,
+    /// Where its tensors live: block after block, where there are several.
+    pub devices: Devices,
     /// What it computes in.
     pub precision: Precision,
     /// What learns.
@@ -77,13 +78,15 @@ pub struct Transformer {
     /// Its configuration; `head` says whether it writes or scores.
     pub config: ModelConfig,
     options: LoadOptions,
+    placement: Placement,
     parameters: Vec<(String, Tensor)>,
     embedding: Tensor,
     blocks: Vec<Block>,
     norm: RmsNorm,
     language_head: Option<Linear>,
     score_head: Option<ScoreHead>,
-    rope: RopeTables,
+    /// By device.
+    ropes: Vec<RopeTables>,
     switch: Arc<Switch>,
 }
 
@@ -98,32 +101,34 @@ impl Transformer {
             first_line: first_line(&error.to_string()),
         };
         let _guard = tch::no_grad_guard();
+        let placement = Placement::new(&folder.config, options);
         let mut parameters = Vec::new();
         for (file, entry) in folder.tensors() {
             let stored = folder.read(file, entry)?;
             let tensor = stored
-                .f_to_device_(options.device, options.precision.kind(), false, false)
+                .f_to_device_(placement.of(&entry.name), options.precision.kind(), false, false)
                 .map_err(torch)?;
             parameters.push((entry.name.clone(), tensor));
         }
         let head = folder.adapter().and_then(|folder| folder.adapters.score_head.as_ref());
         if let Some(head) = head.filter(|_| parameters.iter().all(|(name, _)| name != SCORE)) {
-            let own = head.to_device(options.device).to_kind(options.precision.kind());
+            let own = head.to_device(placement.head()).to_kind(options.precision.kind());
             parameters.push((SCORE.to_owned(), own));
         }
-        let model =
-            Self::assemble(folder.config.clone(), *options, parameters).map_err(|name| {
-                ModelError::Tensor {
-                    name,
-                    problem: "is missing".to_owned(),
-                    dir: folder.dir.clone(),
-                }
-            })?;
+        if options.devices.all().len() > 1 {
+            let dir = folder.dir.display();
+            tracing::info!(model = %dir, "its blocks lie on several devices: {}", placement.words());
+        }
+        let laid = (*options, placement);
+        let model = Self::build(folder.config.clone(), laid, parameters, None).map_err(|name| {
+            ModelError::Tensor { name, problem: "is missing".to_owned(), dir: folder.dir.clone() }
+        })?;
         give_back_freed_memory();
         Ok(model)
     }
 
-    /// Builds a model from named parameters, which it keeps and shares.
+    /// Builds a model from named parameters, which it keeps and shares; one that does not
+    /// lie where [`Placement`] has it is moved there.
     ///
     /// Errors: the name of a tensor that the config calls for and that is not there.
     pub fn assemble(
@@ -131,12 +136,19 @@ impl Transformer {
         options: LoadOptions,
         parameters: Vec<(String, Tensor)>,
     ) -> Result<Self, String> {
-        Self::build(config, options, parameters, None)
+        let placement = Placement::new(&config, &options);
+        let _no_grad = tch::no_grad_guard();
+        let laid = |(name, tensor): (String, Tensor)| {
+            let own = tensor.to_device(placement.of(&name));
+            (name, own)
+        };
+        let parameters = parameters.into_iter().map(laid).collect();
+        Self::build(config, (options, placement), parameters, None)
     }
 
     fn build(
         config: ModelConfig,
-        options: LoadOptions,
+        (options, placement): (LoadOptions, Placement),
         mut parameters: Vec<(String, Tensor)>,
         adapting: Option<Adapting>,
     ) -> Result<Self, String> {
@@ -150,6 +162,7 @@ impl Transformer {
         }
         let parts = Parts {
             config: &config,
+            placement: &placement,
             parameters: &parameters,
             joined: &joined,
             adapting: adapting.as_ref(),
@@ -167,17 +180,19 @@ impl Transformer {
             Head::Score => Some(ScoreHead::new(parts.get(SCORE)?)),
             Head::Language => None,
         };
-        let rope = RopeTables::new(&config, options.precision.kind(), options.device);
+        let tables = |device: &Device| RopeTables::new(&config, options.precision.kind(), *device);
+        let ropes = placement.devices().iter().map(tables).collect();
         Ok(Self {
             config,
             options,
+            placement,
             parameters,
             embedding,
             blocks,
             norm,
             language_head,
             score_head,
-            rope,
+            ropes,
             switch: adapting.map_or_else(Arc::default, |adapting| adapting.switch),
         })
     }
@@ -192,9 +207,9 @@ impl Transformer {
         let mut parameters = self.parameters;
         parameters.retain(|(name, _)| name != "lm_head.weight" && name != SCORE);
         let kind = self.options.precision.kind();
-        let weight = weight.to_device(self.options.device).to_kind(kind).detach();
+        let weight = weight.to_device(self.placement.head()).to_kind(kind).detach();
         parameters.push((SCORE.to_owned(), weight));
-        Self::assemble(config, self.options, parameters)
+        Self::build(config, (self.options, self.placement), parameters, None)
     }
 
     /// The same model with adapters beside its linear maps, as parameters of their own in the type
@@ -209,13 +224,13 @@ impl Transformer {
         let mut parameters = model.parameters;
         for (name, matrix) in &adapters.matrices {
             let _no_grad = tch::no_grad_guard();
-            let own =
-                matrix.to_device(model.options.device).to_kind(model.options.precision.kind());
+            let device = model.placement.of(name);
+            let own = matrix.to_device(device).to_kind(model.options.precision.kind());
             parameters.push((name.clone(), own.copy().detach()));
         }
         let scaling = adapters.shape.scaling();
         let adapting = Adapting { scaling, dropout, switch: Arc::default() };
-        Self::build(model.config, model.options, parameters, Some(adapting))
+        Self::build(model.config, (model.options, model.placement), parameters, Some(adapting))
     }
 
     /// What all adapters of this model share; of a model without any, a switch of nothing.
@@ -229,10 +244,22 @@ impl Transformer {
         &self.parameters
     }
 
-    /// Where the model lives.
+    /// Where ids come in, and with a single device all of it lives.
     #[must_use]
     pub fn device(&self) -> Device {
-        self.options.device
+        self.placement.first()
+    }
+
+    /// Where hidden states come out, and logits and scores are made.
+    #[must_use]
+    pub fn head_device(&self) -> Device {
+        self.placement.head()
+    }
+
+    /// Where each part lies.
+    #[must_use]
+    pub fn placement(&self) -> &Placement {
+        &self.placement
     }
 
     /// What it computes in.
@@ -263,20 +290,41 @@ impl Transformer {
     /// Rotation for trees of sequences that stand one after the other in a single row; see
     /// [`Self::hidden_packed`].
     #[must_use]
-    pub fn rope_packed(&self, trees: &[Tree]) -> Rope {
-        self.rope.packed(trees)
+    pub fn rope_packed(&self, trees: &[Tree]) -> Ropes {
+        Ropes::of(&self.ropes, |tables| tables.packed(trees))
     }
 
     /// Rotation for positions 0 to `tokens` − 1.
     #[must_use]
-    pub fn rope(&self, tokens: i64) -> Rope {
-        self.rope.first(tokens)
+    pub fn rope(&self, tokens: i64) -> Ropes {
+        Ropes::of(&self.ropes, |tables| tables.first(tokens))
     }
 
     /// Rotation for one position a row, all below `limit`.
     #[must_use]
-    pub fn rope_at(&self, positions: &Tensor, limit: i64) -> Rope {
-        self.rope.at(positions, limit)
+    pub fn rope_at(&self, positions: &Tensor, limit: i64) -> Ropes {
+        match self.ropes.as_slice() {
+            [only] => Ropes::of(std::slice::from_ref(only), |tables| tables.at(positions, limit)),
+            several => {
+                Ropes::of(several, |tables| tables.at(&positions.to_device(tables.device()), limit))
+            }
+        }
+    }
+
+    /// The stream above the last block, on the head's device.
+    pub fn left(&self, x: Tensor) -> Tensor {
+        match self.placement.exit() {
+            None => x,
+            Some(device) => moved(&x, device),
+        }
+    }
+
+    /// A gradient that comes from the head, on the device of the last block.
+    pub fn re_entered(&self, gradient: Tensor) -> Tensor {
+        match self.placement.re_entry() {
+            None => gradient,
+            Some(device) => moved(&gradient, device),
+        }
     }
 
     /// The norm after the last block.
@@ -287,12 +335,7 @@ impl Transformer {
     /// Hidden states after the final norm: ids `[rows, tokens]` → `[rows, tokens, width]`. Causal;
     /// right padding needs no mask, since no real position sees what comes after it.
     pub fn hidden(&self, ids: &Tensor) -> Tensor {
-        let rope = self.rope(ids.size()[1]);
-        let mut x = self.embed(ids);
-        for block in &self.blocks {
-            x = block.forward(&x, &rope);
-        }
-        self.final_norm(&x)
+        self.through(ids, &self.rope(ids.size()[1]))
     }
 
     /// Several sequences without padding: ids `[1, Σ lengths]`, one sequence after the other →
@@ -305,24 +348,27 @@ impl Transformer {
     /// The same for sequences that share their beginnings: ids `[1, Σ tokens]`, one tree after the
     /// other.
     pub fn hidden_trees(&self, ids: &Tensor, trees: &[Tree]) -> Tensor {
-        let rope = self.rope.packed(trees);
+        self.through(ids, &self.rope_packed(trees))
+    }
+
+    fn through(&self, ids: &Tensor, ropes: &Ropes) -> Tensor {
         let mut x = self.embed(ids);
         for block in &self.blocks {
-            x = block.forward(&x, &rope);
+            x = block.forward(&x, ropes);
         }
-        self.final_norm(&x)
+        self.final_norm(&self.left(x))
     }
 
     /// [`Self::hidden_packed`], writing keys and values to the columns of `cache`, one sequence after
     /// the other.
     pub fn prefill(&self, ids: &Tensor, lengths: &[i64], cache: &mut KvCache) -> Tensor {
         let trees: Vec<Tree> = lengths.iter().map(|length| Tree::plain(*length)).collect();
-        let rope = self.rope.packed(&trees);
+        let ropes = self.rope_packed(&trees);
         let mut x = self.embed(ids);
         for (block, layer) in self.blocks.iter().zip(cache.layers()) {
-            x = block.prefill(&x, &rope, layer);
+            x = block.prefill(&x, &ropes, layer);
         }
-        self.final_norm(&x)
+        self.final_norm(&self.left(x))
     }
 
     /// One new id a row. `ids` and `positions`: `[rows]`, i64; returns `[rows, width]` after the
@@ -335,13 +381,17 @@ impl Transformer {
         column: i64,
         mask: Option<&Tensor>,
     ) -> Tensor {
-        let rope = self.rope_at(positions, column + 1);
-        let step = Step { rope: &rope, column, mask };
+        let ropes = self.rope_at(positions, column + 1);
+        // The mask is made on the first device.
+        let others = self.placement.devices().get(1..).unwrap_or_default();
+        let masks: Vec<Tensor> =
+            mask.into_iter().flat_map(|mask| others.iter().map(|to| moved(mask, *to))).collect();
         let mut x = self.embed(&ids.unsqueeze(1));
         for (block, layer) in self.blocks.iter().zip(cache.layers()) {
-            x = block.decode(&x, layer, step);
+            let mask = block.place.checked_sub(1).map_or(mask, |place| masks.get(place));
+            x = block.decode(&x, layer, Step { rope: ropes.at(block.place), column, mask });
         }
-        self.final_norm(&x).squeeze_dim(1)
+        self.final_norm(&self.left(x)).squeeze_dim(1)
     }
 
     /// Logits in f32: `[.., width]` → `[.., vocabulary]`. Of a reward model: its hidden states, since

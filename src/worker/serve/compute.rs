@@ -95,7 +95,7 @@ impl Engine<'_> {
             ToCompute::End => self.end(),
             ToCompute::Unload => {
                 self.models.clear();
-                device_memory::release(self.compute.device);
+                device_memory::release(&self.compute.devices);
                 give_back_freed_memory();
                 None
             }
@@ -122,7 +122,7 @@ impl Engine<'_> {
             return Ok(());
         }
         let options = LoadOptions {
-            device: self.compute.device,
+            devices: self.compute.devices,
             precision: self.compute.precision,
             trainable: Trainable::Nothing,
         };
@@ -141,7 +141,7 @@ impl Engine<'_> {
 
     fn begin(&mut self, unit: Unit) {
         self.shared.begin(unit.attempt, trains(&unit));
-        device_memory::reset_peak(self.compute.device);
+        device_memory::reset_peak(&self.compute.devices);
         self.unit = Some(Running { unit, begun: Instant::now(), failed: false });
     }
 
@@ -172,7 +172,7 @@ impl Engine<'_> {
             FailureKind::Crashed => Some(1),
             FailureKind::OutOfMemory => {
                 // What the failed batch left in the allocator's segments is room for a smaller one.
-                device_memory::release(self.compute.device);
+                device_memory::release(&self.compute.devices);
                 None
             }
             FailureKind::Input
@@ -191,8 +191,8 @@ impl Engine<'_> {
             watch.tick(0)?;
             let whole = engine.whole(running)?;
             let seconds = running.begun.elapsed().as_secs_f64();
-            let (tokens, device) = (engine.shared.watch.tokens(), engine.compute.device);
-            let own = super::units::summary(seconds, tokens, device);
+            let (tokens, devices) = (engine.shared.watch.tokens(), engine.compute.devices);
+            let own = super::units::summary(seconds, tokens, &devices);
             summary =
                 Some(Summary { findings: whole.findings, checkpoint: whole.checkpoint, ..own });
             Ok(())

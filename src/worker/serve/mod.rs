@@ -33,6 +33,7 @@ use self::shared::{Shared, Wire};
 use crate::device;
 use crate::device_memory;
 use crate::errors::DeviceError;
+use crate::model::Devices;
 
 /// The libtorch that this binary is built for; tch 0.24 knows no other.
 pub const LIBTORCH_VERSION: &str = "2.11.0";
@@ -86,19 +87,20 @@ pub fn run() -> Result<std::convert::Infallible, ServeError> {
     let writing = socket.try_clone().map_err(FrameError::from)?;
     let mut reading = BufReader::new(socket);
     let hello: Frame<ToWorker> = frame::read(&mut reading)?;
-    let ToWorker::Hello { protocol, device, threads, heartbeat_ms } = hello.message else {
+    let ToWorker::Hello { protocol, device, rooms_mib, threads, heartbeat_ms } = hello.message
+    else {
         return Err(ServeError::NoHello);
     };
     if protocol != WORKER_PROTOCOL {
         return Err(ServeError::Version { daemon: protocol });
     }
-    let compute = device::open(&device, threads)?;
+    let compute = device::open(&device, &rooms_mib, threads)?;
     let wire = Arc::new(Wire::new(writing));
     wire.send(
         &FromWorker::Hello {
             protocol: WORKER_PROTOCOL,
             version: env!("CARGO_PKG_VERSION").to_owned(),
-            device: format!("{:?}", compute.device).to_lowercase(),
+            device: compute.devices.to_string(),
             libtorch: LIBTORCH_VERSION.to_owned(),
             threads: usize::try_from(tch::get_num_threads()).unwrap_or(1),
         },
@@ -120,8 +122,8 @@ pub fn run() -> Result<std::convert::Infallible, ServeError> {
     {
         let (wire, shared) = (Arc::clone(&wire), Arc::clone(&shared));
         let every = Duration::from_millis(heartbeat_ms.clamp(10, 60_000));
-        let gpu = compute.device;
-        thread("heartbeat", move || heartbeat(&wire, &shared, every, gpu))?;
+        let devices = compute.devices;
+        thread("heartbeat", move || heartbeat(&wire, &shared, every, &devices))?;
     }
     compute::run(compute, &from_prepare, &to_answers, &shared);
     // The last answers are on their way; the answers thread ends the process after them.
@@ -179,14 +181,14 @@ fn pass_on(to_prepare: &Sender<Frame<ToWorker>>, frame: Frame<ToWorker>) {
     }
 }
 
-fn heartbeat(wire: &Wire, shared: &Shared, every: Duration, gpu: tch::Device) {
+fn heartbeat(wire: &Wire, shared: &Shared, every: Duration, devices: &Devices) {
     for _ in tick(every) {
         let (attempt, done) = shared.running();
         let beat = FromWorker::Heartbeat {
             attempt,
             progress: shared.watch.progress(),
             resident_mib: device::resident_mib(),
-            device_mib: device_memory::held(gpu).map(|held| held.now_mib),
+            device_mib: device_memory::now_mib(devices),
             done,
         };
         wire.send_or_end(&beat, &[]);

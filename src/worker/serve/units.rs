@@ -149,12 +149,12 @@ pub(super) fn concerns_item(error: &TextError) -> bool {
 }
 
 /// The summary of a unit that is done.
-pub(super) fn summary(seconds: f64, tokens: u64, device: tch::Device) -> Summary {
+pub(super) fn summary(seconds: f64, tokens: u64, devices: &crate::model::Devices) -> Summary {
     Summary {
         seconds,
         tokens,
         peak_mib: crate::device::peak_mib(),
-        device_peak_mib: crate::device_memory::held(device).map(|held| held.peak_mib),
+        device_peak_mib: crate::device_memory::peak_mib(devices),
         findings: Vec::new(),
         checkpoint: None,
     }

@@ -11,7 +11,7 @@ use rlhfd_protocol::worker::{Arm, Purpose, ScorePosition};
 use rlhfd_worker::generate::{Generation, PromptTask, Written, generate_batch};
 use rlhfd_worker::logprob::host_floats;
 use rlhfd_worker::model::families::FAMILIES;
-use rlhfd_worker::model::{LoadOptions, ModelFolder, Precision, Trainable, Transformer};
+use rlhfd_worker::model::{Devices, LoadOptions, ModelFolder, Precision, Trainable, Transformer};
 use rlhfd_worker::score::score_batch;
 use rlhfd_worker::watch::Watch;
 use serde::Deserialize;
@@ -39,7 +39,7 @@ fn golden(path: &str) -> PathBuf {
 
 fn load(folder: &ModelFolder) -> Transformer {
     let options = LoadOptions {
-        device: Device::Cpu,
+        devices: Devices::one(Device::Cpu),
         precision: Precision::Float32,
         trainable: Trainable::Nothing,
     };

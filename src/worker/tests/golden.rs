@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 use rlhfd_protocol::worker::{Arm, Finish, Message, Purpose, ScorePosition};
 use rlhfd_worker::generate::{Generation, PromptTask, Written, generate_batch};
 use rlhfd_worker::logprob::{Sequence, host_floats, response_logprobs};
-use rlhfd_worker::model::{LoadOptions, ModelFolder, Precision, Trainable, Transformer};
+use rlhfd_worker::model::{Devices, LoadOptions, ModelFolder, Precision, Trainable, Transformer};
 use rlhfd_worker::render::{PairText, RenderRule, Renderer, Turn};
 use rlhfd_worker::score::{score_batch, scored_position};
 use rlhfd_worker::template::ChatTemplate;
@@ -35,7 +35,7 @@ fn folder(model: &str) -> ModelFolder {
 
 fn load(folder: &ModelFolder) -> Transformer {
     let options = LoadOptions {
-        device: Device::Cpu,
+        devices: Devices::one(Device::Cpu),
         precision: Precision::Float32,
         trainable: Trainable::Nothing,
     };

@@ -10,7 +10,9 @@ use std::path::{Path, PathBuf};
 use rlhfd_worker::checkpoint;
 use rlhfd_worker::initial::{Recipe, publish};
 use rlhfd_worker::model::safetensors::WeightFile;
-use rlhfd_worker::model::{Head, LoadOptions, ModelFolder, Precision, Trainable, Transformer};
+use rlhfd_worker::model::{
+    Devices, Head, LoadOptions, ModelFolder, Precision, Trainable, Transformer,
+};
 use rlhfd_worker::render::Renderer;
 use serde_json::{Map, Value, json};
 use tch::{Device, Kind, Tensor};
@@ -128,7 +130,7 @@ fn every_family_is_made_and_loaded() {
         assert_eq!(folder.config.head == Head::Score, scores, "{name}");
         Renderer::open(&folder).unwrap();
         let options = LoadOptions {
-            device: Device::Cpu,
+            devices: Devices::one(Device::Cpu),
             precision: Precision::Float32,
             trainable: Trainable::Nothing,
         };

@@ -41,7 +41,7 @@ fn probed(policies: &[&Path], scorers: &[&Path], compare: &[&Path]) -> Vec<Strin
     let policies: Vec<ModelRef> = policies.iter().map(|path| named(path)).collect();
     let scorers: Vec<(ModelRef, ScorePosition)> =
         scorers.iter().map(|path| (named(path), ScorePosition::Transformers)).collect();
-    let compute = device::open("cpu", Some(1)).unwrap();
+    let compute = device::open("cpu", &[], Some(1)).unwrap();
     let models = (policies.as_slice(), scorers.as_slice(), compare.as_slice());
     probe::run(models, 8, (compute, &Watch::default())).unwrap()
 }

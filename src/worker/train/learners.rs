@@ -4,7 +4,7 @@
 //! the tensors that a checkpoint or a saved state needs. Where the model computes in f32 the
 //! parameter is its own master; where it computes in bf16, gradients add up in f32 and the
 //! parameter is a copy of its master (at a rate of 5e-7 a step is far below bf16's resolution).
-//! May not enter: losses, data, files.
+//! All of a learner lies on its parameter's device. May not enter: losses, data, files.
 
 use tch::{Kind, Tensor};
 
@@ -29,6 +29,8 @@ pub struct Learner {
 pub struct Learners {
     all: Vec<Learner>,
     adam: AdamConfig,
+    /// Whether the model lies on several devices.
+    several: bool,
 }
 
 impl Learners {
@@ -47,13 +49,13 @@ impl Learners {
             let finer = master_of(name)?;
             all.push(Learner::new(name, parameter, finer));
         }
-        Ok(Self { all, adam })
+        Ok(Self { all, adam, several: model.placement().devices().len() > 1 })
     }
 
     /// None at all: what is published is merged, not learnt.
     #[must_use]
     pub fn none(adam: AdamConfig) -> Self {
-        Self { all: Vec::new(), adam }
+        Self { all: Vec::new(), adam, several: false }
     }
 
     /// The learners, in the model's order.
@@ -93,7 +95,7 @@ impl Learners {
         }
     }
 
-    /// The Euclidean norm over all gradients, on the device: f64 `[]`.
+    /// The Euclidean norm over all gradients, on the first device: f64 `[]`.
     pub fn gradient_norm(&self) -> Tensor {
         let _no_grad = tch::no_grad_guard();
         let norms: Vec<Tensor> = self
@@ -103,9 +105,18 @@ impl Learners {
             .filter(Tensor::defined)
             .map(|gradient| gradient.norm().to_kind(Kind::Double))
             .collect();
+        let norms = self.together(norms);
         match norms.as_slice() {
             [] => Tensor::from(0.0_f64),
             norms => Tensor::stack(norms, 0).norm(),
+        }
+    }
+
+    /// Single numbers on one device; each learner's own are where its tensor lies.
+    fn together(&self, numbers: Vec<Tensor>) -> Vec<Tensor> {
+        match (self.several, numbers.first().map(Tensor::device)) {
+            (true, Some(first)) => numbers.iter().map(|number| number.to_device(first)).collect(),
+            _ => numbers,
         }
     }
 

@@ -7,6 +7,7 @@
 
 use tch::{Device, Tensor};
 
+use crate::model::Transformer;
 use crate::model::rotary::Tree;
 
 /// One pair as token ids.
@@ -160,16 +161,27 @@ impl Columns {
 }
 
 impl Packed {
-    /// Packs `examples` onto `device`. One without ids to learn is refused where they are read.
+    /// Packs `examples` for a model: ids where they come in, the rest where its head is. One without ids
+    /// to learn is refused where they are read.
+    #[must_use]
+    pub fn of<E: Example>(examples: &[&E], model: &Transformer) -> Self {
+        Self::laid(examples, (model.device(), model.head_device()))
+    }
+
+    /// Packs `examples` for a model on a single device.
     #[must_use]
     pub fn new<E: Example>(examples: &[&E], device: Device) -> Self {
+        Self::laid(examples, (device, device))
+    }
+
+    fn laid<E: Example>(examples: &[&E], (first, head): (Device, Device)) -> Self {
         let mut columns = Columns::default();
         for example in examples {
             example.add_to(&mut columns);
         }
-        let tensor = |values: &[i64]| Tensor::from_slice(values).to_device(device);
+        let tensor = |values: &[i64]| Tensor::from_slice(values).to_device(head);
         Self {
-            ids: tensor(&columns.ids).unsqueeze(0),
+            ids: Tensor::from_slice(&columns.ids).to_device(first).unsqueeze(0),
             predicting: tensor(&columns.predicting),
             targets: tensor(&columns.targets),
             sequence_of: tensor(&columns.sequence_of),

@@ -27,7 +27,7 @@ pub fn fill(
     let _no_grad = tch::no_grad_guard();
     let count = pairs.len();
     for (index, pair) in pairs.iter_mut().enumerate() {
-        let packed = Packed::new(&[pair], model.device());
+        let packed = Packed::of(&[pair], model);
         let sums = sequence_logprobs(model, trunk, &packed, &[(index, pair)]);
         let sums = Vec::<f32>::try_from(&sums).unwrap_or_default();
         let [chosen, rejected] = sums[..] else {

@@ -80,7 +80,7 @@ pub fn measure(
     let _no_grad = tch::no_grad_guard();
     let mut scored = Vec::with_capacity(groups.len());
     for group in groups {
-        let packed = Packed::new(&[group], model.device());
+        let packed = Packed::of(&[group], model);
         let hidden = model.hidden_trees(&packed.ids, &packed.trees).squeeze_dim(0);
         let scores: Tensor = model.scores(&hidden.index_select(0, &packed.last));
         let scores: Vec<f64> = host_floats(&scores).into_iter().map(f64::from).collect();

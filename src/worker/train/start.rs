@@ -33,7 +33,7 @@ pub(super) struct Origin {
 }
 
 pub(super) fn options(compute: Compute, trainable: Trainable) -> LoadOptions {
-    LoadOptions { device: compute.device, precision: compute.precision, trainable }
+    LoadOptions { devices: compute.devices, precision: compute.precision, trainable }
 }
 
 pub(super) fn activations(settings: &TrainSettings) -> Activations {

@@ -171,7 +171,7 @@ impl Training<'_> {
         }
         let norm = learners.gradient_norm();
         let sums = Tensor::stack(&sums, 0).sum_dim_intlist(0, false, Kind::Double);
-        let read = Tensor::cat(&[sums, norm.view(1)], 0);
+        let read = Tensor::cat(&[&sums, &norm.view(1).to_device(sums.device())], 0);
         let read = Vec::<f64>::try_from(&read).unwrap_or_default();
         let [loss, ahead, margin, chosen, rejected, norm] = read[..] else {
             return Err(non_finite(index, "a loss", None));
@@ -273,7 +273,7 @@ impl Training<'_> {
                     let (loss, slopes) = dpo_sequences(&dpo, &packed, logprobs, &pairs, share);
                     (loss, slopes.index_select(0, &packed.sequence_of))
                 });
-                Part::of_pairs(&loss, &packed, &weights_of(&pairs, packed.ids.device()))
+                Part::of_pairs(&loss, &packed, &weights_of(&pairs, self.model.head_device()))
             }
             Objective::Sft(blocks) => {
                 let (packed, pass) = self.forward(blocks, part);
@@ -286,7 +286,7 @@ impl Training<'_> {
                 let hidden = self.model.final_norm(&pass.stream.index_select(0, &packed.last));
                 let scores = self.model.scores(&hidden);
                 let groups = part.iter().map(|index| &groups[*index]);
-                let sides = Sides::of(groups, self.model.device());
+                let sides = Sides::of(groups, self.model.head_device());
                 let side = |places: &Tensor| scores.index_select(0, places);
                 let loss = reward.of(&side(&sides.chosen), &side(&sides.rejected), &sides.apart);
                 let weights = loss.loss.ones_like().to_kind(Kind::Double);
@@ -301,7 +301,7 @@ impl Training<'_> {
     fn forward<E: Example>(&mut self, all: &[E], part: &[usize]) -> (Packed, Pass) {
         let examples: Vec<(usize, &E)> = part.iter().map(|index| (*index, &all[*index])).collect();
         let only: Vec<&E> = examples.iter().map(|(_, example)| *example).collect();
-        let packed = Packed::new(&only, self.model.device());
+        let packed = Packed::of(&only, self.model);
         let pass = self.trunk.forward(self.model, &packed, &examples);
         (packed, pass)
     }

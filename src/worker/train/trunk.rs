@@ -46,7 +46,7 @@ pub struct Trunk {
 
 /// One forward pass.
 pub struct Pass {
-    /// `[tokens, width]` before the final norm. Under checkpointing a leaf of its own.
+    /// `[tokens, width]` before the final norm, on the head's device. Under checkpointing a leaf of its own.
     pub stream: Tensor,
     /// The learning blocks' inputs; empty without checkpointing.
     inputs: Vec<Tensor>,
@@ -89,7 +89,7 @@ impl Trunk {
         packed: &Packed,
         examples: &[(usize, &E)],
     ) -> Pass {
-        let rope = model.rope_packed(&packed.trees);
+        let ropes = model.rope_packed(&packed.trees);
         let (mut x, first) = match self.begin {
             Begin::Embedding if self.checkpointing => {
                 (tch::no_grad(|| model.embed(&packed.ids)), 0)
@@ -100,16 +100,16 @@ impl Trunk {
         let mut inputs = Vec::new();
         if !self.checkpointing {
             for block in &model.blocks()[first..] {
-                x = block.forward(&x, &rope);
+                x = block.forward(&x, &ropes);
             }
-            return Pass { stream: x.squeeze_dim(0), inputs };
+            return Pass { stream: model.left(x).squeeze_dim(0), inputs };
         }
         let _no_grad = tch::no_grad_guard();
         for block in &model.blocks()[first..] {
             inputs.push(x.shallow_clone());
-            x = block.forward(&x, &rope);
+            x = block.forward(&x, &ropes);
         }
-        let stream = x.squeeze_dim(0).detach().set_requires_grad(true);
+        let stream = model.left(x).squeeze_dim(0).detach().set_requires_grad(true);
         Pass { stream, inputs }
     }
 
@@ -123,12 +123,12 @@ impl Trunk {
         if !gradient.defined() {
             return;
         }
-        gradient = gradient.unsqueeze(0);
-        let rope = model.rope_packed(&packed.trees);
+        gradient = model.re_entered(gradient.unsqueeze(0));
+        let ropes = model.rope_packed(&packed.trees);
         let first = model.blocks().len() - pass.inputs.len();
         for (block, input) in model.blocks()[first..].iter().zip(&pass.inputs).rev() {
             let input = input.detach().set_requires_grad(true);
-            let output = tch::with_grad(|| block.forward(&input, &rope));
+            let output = tch::with_grad(|| block.forward(&input, &ropes));
             push(&output, &gradient);
             gradient = input.grad();
         }
@@ -167,11 +167,11 @@ impl Trunk {
         if let Some(own) = self.kept.get(&index) {
             return own.shallow_clone();
         }
-        let packed = Packed::new(&[example], model.device());
-        let rope = model.rope_packed(&packed.trees);
+        let packed = Packed::of(&[example], model);
+        let ropes = model.rope_packed(&packed.trees);
         let mut x = model.embed(&packed.ids);
         for block in &model.blocks()[..first] {
-            x = block.forward(&x, &rope);
+            x = block.forward(&x, &ropes);
         }
         let bytes = x.numel() * x.kind().elt_size_in_bytes();
         if self.kept_bytes + bytes <= self.kept_bytes_max {

@@ -118,7 +118,7 @@ fn read_frames(
 impl Worker {
     fn greet(&mut self) -> Result<()> {
         let first = self.next()?;
-        let ToWorker::Hello { device, threads, heartbeat_ms, .. } = first.message else {
+        let ToWorker::Hello { device, rooms_mib, threads, heartbeat_ms, .. } = first.message else {
             bail!("the first frame must be hello");
         };
         let mut protocol = WORKER_PROTOCOL;
@@ -146,7 +146,8 @@ impl Worker {
         let out = Arc::clone(&self.out);
         let shared = Arc::clone(&self.shared);
         let every = Duration::from_millis(heartbeat_ms.clamp(10, 60_000));
-        let device_mib = self.faults.plan().device_mib;
+        let each = self.faults.plan().device_mib;
+        let device_mib = each.map_or(Vec::new(), |each| vec![each; rooms_mib.len().max(1)]);
         std::thread::spawn(move || beat(&out, &shared, every, device_mib));
         Ok(())
     }
@@ -402,7 +403,7 @@ pub(super) enum Handling {
     Refuse,
 }
 
-fn beat(out: &Mutex<UnixStream>, shared: &Shared, every: Duration, device_mib: Option<u64>) {
+fn beat(out: &Mutex<UnixStream>, shared: &Shared, every: Duration, device_mib: Vec<u64>) {
     use std::io::Write;
     loop {
         std::thread::sleep(every);
@@ -415,7 +416,7 @@ fn beat(out: &Mutex<UnixStream>, shared: &Shared, every: Duration, device_mib: O
             attempt: (attempt != 0).then_some(attempt),
             progress: shared.progress.load(Ordering::SeqCst),
             resident_mib: 10,
-            device_mib,
+            device_mib: device_mib.clone(),
             done: (attempt != 0).then_some(Done { items, tokens: 0 }),
         };
         let Ok(bytes) = frame::encode(&message, &[]) else { return };

@@ -11,7 +11,7 @@ use actix::prelude::*;
 use rlhfd_config::{CheckedConfig, DevicesConfig, UseDevices};
 use rlhfd_domain::device::{DeviceKind, DeviceSeen, Mib};
 
-use super::SchedulerActor;
+use super::{Lease, SchedulerActor};
 use crate::gpu::xids::DriverError;
 use crate::gpu::{self, DeviceFact, Fault, Inventory};
 use crate::handles::now_ms;
@@ -206,7 +206,11 @@ impl SchedulerActor {
     /// does not say.
     fn held_by_us_mib(&self, uuid: &str) -> Option<u64> {
         let on_it = self.leases.values().filter(|lease| lease.devices.iter().any(|on| on == uuid));
-        on_it.map(|lease| lease.device_mib).sum()
+        let of = |lease: &Lease| {
+            let place = lease.devices.iter().position(|on| on == uuid)?;
+            lease.device_mib.as_ref()?.get(place).copied()
+        };
+        on_it.map(of).sum()
     }
 
     /// The board, and a sentence where not all is well.

@@ -56,19 +56,32 @@ pub struct LeaseOpening {
     pub number: u64,
     /// UUIDs.
     pub devices: Vec<String>,
-    /// What it holds of their memory; none: its worker will say.
-    pub device_mib: Option<u64>,
+    /// Over several: the room of each.
+    pub rooms_mib: Vec<u64>,
+    /// What it holds of the memory of each; none: its worker will say.
+    pub device_mib: Option<Vec<u64>>,
 }
 
 impl Handler<LeaseOpening> for SchedulerActor {
     type Result = ();
 
     fn handle(&mut self, opening: LeaseOpening, _: &mut Self::Context) {
+        let several = opening.devices.len() > 1;
         for uuid in &opening.devices {
-            self.tell_lease(uuid, "a unit waits".into(), "open a lease", "it is free");
+            let others = opening.devices.iter().filter(|other| *other != uuid);
+            let others: Vec<&str> = others.map(String::as_str).collect();
+            let (seen, reason) = match several {
+                false => ("a unit waits".to_owned(), "it is free".to_owned()),
+                true => (
+                    "a unit waits that no device holds alone".to_owned(),
+                    format!("together with {}", others.join(", ")),
+                ),
+            };
+            self.tell_lease(uuid, seen, "open a lease", &reason);
         }
         let lease = Lease {
             devices: opening.devices,
+            rooms_mib: opening.rooms_mib,
             worker: None,
             state: LeaseState::Opening,
             queue: VecDeque::new(),
@@ -119,8 +132,8 @@ impl Handler<LeaseOpened> for SchedulerActor {
 pub struct Holds {
     /// The worker's number.
     pub number: u64,
-    /// How much.
-    pub device_mib: u64,
+    /// How much of each.
+    pub device_mib: Vec<u64>,
 }
 
 impl Handler<Holds> for SchedulerActor {

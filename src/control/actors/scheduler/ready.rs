@@ -13,12 +13,14 @@ use rlhfd_store::UnitRow;
 
 use super::READY_MAX;
 use crate::actors::stage::{StageContext, StageError};
-use crate::stages::{needs, score, train};
+use crate::schedule::{self, DeviceState, ReadyUnit, Spread};
+use crate::stages::needs::Planned;
+use crate::stages::{needs, probe, score, train};
 
 /// A unit and how many items it computes together.
 type Key = (UnitId, Option<u64>);
 /// What the memory plan says of units; none where it does not know.
-pub(super) type Needs = BTreeMap<Key, Option<u64>>;
+pub(super) type Needs = BTreeMap<Key, Option<Planned>>;
 
 /// A unit whose inputs exist.
 pub(super) struct Ready {
@@ -26,7 +28,7 @@ pub(super) struct Ready {
     /// Sums of the models that it computes with.
     pub(super) models: Vec<String>,
     /// What it needs by the memory plan.
-    pub(super) plan_mib: Option<u64>,
+    pub(super) plan: Option<Planned>,
     /// By what that is corrected.
     factor: f64,
 }
@@ -36,11 +38,19 @@ impl Ready {
         key(&self.unit)
     }
 
+    /// What the plan says of a lease with these rooms, before any correction.
+    pub(super) fn plan_mib(&self, rooms_mib: &[u64]) -> Option<u64> {
+        self.plan.map(|plan| match rooms_mib {
+            [] => plan.whole_mib,
+            several => plan.demand.planned_mib(several).iter().sum(),
+        })
+    }
+
     /// What it needs, corrected by what others of its work measured. Where the plan says that it fits the
     /// roomiest device, no measurement says that it does not: they were made there.
     pub(super) fn needs_mib(&self, roomiest_mib: u64) -> Option<u64> {
         let corrected = self.corrected_mib()?;
-        let fits = self.plan_mib.is_some_and(|plan| plan <= roomiest_mib);
+        let fits = self.plan.is_some_and(|plan| plan.whole_mib <= roomiest_mib);
         Some(if fits { corrected.min(roomiest_mib) } else { corrected })
     }
 
@@ -51,7 +61,24 @@ impl Ready {
             clippy::cast_sign_loss,
             reason = "MiB are far below 2^52, and the factor is above 0"
         )]
-        self.plan_mib.map(|plan| (plan as f64 * self.factor).ceil() as u64)
+        self.plan.map(|plan| (plan.whole_mib as f64 * self.factor).ceil() as u64)
+    }
+
+    /// What it needs of several devices. As with one: where the plan says that `devices` could hold it, no
+    /// measurement says that they could not.
+    pub(super) fn spread(&self, unit: &ReadyUnit, devices: &[DeviceState]) -> Option<Spread> {
+        let demand = self.plan?.demand;
+        #[expect(
+            clippy::cast_possible_truncation,
+            clippy::cast_sign_loss,
+            reason = "the factor is above 0, and at most 4"
+        )]
+        let factor = (self.factor * 1000.0).ceil() as u64;
+        let by = |per_mille| Spread { demand, per_mille };
+        let fits = |spread| {
+            schedule::ever_fits(devices, &ReadyUnit { spread: Some(spread), ..unit.clone() })
+        };
+        Some(if fits(by(factor)) || !fits(by(1000)) { by(factor) } else { by(1000) })
     }
 }
 
@@ -82,26 +109,31 @@ pub(super) async fn ready(
     for (factor, unit) in units {
         let unit = Arc::new(unit);
         let model = computes_with(ctx, &unit).await?;
-        let plan_mib = match &known {
+        let plan = match &known {
             None => None,
             Some(known) => match known.get(&key(&unit)) {
                 Some(plan) => *plan,
                 // What is wrong with a unit is told when it is prepared; here it is only not known.
-                None => plan_mib(ctx, &unit, model.as_ref()).await.unwrap_or(None),
+                None => planned(ctx, &unit, model.as_ref()).await.unwrap_or(None),
             },
         };
         let models = model.into_iter().map(|model| model.sha256).collect();
-        ready.push(Ready { unit, models, plan_mib, factor });
+        ready.push(Ready { unit, models, plan, factor });
     }
     Ok(ready)
 }
 
 /// What a unit needs by the memory plan.
-async fn plan_mib(
+async fn planned(
     ctx: &StageContext,
     unit: &Arc<UnitRow>,
     model: Option<&ModelRef>,
-) -> Result<Option<u64>, StageError> {
+) -> Result<Option<Planned>, StageError> {
+    if unit.work == WorkKind::Probe {
+        let work = probe::prepare(ctx, unit).await?.work;
+        let looked = actix_rt::task::spawn_blocking(move || needs::of_a_probe(&work));
+        return Ok(looked.await.unwrap_or(None));
+    }
     let folder = match model {
         Some(model) => Some(model.path.clone()),
         None => trained(ctx, unit).await?,
@@ -109,7 +141,7 @@ async fn plan_mib(
     let Some(folder) = folder else { return Ok(None) };
     let config = ctx.config_of(unit).await?;
     let unit = Arc::clone(unit);
-    let looked = actix_rt::task::spawn_blocking(move || needs::on_a_gpu(&folder, &config, &unit));
+    let looked = actix_rt::task::spawn_blocking(move || needs::on_gpus(&folder, &config, &unit));
     Ok(looked.await.unwrap_or(None))
 }
 

@@ -85,13 +85,15 @@ impl WorkerActor {
         }
     }
 
-    /// Tells what the worker holds of its GPU, where that changed.
-    fn tell_held(&mut self, device_mib: Option<u64>) {
-        let Some(device_mib) = device_mib.filter(|_| device_mib != self.held_mib) else { return };
-        let holds = Holds { number: self.number, device_mib };
+    /// Tells what the worker holds of its GPUs, where that changed.
+    fn tell_held(&mut self, device_mib: Vec<u64>) {
+        if device_mib.is_empty() || device_mib == self.held_mib {
+            return;
+        }
+        let holds = Holds { number: self.number, device_mib: device_mib.clone() };
         // A full mailbox is tried again with the next heartbeat.
         if self.ctx.scheduler.try_send(holds).is_ok() {
-            self.held_mib = Some(device_mib);
+            self.held_mib = device_mib;
         }
     }
 

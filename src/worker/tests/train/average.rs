@@ -5,7 +5,7 @@ use std::path::Path;
 use rlhfd_config::Training;
 use rlhfd_protocol::worker::{ModelRef, Published};
 use rlhfd_worker::checkpoint;
-use rlhfd_worker::model::{LoadOptions, ModelFolder, Precision, Trainable, Transformer};
+use rlhfd_worker::model::{Devices, LoadOptions, ModelFolder, Precision, Trainable, Transformer};
 use rlhfd_worker::train::TrainError;
 use rlhfd_worker::train::average::{Average, run};
 use rlhfd_worker::train::publish::MASTERS;
@@ -60,7 +60,7 @@ fn each_weight_is_the_average_of_both_and_the_folder_is_a_policy() {
     }
     assert!(moved > 0, "the training moved something");
     let options = LoadOptions {
-        device: Device::Cpu,
+        devices: Devices::one(Device::Cpu),
         precision: Precision::Float32,
         trainable: Trainable::Nothing,
     };

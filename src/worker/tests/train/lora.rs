@@ -9,7 +9,7 @@ use rlhfd_worker::file_mode::{MergeArgs, merge};
 use rlhfd_worker::logprob::host_floats;
 use rlhfd_worker::model::adapter_folder::{ADAPTER_CONFIG, ADAPTER_WEIGHTS, BASE_NOTE};
 use rlhfd_worker::model::{
-    AdapterFolder, Dropout, LoadOptions, ModelFolder, Precision, Trainable, Transformer,
+    AdapterFolder, Devices, Dropout, LoadOptions, ModelFolder, Precision, Trainable, Transformer,
 };
 use rlhfd_worker::train::job::{AdapterBase, PairSource, PublishedAs, TrainJob, run};
 use rlhfd_worker::train::trainer::Observer;
@@ -59,7 +59,7 @@ fn logits_and_scores_equal_pefts_with_the_adapter_beside_and_merged() {
         let adapter = golden("adapters").join(&with.adapter);
         let adapters = AdapterFolder::open(&adapter, &folder.config).unwrap().adapters;
         let options = LoadOptions {
-            device: Device::Cpu,
+            devices: Devices::one(Device::Cpu),
             precision: Precision::Float32,
             trainable: Trainable::Nothing,
         };
@@ -335,7 +335,7 @@ fn bf16_compute_moves_f32_adapters_as_f32_compute_does() {
     let one = lora(dir.path(), Training::Dpo, "tiny-tied", &words);
     let two = TrainJob { out: dir.path().join("two"), ..one.clone() };
     run_quietly(&one).unwrap();
-    let bf16 = Compute { device: Device::Cpu, precision: Precision::Bfloat16 };
+    let bf16 = Compute { devices: Devices::one(Device::Cpu), precision: Precision::Bfloat16 };
     let watch = Watch::default();
     let observer = Observer { watch: &watch, filled: &|_, _| {}, stepped: &|_, _| {} };
     run(&two, bf16, &observer).unwrap();
@@ -390,7 +390,7 @@ fn an_adapter_alone_is_merged_on_demand_to_the_same_model() {
         checkpoint::verify(&out).unwrap();
         // As it is loaded.
         let options = LoadOptions {
-            device: Device::Cpu,
+            devices: Devices::one(Device::Cpu),
             precision: Precision::Float32,
             trainable: Trainable::Nothing,
         };

@@ -16,6 +16,7 @@ mod replay;
 mod rescore;
 mod resume;
 mod sft;
+mod split;
 mod support;
 mod trl;
 mod weights;

@@ -4,7 +4,7 @@ use rlhfd_config::Training;
 use rlhfd_domain::Divergence;
 use rlhfd_protocol::worker::FailureKind;
 use rlhfd_worker::model::rotary::Tree;
-use rlhfd_worker::model::{LoadOptions, ModelFolder, Precision, Trainable, Transformer};
+use rlhfd_worker::model::{Devices, LoadOptions, ModelFolder, Precision, Trainable, Transformer};
 use rlhfd_worker::train::TrainError;
 use rlhfd_worker::train::head::{self, Room, Wanted};
 use rlhfd_worker::train::job::{PairSource, TrainJob};
@@ -70,7 +70,7 @@ fn the_reference_is_the_one_that_is_named() {
 #[test]
 fn the_heads_gradients_are_autograds() {
     let options = LoadOptions {
-        device: Device::Cpu,
+        devices: Devices::one(Device::Cpu),
         precision: Precision::Float32,
         trainable: Trainable::Everything,
     };
@@ -114,7 +114,7 @@ fn a_tree_of_sequences_gives_each_what_it_gives_alone() {
         let mut folder = ModelFolder::open(&model("tiny-tied")).unwrap();
         folder.config.windows = vec![window; folder.config.layers];
         let options = LoadOptions {
-            device: Device::Cpu,
+            devices: Devices::one(Device::Cpu),
             precision: Precision::Float32,
             trainable: Trainable::Nothing,
         };

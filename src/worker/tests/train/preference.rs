@@ -9,7 +9,9 @@ use rlhfd_protocol::worker::Message;
 use rlhfd_worker::checkpoint;
 use rlhfd_worker::errors::{ModelError, WorkerError};
 use rlhfd_worker::model::labels::{Labels, PREFERENCE};
-use rlhfd_worker::model::{LoadOptions, ModelFolder, ModelKind, Precision, Trainable, Transformer};
+use rlhfd_worker::model::{
+    Devices, LoadOptions, ModelFolder, ModelKind, Precision, Trainable, Transformer,
+};
 use rlhfd_worker::prefer::{Preference, Questions, prefer_batch};
 use rlhfd_worker::render::Renderer;
 use rlhfd_worker::train::TrainError;
@@ -78,7 +80,7 @@ impl Judge {
 
     fn of(folder: &ModelFolder) -> Self {
         let options = LoadOptions {
-            device: Device::Cpu,
+            devices: Devices::one(Device::Cpu),
             precision: Precision::Float32,
             trainable: Trainable::Nothing,
         };

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use rlhfd_config::Training;
 use rlhfd_protocol::worker::{ModelRef, Published, TrainTarget};
 use rlhfd_worker::logprob::{Sequence, response_logprobs};
-use rlhfd_worker::model::{LoadOptions, ModelFolder, Precision, Trainable, Transformer};
+use rlhfd_worker::model::{Devices, LoadOptions, ModelFolder, Precision, Trainable, Transformer};
 use rlhfd_worker::train::TrainError;
 use rlhfd_worker::train::trainer::Observer;
 use rlhfd_worker::train::unit::train_dpo;
@@ -21,7 +21,7 @@ const SIDES: [[&[u32]; 2]; 2] = [[&[8, 9, 2], &[10, 2]], [&[11, 2], &[12, 13, 14
 /// What a model gives each token of the sides, in their order.
 fn logprobs(dir: &Path) -> Vec<Vec<f32>> {
     let options = LoadOptions {
-        device: Device::Cpu,
+        devices: Devices::one(Device::Cpu),
         precision: Precision::Float32,
         trainable: Trainable::Nothing,
     };

@@ -7,7 +7,7 @@ use rlhfd_config::{TrainSettings, Training};
 use rlhfd_protocol::worker::Message;
 use rlhfd_worker::errors::TextError;
 use rlhfd_worker::model::rotary::Tree;
-use rlhfd_worker::model::{LoadOptions, ModelFolder, Precision, Trainable, Transformer};
+use rlhfd_worker::model::{Devices, LoadOptions, ModelFolder, Precision, Trainable, Transformer};
 use rlhfd_worker::render::{Renderer, Turn};
 use rlhfd_worker::train::TrainError;
 use rlhfd_worker::train::blocks::Block;
@@ -272,7 +272,7 @@ fn a_packed_block_costs_what_its_documents_cost_alone() {
     let dir = tempfile::tempdir().unwrap();
     let (blocks, _, base) = golden_blocks(dir.path());
     let options = LoadOptions {
-        device: Device::Cpu,
+        devices: Devices::one(Device::Cpu),
         precision: Precision::Float32,
         trainable: Trainable::Nothing,
     };
@@ -311,7 +311,7 @@ fn packing_changes_neither_loss_nor_gradient_of_a_step_over_all_documents() {
 #[test]
 fn gradients_of_a_packed_row_are_those_of_its_sequences() {
     let options = LoadOptions {
-        device: Device::Cpu,
+        devices: Devices::one(Device::Cpu),
         precision: Precision::Float32,
         trainable: Trainable::Everything,
     };

@@ -5,8 +5,8 @@ use std::path::{Path, PathBuf};
 use rlhfd_config::{TrainSettings, Training};
 use rlhfd_worker::checkpoint;
 use rlhfd_worker::device::Compute;
-use rlhfd_worker::model::Precision;
 use rlhfd_worker::model::safetensors::WeightFile;
+use rlhfd_worker::model::{Devices, Precision};
 use rlhfd_worker::render::RenderRule;
 use rlhfd_worker::train::TrainError;
 use rlhfd_worker::train::batches::Order;
@@ -18,7 +18,8 @@ use rlhfd_worker::train::trainer::Observer;
 use rlhfd_worker::watch::Watch;
 use tch::{Device, Kind, Tensor};
 
-pub const CPU: Compute = Compute { device: Device::Cpu, precision: Precision::Float32 };
+pub const CPU: Compute =
+    Compute { devices: Devices::one(Device::Cpu), precision: Precision::Float32 };
 
 pub fn golden(path: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/golden").join(path)

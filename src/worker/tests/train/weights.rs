@@ -4,7 +4,7 @@ use std::path::Path;
 
 use rlhfd_config::{TrainSettings, Training};
 use rlhfd_worker::device::Compute;
-use rlhfd_worker::model::{Head, ModelFolder, Precision};
+use rlhfd_worker::model::{Devices, Head, ModelFolder, Precision};
 use rlhfd_worker::train::job::{PairSource, TrainJob, run};
 use rlhfd_worker::train::trainer::Observer;
 use rlhfd_worker::watch::Watch;
@@ -146,7 +146,7 @@ fn bf16_compute_moves_f32_masters_as_f32_compute_does() {
     let one = small(dir.path(), Training::Dpo, "tiny-tied", &words);
     run_quietly(&one).unwrap();
     let two = TrainJob { out: dir.path().join("two"), ..one.clone() };
-    let bf16 = Compute { device: Device::Cpu, precision: Precision::Bfloat16 };
+    let bf16 = Compute { devices: Devices::one(Device::Cpu), precision: Precision::Bfloat16 };
     run(
         &two,
         bf16,
