@@ -11,6 +11,7 @@ mod gpus;
 mod judge;
 mod references;
 mod rescore;
+mod split;
 
 use std::fs;
 use std::sync::OnceLock;
