@@ -68,7 +68,8 @@ pub(super) fn together<'a>(
     let spread = unit.spread.as_ref()?;
     let mut known: Vec<&DeviceState> =
         devices.iter().filter(|device| device.memory_free_mib.is_some()).copied().collect();
-    known.sort_by_key(|device| std::cmp::Reverse(device.memory_free_mib));
+    // By whole GiB: what others use a little of now shall not change which devices are kept.
+    known.sort_by_key(|device| std::cmp::Reverse(device.memory_free_mib.map(|mib| mib >> 10)));
     let shares = fewest(&rooms(&known), |rooms| spread.shares_mib(rooms))?;
     known.truncate(shares.len());
     Some(known)
