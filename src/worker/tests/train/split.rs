@@ -127,7 +127,7 @@ fn a_training_publishes_the_same_bytes() {
         let (one, two) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
         let alone = small(one.path(), training, base, words);
         let whole = run_quietly(&alone).unwrap();
-        for (place, rooms) in [[1, 1], [3, 1]].into_iter().enumerate() {
+        for (place, rooms) in [[1, 1], [1, 2]].into_iter().enumerate() {
             let mut job = small(two.path(), training, base, words);
             job.out = two.path().join(format!("out-{place}"));
             let before = moves();
