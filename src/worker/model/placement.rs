@@ -194,7 +194,6 @@ pub fn moves() -> u64 {
 }
 
 /// The tensor on another device of its model.
-#[must_use]
 pub fn moved(x: &Tensor, to: Device) -> Tensor {
     MOVES.set(MOVES.get() + 1);
     x.to_device(to)
