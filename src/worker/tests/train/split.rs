@@ -37,8 +37,11 @@ fn load(name: &str, devices: Devices) -> Transformer {
     Transformer::load(&ModelFolder::open(&model(name)).unwrap(), &options).unwrap()
 }
 
+/// A response's ids, and its log-probs' bits.
+type Response = (Vec<u32>, Vec<u32>);
+
 /// All that is computed with a policy, in bits.
-fn computed(model: &Transformer) -> (Vec<u32>, Vec<(Vec<u32>, Vec<u32>)>) {
+fn computed(model: &Transformer) -> (Vec<u32>, Vec<Response>) {
     let watch = Watch::default();
     let sequence = |ids: &[u32]| Sequence { ids: ids.to_vec(), prompt_tokens: 3 };
     let sequences = [sequence(&[5, 6, 7, 8, 9, 10, 11]), sequence(&[5, 6, 7, 20, 21])];
