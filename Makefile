@@ -11,7 +11,7 @@ CARGO_DEB ?= target/tools/bin/cargo-deb
 # The part of the workspace that links no libtorch.
 LIGHT := --workspace --exclude rlhfd-worker-torch
 
-.PHONY: help setup build man install uninstall deb test-systemd demo study bench bench-control torture torture-plants fuzz soak test check planes parity tiny bless golden doc clean
+.PHONY: help setup build man install uninstall deb test-systemd demo study bench bench-control torture torture-plants crash crash-mutants fuzz soak test check planes parity tiny bless golden doc clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -67,6 +67,16 @@ torture: setup ## broken on purpose N times (SEED=…, ROUND=… of it alone): e
 
 torture-plants: setup ## plants five bugs, one by one, for the torture to find within N faults (200; SEED=…)
 	@scripts/torture-plants $(or $(N),200) $(or $(SEED),1)
+
+crash: setup ## power cuts at N instants of a run (SEED=…): each state opens, loses nothing and goes on
+	$(CARGO) build --workspace --locked
+	@CRASH_STATES=$(or $(N),1000) CRASH_SEED=$(or $(SEED),1) RLHFD_REQUIRE_TORCH=1 \
+		$(CARGO) test --locked -p rlhfd-tests --test crash -- --nocapture
+
+crash-mutants: setup ## each sync taken out in turn: something is lost (N=… states a sync, SEED=…)
+	$(CARGO) build --workspace --locked
+	@CRASH_MUTANTS=1 CRASH_STATES=$(or $(N),200) CRASH_SEED=$(or $(SEED),1) RLHFD_REQUIRE_TORCH=1 \
+		$(CARGO) test --locked -p rlhfd-tests --test crash each_sync -- --nocapture
 
 fuzz: ## N malformed requests by CLIENTS clients at once, while iterations run (SEED=…)
 	$(CARGO) build --release --locked -p rlhfd -p rlhfctl -p rlhfd-tests

@@ -54,7 +54,9 @@ pub fn adopt(store: &mut Store, places: &Places) -> Result<(), AdoptError> {
     while store.sweep_uploads()? {}
     sweep_upload_files(store, places)?;
     remove(&places.state.join(".trial"))?;
-    for run in store.runs()? {
+    let runs = store.runs()?;
+    sync_names(places, &runs)?;
+    for run in runs {
         for folder in ["iterations", "jobs", "checkpoints"] {
             sweep_half_written(&places.run(&run.name).join(folder))?;
         }
@@ -64,6 +66,16 @@ pub fn adopt(store: &mut Store, places: &Places) -> Result<(), AdoptError> {
         check_rows(store, places, &run, staying)?;
         check_folders(store, places, &run, &checkpoints)?;
         sweep_unit_states(store, places, &run)?;
+    }
+    Ok(())
+}
+
+/// A daemon that was killed may have made folders whose names no sync has covered.
+fn sync_names(places: &Places, runs: &[Run]) -> Result<(), AdoptError> {
+    let of_runs = runs.iter().map(|run| places.run(&run.name));
+    let folders = [places.state.clone(), places.state.join("runs")].into_iter().chain(of_runs);
+    for folder in folders.filter(|folder| folder.is_dir()) {
+        rlhfd_store::folder::sync(&folder).map_err(at(&folder))?;
     }
     Ok(())
 }
@@ -314,8 +326,9 @@ fn orphan(
     let name = folder.file_name().unwrap_or_default().to_string_lossy().into_owned();
     let target = places.orphans().join(format!("{}-{name}-{}", run.name, now_ms()));
     fs::rename(folder, &target).map_err(at(folder))?;
-    for parent in [folder.parent(), target.parent()].into_iter().flatten() {
-        fs::File::open(parent).and_then(|parent| parent.sync_all()).map_err(at(parent))?;
+    // The new name first: a power cut in between may leave both, and never none.
+    for parent in [target.parent(), folder.parent()].into_iter().flatten() {
+        rlhfd_store::folder::sync(parent).map_err(at(parent))?;
     }
     let text = format!("{name} is moved to {}: {why}", places.relative(&target));
     tracing::warn!("{text}");

@@ -299,7 +299,11 @@ impl Sink for Examples {
     async fn end(&mut self) -> Result<(), Refusal> {
         self.flush().await?;
         self.file.flush().await.map_err(|e| unwritten(&e))?;
-        self.file.get_ref().sync_all().await.map_err(|e| unwritten(&e))
+        self.file.get_ref().sync_all().await.map_err(|e| unwritten(&e))?;
+        // Its name lasts as well before anyone is told that it was taken.
+        let Some(folder) = self.path.parent() else { return Ok(()) };
+        let folder = File::open(folder).await.map_err(|e| unwritten(&e))?;
+        folder.sync_all().await.map_err(|e| unwritten(&e))
     }
 }
 

@@ -8,6 +8,7 @@ use std::fs::{self, File, OpenOptions};
 use std::io;
 use std::path::{Path, PathBuf};
 
+use rlhfd_store::folder;
 use rustix::fs::FlockOperation;
 
 use crate::rights::{self, Groups};
@@ -248,8 +249,8 @@ impl Places {
         rights::make_state(&self.state).map_err(|source| io_at(&self.state, source))?;
         let database = self.state.join("db");
         rights::make_database(&database, groups.look).map_err(|s| io_at(&database, s))?;
-        for folder in [&self.uploads(), &self.orphans()] {
-            fs::create_dir_all(folder).map_err(|source| io_at(folder, source))?;
+        for place in [&self.uploads(), &self.orphans()] {
+            folder::make(place).map_err(|source| io_at(place, source))?;
         }
         let path = self.lock_file();
         let file = OpenOptions::new()

@@ -81,7 +81,7 @@ pub fn make_state(folder: &Path) -> io::Result<()> {
     if folder.is_dir() {
         return Ok(());
     }
-    fs::create_dir_all(folder)?;
+    rlhfd_store::folder::make(folder)?;
     fs::set_permissions(folder, Permissions::from_mode(STATE_MODE))
 }
 
@@ -94,6 +94,9 @@ pub fn make_database(folder: &Path, look: Option<u32>) -> io::Result<()> {
         return Ok(());
     }
     DirBuilder::new().mode(0o750).create(folder)?;
+    if let Some(state) = folder.parent() {
+        rlhfd_store::folder::sync(state)?;
+    }
     let Some(group) = look else { return Ok(()) };
     // A change of the group takes the bit away again, so the mode comes second.
     let given = chown(folder, None, Some(group))

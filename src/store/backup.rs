@@ -11,7 +11,7 @@ use rusqlite::backup::Backup;
 
 use crate::error::{Result, StoreError};
 use crate::open::{Reader, database};
-use crate::probe;
+use crate::{folder, probe};
 
 /// Pages copied at once, between which others may write.
 const PAGES: i32 = 1_000;
@@ -34,16 +34,14 @@ pub(crate) fn into_place(conn: &Connection, folder: &Path, name: &str) -> Result
         let path = path.to_owned();
         move |source| StoreError::Place { action, path, source }
     };
-    std::fs::create_dir_all(folder).map_err(place("make", folder))?;
+    folder::make(folder).map_err(place("make", folder))?;
     let whole = folder.join(name);
     let part = whole.with_extension("part");
     // Left by a copy that was cut off.
     let _ = std::fs::remove_file(&part);
     let made = copy(conn, &part).and_then(|()| {
         std::fs::rename(&part, &whole).map_err(place("rename", &part))?;
-        std::fs::File::open(folder)
-            .and_then(|folder| folder.sync_all())
-            .map_err(place("sync", folder))
+        folder::sync(folder).map_err(place("sync", folder))
     });
     if made.is_err() {
         // What is wrong was told; a piece that stays behind is not worth a second error.

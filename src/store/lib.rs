@@ -17,6 +17,7 @@ pub mod draws;
 pub mod error;
 pub mod evaluations;
 pub mod events;
+pub mod folder;
 pub mod generate;
 pub mod history;
 pub mod items;

@@ -14,7 +14,7 @@ use std::time::Duration;
 use rusqlite::{Connection, OpenFlags, TransactionBehavior};
 
 use crate::error::{Result, StoreError};
-use crate::{migrations, probe};
+use crate::{folder, migrations, probe};
 
 /// The database's folder within the state folder.
 pub const FOLDER: &str = "db";
@@ -61,7 +61,7 @@ impl Store {
     /// Opens the database of a state folder, or makes it. The caller holds the folder's lock.
     pub fn open(state: &Path) -> Result<Self> {
         let folder = state.join(FOLDER);
-        fs::create_dir_all(&folder).map_err(place("make", &folder))?;
+        folder::make(&folder).map_err(place("make", &folder))?;
         let path = database(state);
         if path.exists() {
             probe::check(&path)?;
@@ -179,7 +179,7 @@ fn create(folder: &Path, path: &Path) -> Result<()> {
     migrations::migrate(&mut conn)?;
     conn.close().map_err(|(_, error)| StoreError::from(error))?;
     fs::rename(&aside, path).map_err(place("make", path))?;
-    sync_folder(folder)
+    folder::sync(folder).map_err(place("sync", folder))
 }
 
 /// `STATE/rlhfd.db` → `db/rlhfd.db`, relative, so that the state folder can be moved.
@@ -200,11 +200,7 @@ fn link(state: &Path) -> Result<()> {
     let _ = fs::remove_file(&aside);
     std::os::unix::fs::symlink(&to, &aside).map_err(place("link", &aside))?;
     fs::rename(&aside, &at).map_err(place("link", &at))?;
-    sync_folder(state)
-}
-
-fn sync_folder(folder: &Path) -> Result<()> {
-    fs::File::open(folder).and_then(|file| file.sync_all()).map_err(place("sync", folder))
+    folder::sync(state).map_err(place("sync", state))
 }
 
 fn place(action: &'static str, path: &Path) -> impl FnOnce(std::io::Error) -> StoreError {

@@ -154,7 +154,7 @@ impl Draft {
             return Err(CheckpointError::Exists { path: out.to_owned() });
         }
         let aside = parent.join(format!(".{name}.partial"));
-        fs::create_dir_all(&parent).map_err(io_error(&parent, "created"))?;
+        make_folder(&parent).map_err(io_error(&parent, "created"))?;
         if aside.symlink_metadata().is_ok() {
             fs::remove_dir_all(&aside).map_err(io_error(&aside, "removed"))?;
         }
@@ -375,6 +375,24 @@ fn write_file(path: &Path, bytes: &[u8]) -> io::Result<()> {
     }
     let mut file = File::options().write(true).create_new(true).open(path)?;
     file.write_all(bytes)
+}
+
+/// Makes a folder, and what is missing above it, whose names last.
+fn make_folder(folder: &Path) -> io::Result<()> {
+    if folder.is_dir() {
+        return Ok(());
+    }
+    let parent = match folder.parent() {
+        Some(parent) if !parent.as_os_str().is_empty() => parent,
+        _ => Path::new("."),
+    };
+    make_folder(parent)?;
+    match fs::create_dir(folder) {
+        // Made by somebody else meanwhile.
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
+        made => made?,
+    }
+    File::open(parent)?.sync_all()
 }
 
 fn sync(path: &Path) -> Result<(), CheckpointError> {

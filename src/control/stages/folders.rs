@@ -60,7 +60,7 @@ impl Draft {
         let (Some(parent), Some(name)) = (target.parent(), target.file_name()) else {
             return Err(io::Error::from(io::ErrorKind::InvalidInput));
         };
-        fs::create_dir_all(parent)?;
+        rlhfd_store::folder::make(parent)?;
         let aside = parent.join(format!(".{}.part", name.to_string_lossy()));
         if aside.exists() {
             fs::remove_dir_all(&aside)?;

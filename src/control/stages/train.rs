@@ -259,7 +259,7 @@ fn target(
 ) -> Result<TrainTarget, StageError> {
     let state = ctx.places.unit_state(&run.name, unit.id.get());
     for folder in [out.parent(), Some(state.as_path())].into_iter().flatten() {
-        fs::create_dir_all(folder)
+        rlhfd_store::folder::make(folder)
             .map_err(|source| StageError::Place { path: folder.to_path_buf(), source })?;
     }
     Ok(TrainTarget {

@@ -305,6 +305,8 @@ impl State {
         fs::create_dir_all(folder)?;
         let part = folder.join("state.part");
         fs::write(&part, serde_json::to_vec(self)?)?;
+        // A torn state under its name would be read after a power cut.
+        fs::File::open(&part)?.sync_all()?;
         fs::rename(part, folder.join("state.json"))?;
         Ok(())
     }
