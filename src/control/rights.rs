@@ -94,6 +94,8 @@ pub fn make_database(folder: &Path, look: Option<u32>) -> io::Result<()> {
         return Ok(());
     }
     DirBuilder::new().mode(0o750).create(folder)?;
+    // Whatever the mask of the process is.
+    fs::set_permissions(folder, Permissions::from_mode(0o750))?;
     if let Some(state) = folder.parent() {
         rlhfd_store::folder::sync(state)?;
     }
