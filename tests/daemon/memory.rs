@@ -11,9 +11,10 @@ const WARM_UNITS: u64 = 2_000;
 /// And over so many more nothing may grow.
 const UNITS: u64 = 1_500;
 /// Bytes that a unit may leave in use, and add to what is resident. As measured the caches' last pages are
-/// some 70 and 250 of them at this point; whatever is kept of each unit has more.
-const IN_USE_MAX: f64 = 300.0;
-const RESIDENT_MAX: f64 = 512.0;
+/// 60 to 350 and 250 of them at this point (a reader that opens late brings half a mebibyte); before readers,
+/// threads and heaps had a ceiling it was 1,500.
+const IN_USE_MAX: f64 = 768.0;
+const RESIDENT_MAX: f64 = 1024.0;
 
 /// After so many units: bytes of the heap in use, and bytes resident.
 struct Sample {
