@@ -226,7 +226,7 @@ fn check_folders(
 ) -> Result<(), AdoptError> {
     let parent = places.checkpoints(&run.name);
     // A worker may have died before it made its folder's name durable; a row relies on it.
-    match fs::File::open(&parent).and_then(|parent| parent.sync_all()) {
+    match rlhfd_store::folder::sync(&parent) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(at(&parent)(error)),
         Ok(()) | Err(_) => {}
     }

@@ -266,19 +266,7 @@ impl Places {
             }
             Err(errno) => return Err(io_at(&path, errno.into())),
         }
-        self.link_database()?;
         Ok(file)
-    }
-
-    /// `STATE/rlhfd.db` is a link for readers, so that the database's side files may lie in a folder
-    /// with rights of its own.
-    fn link_database(&self) -> Result<(), PlaceError> {
-        let link = self.state.join("rlhfd.db");
-        match std::os::unix::fs::symlink("db/rlhfd.db", &link) {
-            Ok(()) => Ok(()),
-            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Ok(()),
-            Err(source) => Err(io_at(&link, source)),
-        }
     }
 }
 

@@ -255,13 +255,7 @@ pub(crate) fn cancel_open(
         params![run.get(), iteration, now_ms],
     )?;
     let text = format!("iteration {iteration} was cancelled: its prompts are back{why}");
-    let event = NewEvent {
-        iteration: Some(iteration),
-        level: Level::Warn,
-        ..NewEvent::of(run, "iteration_cancelled", text)
-    };
-    append(conn, &event, now_ms)?;
-    Ok(())
+    warn(conn, (run, iteration), ("iteration_cancelled", text), now_ms)
 }
 
 /// Ends an iteration whose head stays: what is left of it is cancelled.
@@ -275,10 +269,19 @@ pub(crate) fn without_update(
     cancel_units(conn, run, iteration, now_ms)?;
     end(conn, run, iteration, now_ms)?;
     let text = format!("iteration {iteration} ended without an update: {why}");
+    warn(conn, (run, iteration), ("iteration_without_update", text), now_ms)
+}
+
+fn warn(
+    conn: &Connection,
+    (run, iteration): (RunId, u32),
+    (kind, text): (&'static str, String),
+    now_ms: i64,
+) -> Result<()> {
     let event = NewEvent {
         iteration: Some(iteration),
         level: Level::Warn,
-        ..NewEvent::of(run, "iteration_without_update", text)
+        ..NewEvent::of(run, kind, text)
     };
     append(conn, &event, now_ms)?;
     Ok(())

@@ -182,7 +182,8 @@ fn create(folder: &Path, path: &Path) -> Result<()> {
     folder::sync(folder).map_err(place("sync", folder))
 }
 
-/// `STATE/rlhfd.db` → `db/rlhfd.db`, relative, so that the state folder can be moved.
+/// `STATE/rlhfd.db` → `db/rlhfd.db`, for readers, so that the database's side files may lie in a folder with
+/// rights of its own; relative, so that the state folder can be moved.
 fn link(state: &Path) -> Result<()> {
     let at = state.join(FILE);
     let to = Path::new(FOLDER).join(FILE);

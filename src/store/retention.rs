@@ -175,7 +175,7 @@ impl Store {
     /// Deletes some texts of responses that no preference has, of iterations up to `to`. False: there
     /// are no more.
     pub fn sweep_texts(&mut self, run: RunId, to: u32) -> Result<bool> {
-        let swept = self.transact(|conn| {
+        self.swept(|conn| {
             let done: u32 = conn.query_row(
                 "SELECT texts_swept_to FROM runs WHERE id = ?1",
                 [run.get()],
@@ -202,17 +202,13 @@ impl Store {
                 )?;
             }
             Ok(true)
-        })?;
-        if swept {
-            self.give_back()?;
-        }
-        Ok(swept)
+        })
     }
 
     /// Deletes some log-probs under a reference whose files are gone, and with them all that could check
     /// them. False: there are no more.
     pub fn sweep_logprobs(&mut self, run: RunId) -> Result<bool> {
-        let swept = self.transact(|conn| {
+        self.swept(|conn| {
             let Some(reference) = to_sweep(conn, run)? else { return Ok(false) };
             let key = params![reference.get(), limits::SWEEP_BATCH_ROWS];
             let gone = conn.execute(
@@ -229,27 +225,29 @@ impl Store {
                 params![reference.get(), gone == 0],
             )?;
             Ok(true)
-        })?;
-        if swept {
-            self.give_back()?;
-        }
-        Ok(swept)
+        })
     }
 
     /// Deletes some of the events before `before_ms`. False: there are no more.
     pub fn sweep_events(&mut self, before_ms: i64) -> Result<bool> {
-        let gone = self.transact(|conn| {
+        self.swept(|conn| {
             // Events are told in the order of their rows: the oldest have the lowest numbers.
-            Ok(conn.execute(
+            let gone = conn.execute(
                 "DELETE FROM events WHERE id IN (SELECT id FROM events ORDER BY id LIMIT ?2)
                    AND at_ms < ?1",
                 params![before_ms, limits::SWEEP_BATCH_ROWS],
-            )?)
-        })?;
-        if gone > 0 {
+            )?;
+            Ok(gone > 0)
+        })
+    }
+
+    /// Sweeps once; what it says it freed goes back to the disk.
+    fn swept(&mut self, sweep: impl FnOnce(&Connection) -> Result<bool>) -> Result<bool> {
+        let swept = self.transact(sweep)?;
+        if swept {
             self.give_back()?;
         }
-        Ok(gone > 0)
+        Ok(swept)
     }
 
     /// Gives free pages back to the disk.

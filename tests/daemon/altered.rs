@@ -25,10 +25,16 @@ fn weights(scene: &Scene, checkpoint: &str) -> std::path::PathBuf {
 
 const UNSOUND: &str = "SELECT count(*) FROM attempts WHERE cause = 'unsound' AND counted = 0";
 
-#[test]
-fn a_checkpoint_that_is_altered_before_its_row_is_trained_again() {
+/// A scene whose training holds when its checkpoint's folder stands and nobody knows of it yet.
+fn holds_when_published() -> Scene {
     let scene = Scene::fake(&Settings::default());
     scene.plan(r#"{"faults": [{"name": "here", "work": "published", "act": {"kind": "hold"}}]}"#);
+    scene
+}
+
+#[test]
+fn a_checkpoint_that_is_altered_before_its_row_is_trained_again() {
+    let scene = holds_when_published();
     let _daemon = scene.start();
     story::queue(&scene);
     scene.held("here");
@@ -44,8 +50,7 @@ fn a_checkpoint_that_is_altered_before_its_row_is_trained_again() {
 
 #[test]
 fn a_checkpoint_that_is_gone_before_its_row_is_trained_again() {
-    let scene = Scene::fake(&Settings::default());
-    scene.plan(r#"{"faults": [{"name": "here", "work": "published", "act": {"kind": "hold"}}]}"#);
+    let scene = holds_when_published();
     let daemon = scene.start();
     story::queue(&scene);
     scene.held("here");

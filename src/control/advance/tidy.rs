@@ -129,7 +129,7 @@ fn remove_aside(folder: &Path) -> io::Result<()> {
     // Left by a removal that was cut off: the name must be free.
     missing_is_well(fs::remove_dir_all(&aside))?;
     missing_is_well(fs::rename(folder, &aside))?;
-    missing_is_well(fs::File::open(parent).and_then(|parent| parent.sync_all()))?;
+    missing_is_well(rlhfd_store::folder::sync(parent))?;
     missing_is_well(fs::remove_dir_all(&aside))
 }
 

@@ -103,13 +103,13 @@ impl Draft {
         for entry in fs::read_dir(&self.aside)? {
             File::open(entry?.path())?.sync_all()?;
         }
-        File::open(&self.aside)?.sync_all()?;
+        rlhfd_store::folder::sync(&self.aside)?;
         if self.target.exists() {
             fs::remove_dir_all(&self.target)?;
         }
         fs::rename(&self.aside, &self.target)?;
         if let Some(parent) = self.target.parent() {
-            File::open(parent)?.sync_all()?;
+            rlhfd_store::folder::sync(parent)?;
         }
         Ok(())
     }

@@ -113,6 +113,19 @@ fn a_cancelled_iteration_and_an_unsound_checkpoint_leave_the_head() {
     let cancelled = "SELECT count(*) FROM iterations WHERE cancelled_ms IS NOT NULL";
     assert_eq!(flow.bench.number(cancelled), 2);
     assert_eq!(flow.bench.number("SELECT count(*) FROM units WHERE state = 'open'"), 0);
+
+    // An earlier version left such an iteration to go on.
+    let answered = [WorkKind::Generate, WorkKind::Score, WorkKind::Logprobs];
+    let t = flow.start(10, 4);
+    flow.bench.render(flow.run);
+    trained.into_iter().for_each(|kind| flow.work(kind));
+    let made = flow.bench.store.iteration(flow.run, t).unwrap().policy_out.unwrap();
+    let mark = "UPDATE checkpoints SET sound = 0 WHERE id = ?1";
+    flow.bench.store.transact(|conn| Ok(conn.execute(mark, [made.get()])?)).unwrap();
+    answered.into_iter().for_each(|kind| flow.work(kind));
+    flow.summarise(t);
+    assert_eq!(places(&flow), ("initial".into(), None));
+    assert_eq!(flow.bench.number("SELECT count(*) FROM events WHERE kind = 'head_kept'"), 1);
 }
 
 #[test]
