@@ -10,10 +10,11 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use rlhfd_tests::dump;
+use rlhfd_tests::http::Line;
 use rlhfd_tests::scene::{Scene, Settings};
 use rusqlite::Connection;
 
-use crate::ask::{self, Line};
+use crate::ask;
 use crate::report::{Limit, Report};
 
 const SIZES: [usize; 4] = [1_000, 10_000, 100_000, 1_000_000];
@@ -41,9 +42,9 @@ pub fn run(report: &mut Report) {
         report.add("ingest", 1.0 / each, "prompts/s", Limit::None);
         report.add("ingest, CPU of the daemon for each", cpu.as_secs_f64(), "µs", Limit::None);
         report.add_times("status while a million comes in", status, Limit::None);
-        let most = ask::memory_mib(daemon.pid(), "VmHWM");
+        let most = ask::memory_mib(daemon.pid(), |usage| usage.peak_kib);
         report.add("memory, at most, while a million comes in", most, "MiB", Limit::None);
-        let held = ask::memory_mib(daemon.pid(), "VmRSS");
+        let held = ask::memory_mib(daemon.pid(), |usage| usage.resident_kib);
         report.add("memory with a million queued", held, "MiB", Limit::AtMost(60.0));
         let times = ask::times(&scene.socket(), 1_000, "/v1/status");
         report.add_times("status with a million queued", times, Limit::AtMost(5.0));
@@ -86,7 +87,7 @@ fn added(scene: &Scene, file: &Path) -> (Duration, Vec<Duration>) {
         let status = scope.spawn(|| {
             let (mut line, mut times) = (Line::open(&scene.socket()), Vec::new());
             while !over.load(Ordering::Relaxed) {
-                times.push(line.ask("GET", "/v1/status", "").0);
+                times.push(line.answered("GET", "/v1/status", "").0);
                 thread::sleep(Duration::from_millis(20));
             }
             times

@@ -60,7 +60,7 @@ pub fn run(report: &mut Report, share: i64) {
     report.add_times("status on it, four others ask without a pause", loaded, Limit::None);
     let lineage = ask::times(&scene.socket(), 20, "/v1/checkpoints?lineage=iteration-1000");
     report.add_times("the lineage of 1000 checkpoints", lineage, Limit::None);
-    let held = ask::memory_mib(daemon.pid(), "VmRSS");
+    let held = ask::memory_mib(daemon.pid(), |usage| usage.resident_kib);
     report.add("memory on it", held, "MiB", Limit::None);
     daemon.kill();
     let (daemon, start) = timed_start(&scene);

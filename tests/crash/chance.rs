@@ -2,7 +2,7 @@
 //!
 //! Comes in: a seed. Goes out: numbers, and what is kept of a file. May not enter: files.
 
-use rlhfd_tests::random::drawn;
+use rlhfd_tests::random::Stream;
 
 /// Bytes of a page, and of what a disk writes whole.
 const PAGE: usize = 4096;
@@ -10,8 +10,7 @@ const SECTOR: usize = 512;
 
 /// One stream of numbers.
 pub struct Chance {
-    seed: u64,
-    drawn: u64,
+    numbers: Stream,
     keeps_all: bool,
 }
 
@@ -25,19 +24,17 @@ pub enum Kept {
 
 impl Chance {
     pub fn new(seed: u64) -> Self {
-        Self { seed, drawn: 0, keeps_all: false }
+        Self { numbers: Stream::new(seed), keeps_all: false }
     }
 
     /// Nothing is ever lost.
     pub fn all() -> Self {
-        Self { seed: 0, drawn: 0, keeps_all: true }
+        Self { numbers: Stream::new(0), keeps_all: true }
     }
 
     /// A number below `n`.
     pub fn below(&mut self, n: usize) -> usize {
-        let number = drawn(self.seed, self.drawn, n as u64);
-        self.drawn += 1;
-        usize::try_from(number).expect("it is below n")
+        usize::try_from(self.numbers.below(n as u64)).expect("it is below n")
     }
 
     /// How many of a hundred changes of names are kept. None and all are as likely as anything between:

@@ -9,8 +9,8 @@ use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use rlhfd_tests::binaries::root;
 use rlhfd_tests::dump::{self, Dump};
+use rlhfd_tests::native;
 use rlhfd_tests::scene::{Scene, Settings};
 use rlhfd_tests::wait;
 
@@ -218,7 +218,7 @@ impl Recording {
     /// Lives through the whole story. `None`, said aloud, without the engine or a C compiler.
     pub fn made(cast: Cast) -> Option<Self> {
         let mut scene = cast.scene()?;
-        let library = library(&scene)?;
+        let library = native::library(&scene, "disk_log.c", "disk_log.so")?;
         let talk = |n| {
             format!(
                 "{{\"messages\": [{{\"role\": \"user\", \"content\": \"talk {n}\"}}, \
@@ -271,21 +271,6 @@ impl Recording {
 /// The mark before a request is sent, and after it is acknowledged.
 pub fn mark_of(step: &str, done: bool) -> String {
     format!("{} {step}", if done { "acknowledged" } else { "asked" })
-}
-
-fn library(scene: &Scene) -> Option<PathBuf> {
-    let library = scene.path("disk_log.so");
-    let mut compiler = Command::new("cc");
-    compiler.args(["-std=c11", "-Wall", "-Wextra", "-Werror", "-O1", "-shared", "-fPIC", "-o"]);
-    compiler.arg(&library).arg(root().join("tests/support/disk_log.c"));
-    match compiler.status() {
-        Ok(status) => assert!(status.success(), "tests/support/disk_log.c does not compile"),
-        Err(error) => {
-            eprintln!("skipped: no C compiler `cc` for the log of the disk ({error})");
-            return None;
-        }
-    }
-    Some(library)
 }
 
 /// A folder among the checkpoints that is none of ours: the next start moves it away.

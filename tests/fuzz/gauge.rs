@@ -1,13 +1,10 @@
 //! What the daemon is like meanwhile: how fast `status` answers, memory, open files.
 
-use std::fs;
-use std::io::{BufRead, BufReader, Read, Write};
-use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use rlhfd_tests::http;
+use rlhfd_tests::http::Line;
 
 /// Between two questions.
 const PAUSE: Duration = Duration::from_millis(5);
@@ -24,13 +21,11 @@ impl Pulse {
     /// Asks until `over`.
     pub fn felt(socket: &Path, over: &AtomicBool) -> Self {
         let mut pulse = Self::default();
-        let stream = http::open(socket).expect("the daemon's socket");
-        let mut reader = BufReader::new(stream.try_clone().expect("a descriptor"));
-        let mut writer = stream;
+        let mut line = Line::open(socket);
         while !over.load(Ordering::Relaxed) {
-            let asked = Instant::now();
-            let body = status(&mut writer, &mut reader);
-            pulse.took.push(asked.elapsed());
+            let (took, _, body) = line.ask("GET", "/v1/status", "");
+            let body: serde_json::Value = serde_json::from_slice(&body).expect("status is JSON");
+            pulse.took.push(took);
             pulse.during += usize::from(!body["iteration"].is_null());
             std::thread::sleep(PAUSE);
         }
@@ -56,28 +51,4 @@ impl Pulse {
             ms(1.0)
         );
     }
-}
-
-fn status(writer: &mut UnixStream, reader: &mut BufReader<UnixStream>) -> serde_json::Value {
-    writer.write_all(b"GET /v1/status HTTP/1.1\r\nHost: x\r\n\r\n").expect("the daemon listens");
-    let (mut length, mut line) = (0, String::new());
-    loop {
-        line.clear();
-        reader.read_line(&mut line).expect("a head");
-        let lower = line.to_ascii_lowercase();
-        if let Some(bytes) = lower.strip_prefix("content-length:") {
-            length = bytes.trim().parse().expect("a length");
-        }
-        if lower.trim().is_empty() {
-            break;
-        }
-    }
-    let mut body = vec![0; length];
-    reader.read_exact(&mut body).expect("a body");
-    serde_json::from_slice(&body).expect("status is JSON")
-}
-
-/// Open descriptors of a process.
-pub fn descriptors(pid: i32) -> usize {
-    fs::read_dir(format!("/proc/{pid}/fd")).expect("a process").count()
 }

@@ -17,6 +17,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use rlhfd_tests::dump::{self, Dump};
+use rlhfd_tests::measure;
 use rlhfd_tests::scene::{Daemon, Scene, Settings};
 use rlhfd_tests::wait;
 
@@ -34,7 +35,7 @@ const WARM_UP_SHARE: u64 = 5;
 /// What the allocator may keep on top of that.
 const GROWTH_KIB_MAX: u64 = 12 * 1024;
 /// Open files of a daemon that nobody talks to.
-const DESCRIPTORS_MAX: usize = 120;
+const DESCRIPTORS_MAX: u64 = 120;
 /// For 99 of 100 answers of `status`, in a release build.
 const STATUS_MAX: Duration = Duration::from_millis(10);
 
@@ -129,6 +130,11 @@ fn is_a_fault(line: &str) -> bool {
     (line.contains("ERROR") || line.contains("panic")) && !known
 }
 
+/// Open files of the daemon.
+fn open_files(pid: i32) -> u64 {
+    measure::usage(pid).expect("the daemon").open_files
+}
+
 /// Waits until what the storm left is put away: its connections, and the rows of its uploads.
 fn quiet(scene: &Scene, pid: i32) {
     let swept = "SELECT NOT EXISTS (SELECT 1 FROM uploads WHERE state = 'open'
@@ -138,8 +144,8 @@ fn quiet(scene: &Scene, pid: i32) {
     let mut ask = || (scene.number(swept) == 1).then_some(());
     wait::until_within(deadline, "the uploads to be swept", &mut ask, || scene.told());
     // Two listening sockets, the database by each reader, the worker, the runtime's own.
-    let mut few = || (gauge::descriptors(pid) < DESCRIPTORS_MAX).then_some(());
+    let mut few = || (open_files(pid) < DESCRIPTORS_MAX).then_some(());
     wait::until_within(deadline, "the connections to be closed", &mut few, || {
-        format!("{} are open\n{}", gauge::descriptors(pid), scene.told())
+        format!("{} are open\n{}", open_files(pid), scene.told())
     });
 }

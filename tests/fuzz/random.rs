@@ -1,23 +1,19 @@
 //! A stream of numbers that a seed determines.
 
-use rlhfd_tests::random::drawn;
+use rlhfd_tests::random::Stream;
 
 /// The numbers of one request: another request's do not depend on how many it takes.
-pub struct Random {
-    seed: u64,
-    next: u64,
-}
+pub struct Random(Stream);
 
 impl Random {
     pub fn new(seed: u64, request: u64) -> Self {
-        Self { seed: drawn(seed, request, u64::MAX), next: 0 }
+        Self(Stream::of(seed, request))
     }
 
     /// A number below `n`.
     pub fn below(&mut self, n: usize) -> usize {
-        self.next += 1;
         let n = u64::try_from(n.max(1)).unwrap_or(u64::MAX);
-        usize::try_from(drawn(self.seed, self.next, n)).unwrap_or(0)
+        usize::try_from(self.0.below(n)).unwrap_or(0)
     }
 
     pub fn pick<'a, T: ?Sized>(&mut self, of: &[&'a T]) -> &'a T {

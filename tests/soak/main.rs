@@ -73,6 +73,7 @@ fn add(one: Usage, other: Usage) -> Usage {
     Usage {
         own_kib: one.own_kib + other.own_kib,
         resident_kib: one.resident_kib + other.resident_kib,
+        peak_kib: one.peak_kib + other.peak_kib,
         open_files: one.open_files + other.open_files,
         threads: one.threads + other.threads,
     }

@@ -121,6 +121,7 @@ fn what_grows_a_little_each_iteration_is_found_and_what_scatters_is_not() {
                 own_kib: 20_000,
                 open_files: 40 + iteration % 3,
                 threads: 10,
+                ..Usage::default()
             };
             let zero = Usage::default();
             Row { iteration, daemon, in_use: 0.0, workers: zero, database_kib: 0, units: 0 }

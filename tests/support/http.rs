@@ -1,9 +1,9 @@
 //! A client for the socket that can also misbehave: it sends what it is given.
 
-use std::io::{Read, Write};
+use std::io::{BufRead, BufReader, Read, Write};
 use std::os::unix::net::UnixStream;
 use std::path::Path;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// An answer: status, header lines and body.
 #[derive(Debug, Clone)]
@@ -38,6 +38,51 @@ fn connect(socket: &Path) -> std::io::Result<UnixStream> {
     let folder = std::fs::File::open(socket.parent().unwrap_or(Path::new("/")))?;
     let name = socket.file_name().unwrap_or_default();
     UnixStream::connect(Path::new(&format!("/proc/self/fd/{}", folder.as_raw_fd())).join(name))
+}
+
+/// A connection on which one question follows the other.
+pub struct Line {
+    writer: UnixStream,
+    reader: BufReader<UnixStream>,
+}
+
+impl Line {
+    pub fn open(socket: &Path) -> Self {
+        let writer = open(socket).expect("the daemon's socket");
+        let reader = BufReader::new(writer.try_clone().expect("a descriptor"));
+        Self { writer, reader }
+    }
+
+    /// How long it took until the last byte of the answer, its status line and its body.
+    pub fn ask(&mut self, method: &str, path: &str, body: &str) -> (Duration, String, Vec<u8>) {
+        let length = body.len();
+        let request = format!(
+            "{method} {path} HTTP/1.1\r\nHost: x\r\nContent-Length: {length}\r\n\r\n{body}"
+        );
+        let asked = Instant::now();
+        self.writer.write_all(request.as_bytes()).expect("the daemon listens");
+        let mut status = String::new();
+        self.reader.read_line(&mut status).expect("an answer");
+        let (mut length, mut line) = (0, status.clone());
+        while line.trim() != "" {
+            line.clear();
+            self.reader.read_line(&mut line).expect("a head");
+            let lower = line.to_ascii_lowercase();
+            if let Some(bytes) = lower.strip_prefix("content-length:") {
+                length = bytes.trim().parse().expect("a length");
+            }
+        }
+        let mut answer = vec![0; length];
+        self.reader.read_exact(&mut answer).expect("a body");
+        (asked.elapsed(), status, answer)
+    }
+
+    /// The same of what must be answered with 200.
+    pub fn answered(&mut self, method: &str, path: &str, body: &str) -> (Duration, Vec<u8>) {
+        let (took, status, answer) = self.ask(method, path, body);
+        assert!(status.contains(" 200 "), "{method} {path}: {status}");
+        (took, answer)
+    }
 }
 
 /// One request, one answer.

@@ -16,6 +16,8 @@ pub struct Usage {
     pub own_kib: u64,
     /// Resident memory in all, with the pages of files (code, the database's shared index).
     pub resident_kib: u64,
+    /// The most that it ever was.
+    pub peak_kib: u64,
     pub open_files: u64,
     pub threads: u64,
 }
@@ -31,6 +33,7 @@ pub fn usage(pid: i32) -> Option<Usage> {
     Some(Usage {
         own_kib: number("RssAnon:")?,
         resident_kib: number("VmRSS:")?,
+        peak_kib: number("VmHWM:")?,
         open_files,
         threads: number("Threads:")?,
     })

@@ -12,7 +12,7 @@ use serde_json::Value;
 
 use crate::binaries::{program, program_if_built, root};
 use crate::fake::faults::fired_folder;
-use crate::{dump, http, models, wait};
+use crate::{dump, http, measure, models, wait};
 
 /// What a test may change of the usual configuration: whole sections by name.
 pub struct Settings {
@@ -375,11 +375,7 @@ impl Daemon<'_> {
 
     /// Resident memory in KiB.
     pub fn resident_kib(&self) -> u64 {
-        let path = format!("/proc/{}/status", self.child.id());
-        let status = fs::read_to_string(path).expect("the daemon's status");
-        let line = status.lines().find(|line| line.starts_with("VmRSS:")).expect("VmRSS");
-        let number = line.split_whitespace().nth(1).and_then(|word| word.parse().ok());
-        number.expect("a number of KiB")
+        measure::usage(self.pid()).expect("the daemon's status").resident_kib
     }
 }
 

@@ -2,25 +2,20 @@
 //!
 //! Comes in: seed and round. Goes out: [`Fault`]s in the order of their moments. May not enter: processes.
 
-use rlhfd_tests::random::drawn;
+use rlhfd_tests::random::Stream;
 
 /// One stream of numbers a seed and round.
-pub struct Random {
-    seed: u64,
-    drawn: u64,
-}
+pub struct Random(Stream);
 
 impl Random {
     /// Of a round, which does not hang on the rounds before it.
     pub fn of(seed: u64, round: u64) -> Self {
-        Self { seed: drawn(seed, round, u64::MAX), drawn: 0 }
+        Self(Stream::of(seed, round))
     }
 
     /// A number below `n`.
     pub fn below(&mut self, n: u64) -> u64 {
-        let number = drawn(self.seed, self.drawn, n);
-        self.drawn += 1;
-        number
+        self.0.below(n)
     }
 
     /// All of `things`, in an order of chance.
