@@ -93,30 +93,45 @@ pub(super) fn free<'a>(devices: &'a [DeviceState], leases: &[Lease]) -> Vec<&'a 
     devices.iter().filter(|device| device.duty == Duty::Work && !held(device)).collect()
 }
 
-/// What is kept for a unit that needs several devices, once it is the first in line that fits at all, or was
-/// passed over too often; else a stream of units that need one would starve it.
+/// What is kept for a unit that needs several devices, once it was passed over too often, or is the first in
+/// line that fits at all; else a stream of units that need one would starve it. The one passed over most
+/// often comes first, and where a lease takes it now nothing is kept for another: two that each drained what
+/// stands for the other would never end.
 pub(super) fn reserve(
     devices: &[DeviceState],
     leases: &[Lease],
     waiting: &[&ReadyUnit],
 ) -> Option<Reserved> {
-    let mut first = true;
-    waiting.iter().find_map(|unit| {
-        let due = first || unit.passed >= PASSES_MAX;
-        first = first && !ever_fits(devices, unit);
-        let chosen = (due && needs_several(devices, unit)).then(|| kept(devices, leases, unit));
-        let devices = chosen??.iter().map(|device| device.uuid.clone()).collect();
-        Some(Reserved { unit: unit.id, devices })
-    })
+    let mut due: Vec<&ReadyUnit> =
+        waiting.iter().filter(|unit| unit.passed >= PASSES_MAX).copied().collect();
+    due.sort_by_key(|unit| std::cmp::Reverse(unit.passed));
+    due.extend(waiting.iter().find(|unit| ever_fits(devices, unit)));
+    due.retain(|unit| needs_several(devices, unit));
+    for unit in due {
+        match kept(devices, leases, unit) {
+            Kept::Devices(chosen) => {
+                let devices = chosen.iter().map(|device| device.uuid.clone()).collect();
+                return Some(Reserved { unit: unit.id, devices });
+            }
+            Kept::TakenNow => return None,
+            Kept::Nothing => {}
+        }
+    }
+    None
+}
+
+/// What there is to keep for a unit.
+enum Kept<'a> {
+    Devices(Vec<&'a DeviceState>),
+    /// A lease that stands takes it at once.
+    TakenNow,
+    /// It fits nowhere, or the lease that takes it is at work.
+    Nothing,
 }
 
 /// The devices to keep for a unit. Those that are free come first. Others are kept only where no lease that
 /// stands will take the unit, and one where a training runs only where nothing else does.
-fn kept<'a>(
-    devices: &'a [DeviceState],
-    leases: &[Lease],
-    unit: &ReadyUnit,
-) -> Option<Vec<&'a DeviceState>> {
+fn kept<'a>(devices: &'a [DeviceState], leases: &[Lease], unit: &ReadyUnit) -> Kept<'a> {
     let takes = |lease: &&Lease| {
         let stands = lease.state != LeaseState::Draining && duty(devices, lease) == Duty::Work;
         lease.devices.len() > 1 && stands && fits(devices, lease, unit)
@@ -124,15 +139,12 @@ fn kept<'a>(
     let now = |lease: &&Lease| lease.state == LeaseState::Opening || lease.queued == 0;
     let taking: Vec<&Lease> = leases.iter().filter(takes).collect();
     if taking.iter().any(now) {
-        return None;
-    }
-    let chosen = together(&free(devices, leases), unit);
-    if chosen.is_some() || !taking.is_empty() {
-        return chosen;
+        return Kept::TakenNow;
     }
     let trainings: Vec<Lease> = leases.iter().filter(|lease| lease.alone).cloned().collect();
-    let beside = together(&free(devices, &trainings), unit);
-    beside.or_else(|| together(&free(devices, &[]), unit))
+    let held: &[&[Lease]] = if taking.is_empty() { &[leases, &trainings, &[]] } else { &[leases] };
+    let chosen = held.iter().find_map(|held| together(&free(devices, held), unit));
+    chosen.map_or(Kept::Nothing, Kept::Devices)
 }
 
 /// Whether the devices, all free of leases, would hold the unit, alone or several together.

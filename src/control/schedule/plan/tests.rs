@@ -218,6 +218,20 @@ fn devices_under_a_training_are_not_kept_where_others_do() {
     assert_eq!(plan(&devices, &leases, &[large(1, 8000)]), drained);
 }
 
+#[test]
+fn two_that_need_several_do_not_take_turns_at_draining_the_other_s_lease() {
+    let devices = [with_free("a", 3000), with_free("b", 6000), with_free("c", 5000)];
+    let overdue = |id, needs, passed| ReadyUnit { passed, ..large(id, needs) };
+    let ready = [overdue(0, 7000, PASSES_MAX + 1), overdue(1, 9000, PASSES_MAX + 9)];
+    // The lease suits the first in line, and is drained once, for the one that waited longest.
+    let two = over(7, &[("b", 6000), ("c", 5000)]);
+    assert_eq!(plan(&devices, &[two], &ready), [Placement::Drain { lease: 7 }]);
+    let opened = plan(&devices, &[], &ready);
+    assert_eq!(opened, [self::opened(&["b", "c", "a"], &[6000, 5000, 3000])]);
+    let three = over(8, &[("b", 6000), ("c", 5000), ("a", 3000)]);
+    assert_eq!(plan(&devices, &[three], &ready), [hand(0, 8), hand(1, 8)]);
+}
+
 prop_compose! {
     fn world()(
         devices in prop::collection::vec((0usize..6, 0u64..8), 1..5),
