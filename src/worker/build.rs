@@ -20,9 +20,11 @@ fn main() {
 
 /// The headers lie beside the libraries that torch-sys links.
 fn shims() {
-    const SHIMS: [&str; 2] = ["device_memory.cpp", "in_place.cpp"];
-    for shim in SHIMS {
-        println!("cargo:rerun-if-changed={shim}");
+    const SHIMS: [&str; 5] =
+        ["device_memory.cpp", "in_place.cpp", "one_pass.cpp", "parallel.cpp", "product.cpp"];
+    const HEADERS: [&str; 3] = ["gradient.h", "parallel.h", "rows.h"];
+    for file in SHIMS.iter().chain(&HEADERS) {
+        println!("cargo:rerun-if-changed={file}");
     }
     println!("cargo:rerun-if-env-changed=DEP_TCH_LIBTORCH_LIB");
     let libraries = std::env::var_os("DEP_TCH_LIBTORCH_LIB").map(std::path::PathBuf::from);
@@ -35,5 +37,41 @@ fn shims() {
         .includes(headers)
         .files(SHIMS)
         .compile("rlhfd_shims");
+    kernels();
     println!("cargo:rustc-link-lib=c10");
+}
+
+/// Plain loops, once for each kind of processor; the shims choose among them. Fast in debug builds too: the
+/// tests run whole models through them.
+fn kernels() {
+    let mut plain = kernel_build();
+    plain.define("NAME(x)", "rlhfd_##x##_plain").file("rows.cpp").compile("rlhfd_rows_plain");
+    if std::env::var("CARGO_CFG_TARGET_ARCH").as_deref() != Ok("x86_64") {
+        return;
+    }
+    for (kind, lanes, flags) in
+        [("avx2", "8", ["-mavx2", "-mfma"].as_slice()), ("avx512", "16", &["-mavx512f"])]
+    {
+        let mut build = kernel_build();
+        for flag in flags {
+            build.flag(flag);
+        }
+        build
+            .define("NAME(x)", format!("rlhfd_##x##_{kind}").as_str())
+            .define("DOT", format!("rlhfd_dot_{kind}").as_str())
+            .define("LANES", lanes)
+            .files(["rows.cpp", "dot.cpp"])
+            .compile(&format!("rlhfd_kernels_{kind}"));
+    }
+}
+
+fn kernel_build() -> cc::Build {
+    for file in ["dot.cpp", "rows.cpp"] {
+        println!("cargo:rerun-if-changed={file}");
+    }
+    let mut build = cc::Build::new();
+    build.cpp(true).std("c++17").opt_level(3);
+    // Their results are looked at, never errno or the processor's flags.
+    build.flag("-fno-math-errno").flag("-fno-trapping-math");
+    build
 }

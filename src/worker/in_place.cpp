@@ -10,16 +10,11 @@
 #include <ATen/ops/_fused_adamw.h>
 #include <torch/csrc/autograd/custom_function.h>
 
+#include "gradient.h"
+
 namespace {
 using torch::autograd::AutogradContext;
 using torch::autograd::variable_list;
-
-// A leaf's gradient, made of zeros where there is none yet: the first sum then has the bits of any other.
-at::Tensor &gradient_of(const at::Tensor &leaf) {
-  auto &gradient = leaf.mutable_grad();
-  if (!gradient.defined()) gradient = at::zeros_like(leaf.detach());
-  return gradient;
-}
 
 struct Linear : torch::autograd::Function<Linear> {
   static at::Tensor forward(AutogradContext *context, const at::Tensor &x, const at::Tensor &weight) {

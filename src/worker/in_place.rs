@@ -79,7 +79,7 @@ fn taken(call: impl FnOnce(*mut *mut c_char) -> *mut C_tensor) -> Tensor {
 
 /// What a call gave. Its error becomes a panic, as with every plain call of tch: the wall around a unit
 /// (`crate::guard`) makes an error of it again.
-fn told<T>(call: impl FnOnce(*mut *mut c_char) -> T) -> T {
+pub(crate) fn told<T>(call: impl FnOnce(*mut *mut c_char) -> T) -> T {
     let mut problem = null_mut();
     let given = call(&raw mut problem);
     if !problem.is_null() {

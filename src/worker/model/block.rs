@@ -10,6 +10,7 @@ use super::kv_cache::LayerCache;
 use super::layers::{Linear, RmsNorm};
 use super::placement::moved;
 use super::rotary::Ropes;
+use crate::one_pass;
 
 /// The gated MLP: `down(silu(gate(x)) · up(x))`.
 #[derive(Debug)]
@@ -30,12 +31,16 @@ impl Mlp {
         let gated = match &self.gate_up {
             Some(both) => {
                 let halves = both.forward(x).chunk(2, -1);
-                halves[0].silu() * &halves[1]
+                gated(&halves[0], &halves[1])
             }
-            None => self.gate.forward(x).silu() * self.up.forward(x),
+            None => gated(&self.gate.forward(x), &self.up.forward(x)),
         };
         self.down.forward(&gated)
     }
+}
+
+fn gated(gate: &Tensor, up: &Tensor) -> Tensor {
+    one_pass::gated(gate, up).unwrap_or_else(|| gate.silu() * up)
 }
 
 /// One decoder block.

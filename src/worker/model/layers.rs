@@ -7,7 +7,7 @@
 use tch::Tensor;
 
 use super::adapter::Adapter;
-use crate::in_place;
+use crate::{in_place, one_pass, product};
 
 /// `y = x·Wᵀ + b`; the weight is `[outputs, inputs]` as Hugging Face stores it.
 #[derive(Debug)]
@@ -34,6 +34,8 @@ impl Linear {
     pub fn forward(&self, x: &Tensor) -> Tensor {
         let y = match &self.bias {
             None if self.weight.requires_grad() => in_place::linear(x, &self.weight),
+            None => product::of_few_rows(x, &self.weight)
+                .unwrap_or_else(|| x.linear(&self.weight, None::<&Tensor>)),
             bias => x.linear(&self.weight, bias.as_ref()),
         };
         match &self.adapter {
@@ -61,6 +63,7 @@ impl RmsNorm {
 
     /// Over the last dimension; the mean square is taken in f32 whatever the type of `x`.
     pub fn forward(&self, x: &Tensor) -> Tensor {
-        x.rms_norm([self.size], Some(&self.weight), self.epsilon)
+        one_pass::norm(x, &self.weight, self.epsilon)
+            .unwrap_or_else(|| x.rms_norm([self.size], Some(&self.weight), self.epsilon))
     }
 }

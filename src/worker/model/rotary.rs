@@ -9,6 +9,7 @@ use std::cell::RefCell;
 use tch::{Device, Kind, Tensor};
 
 use super::config::{ModelConfig, RopeScaling};
+use crate::one_pass;
 
 /// Where the tokens of a batch stand: cosines and sines for their positions, shaped to multiply
 /// `[rows, tokens, heads, head_dim]`, and which of them belong together.
@@ -59,6 +60,10 @@ impl Tree {
 impl Rope {
     /// Rotates `[rows, tokens, heads, head_dim]`: the halves of a head are its two coordinates.
     pub fn rotate(&self, x: &Tensor) -> Tensor {
+        one_pass::rotated(x, &self.cos, &self.sin).unwrap_or_else(|| self.rotate_plainly(x))
+    }
+
+    fn rotate_plainly(&self, x: &Tensor) -> Tensor {
         let halves = x.chunk(2, -1);
         let turned = Tensor::cat(&[halves[1].neg(), halves[0].shallow_clone()], -1);
         (x * &self.cos).addcmul(&turned, &self.sin)
