@@ -1,9 +1,10 @@
-// The root-mean-square norm, the gated MLP's product and the rotation of heads, in f32 on a CPU: each one pass
-// over memory forward and one backward, where libtorch's own make one for each addition and multiplication.
+// The root-mean-square norm, the gated MLP's product, the rotation of heads and the attention of a decoding step,
+// in f32 on a CPU: each one pass over memory forward and, where it has one, one backward, where libtorch's own make one for each addition and multiplication.
 // The passes stand in `rows.cpp`.
 // Comes in: tensors of tch. Goes out: a new tensor; null where the type or device is another; null and a message
 // that the caller frees. May not enter: products of matrices, losses.
 
+#include <cmath>
 #include <cstring>
 
 #include <ATen/ops/empty.h>
@@ -28,10 +29,12 @@ struct Passes {
   decltype(&rlhfd_gated_plain) gated;
   decltype(&rlhfd_gated_back_plain) gated_back;
   decltype(&rlhfd_rotated_plain) rotated;
+  decltype(&rlhfd_attended_plain) attended;
 };
 
 #define PASSES(kind)                                                                                                 \
-  {rlhfd_norm_##kind, rlhfd_norm_back_##kind, rlhfd_gated_##kind, rlhfd_gated_back_##kind, rlhfd_rotated_##kind}
+  {rlhfd_norm_##kind,       rlhfd_norm_back_##kind, rlhfd_gated_##kind,                                              \
+   rlhfd_gated_back_##kind, rlhfd_rotated_##kind,   rlhfd_attended_##kind}
 
 const Passes &passes() {
   static const Passes fastest = []() -> Passes {
@@ -142,6 +145,32 @@ struct Rotated : torch::autograd::Function<Rotated> {
   }
 };
 
+// `query`: [rows, heads, group, size]; `key` and `value`: [rows, heads, columns, size], of one layout; `mask`: 0 and
+// −∞ by row and column, the −∞ first.
+at::Tensor attended(const at::Tensor &query, const at::Tensor &key, const at::Tensor &value,
+                    const std::optional<at::Tensor> &mask) {
+  const auto queries = query.contiguous();
+  const int64_t heads = key.size(1), group = query.size(2), size = query.size(3), columns = key.size(2);
+  auto y = at::empty(query.sizes(), query.options());
+  auto weights = at::empty({query.size(0) * heads, group * columns}, query.options());
+  const AttendedRows pass{queries.const_data_ptr<float>(),
+                          key.const_data_ptr<float>(),
+                          value.const_data_ptr<float>(),
+                          mask ? mask->const_data_ptr<float>() : nullptr,
+                          y.mutable_data_ptr<float>(),
+                          weights.mutable_data_ptr<float>(),
+                          heads,
+                          group,
+                          size,
+                          columns,
+                          key.stride(0),
+                          key.stride(1),
+                          mask ? mask->stride(0) : 0,
+                          1.0f / std::sqrt(static_cast<float>(size))};
+  run(passes().attended, pass, query.size(0) * heads, 2 * group * columns * size);
+  return y;
+}
+
 bool suits(std::initializer_list<const at::Tensor *> tensors) {
   for (const auto *tensor : tensors) {
     if (tensor->scalar_type() != at::kFloat || !tensor->is_cpu() || tensor->numel() == 0) return false;
@@ -181,6 +210,23 @@ at::Tensor *rlhfd_rotated(const at::Tensor *x, const at::Tensor *cos, const at::
     TORCH_CHECK(cos->sizes() == sin->sizes() && cos->size(-1) == size && rows % positions == 0, "angles of ",
                 cos->sizes(), " and ", sin->sizes(), " for heads of ", x->sizes());
     return Rotated::apply(*x, *cos, *sin);
+  });
+}
+
+at::Tensor *rlhfd_attended(const at::Tensor *query, const at::Tensor *key, const at::Tensor *value,
+                           const at::Tensor *mask, char **problem) {
+  return made({query, key, value}, problem, [&] {
+    TORCH_CHECK(key->sizes() == value->sizes() && key->strides() == value->strides() && key->stride(3) == 1 &&
+                    key->stride(2) == key->size(3) && key->size(0) == query->size(0) && key->size(1) == query->size(1) &&
+                    key->size(3) == query->size(3),
+                "keys ", key->sizes(), " and values ", value->sizes(), " for queries ", query->sizes());
+    std::optional<at::Tensor> own;
+    if (mask != nullptr) {
+      TORCH_CHECK(mask->size(0) == key->size(0) && mask->size(-1) == key->size(2) && mask->stride(-1) == 1, "a mask ",
+                  mask->sizes(), " for keys ", key->sizes());
+      own = *mask;
+    }
+    return attended(*query, *key, *value, own);
   });
 }
 }

@@ -1,10 +1,12 @@
-//! The norm, the gated MLP's product and the rotation of heads, each in one pass over memory.
+//! The norm, the gated MLP's product, the rotation of heads and a decoding step's attention, each in one pass over
+//! memory.
 //!
 //! In: f32 tensors on a CPU, such that learn among them. Out: what the plain operations give, with their
 //! gradients; nothing where the type or device is another, and libtorch's own have to do it. The calls stand in
 //! `one_pass.cpp`. May not enter: models, products of matrices.
 
 use std::ffi::c_char;
+use std::ptr::null;
 
 use tch::Tensor;
 use torch_sys::C_tensor;
@@ -27,6 +29,13 @@ unsafe extern "C" {
         x: *const C_tensor,
         cos: *const C_tensor,
         sin: *const C_tensor,
+        problem: *mut *mut c_char,
+    ) -> *mut C_tensor;
+    fn rlhfd_attended(
+        query: *const C_tensor,
+        key: *const C_tensor,
+        value: *const C_tensor,
+        mask: *const C_tensor,
         problem: *mut *mut c_char,
     ) -> *mut C_tensor;
 }
@@ -52,6 +61,23 @@ pub fn gated(gate: &Tensor, up: &Tensor) -> Option<Tensor> {
 pub fn rotated(x: &Tensor, cos: &Tensor, sin: &Tensor) -> Option<Tensor> {
     // SAFETY: as above.
     taken(|problem| unsafe { rlhfd_rotated(x.as_ptr(), cos.as_ptr(), sin.as_ptr(), problem) })
+}
+
+/// The attention of queries `[rows, heads, group, size]` over keys and values `[rows, heads, columns, size]` (views of
+/// one layout, whose columns lie one after the other), without gradients. `mask`: `[rows, 1, 1, columns]`, 0 and −∞,
+/// in each row the −∞ before the 0.
+#[must_use]
+pub fn attended(
+    query: &Tensor,
+    key: &Tensor,
+    value: &Tensor,
+    mask: Option<&Tensor>,
+) -> Option<Tensor> {
+    let mask = mask.map_or(null(), |mask| mask.as_ptr());
+    // SAFETY: as above.
+    taken(|problem| unsafe {
+        rlhfd_attended(query.as_ptr(), key.as_ptr(), value.as_ptr(), mask, problem)
+    })
 }
 
 fn taken(call: impl FnOnce(*mut *mut c_char) -> *mut C_tensor) -> Option<Tensor> {
@@ -155,6 +181,34 @@ mod tests {
         let inputs = [all.narrow(2, 1, 5), turns.cos(), turns.sin()];
         let ours = rotated(&inputs[0], &inputs[1], &inputs[2]).expect("f32 on a CPU");
         close(&ours, &plain(&inputs).to_kind(Kind::Double));
+    }
+
+    #[test]
+    fn a_step_s_attention_is_the_plain_one_over_the_columns_that_it_sees() {
+        tch::manual_seed(14);
+        let cache = || leaf(&[6, 3, 40, 16]).detach();
+        let (keys, values, query) = (cache(), cache(), leaf(&[5, 3, 2, 16]).detach() * 5.0);
+        let seen = |cache: &Tensor| cache.narrow(0, 0, 5).narrow(2, 3, 30);
+        let (key, value) = (seen(&keys), seen(&values));
+        let starts = Tensor::from_slice(&[0_i64, 29, 7, 1, 12]).unsqueeze(1);
+        let hidden = Tensor::arange(30, (Kind::Int64, Device::Cpu)).unsqueeze(0).lt_tensor(&starts);
+        let mask = Tensor::zeros([5, 30], (Kind::Float, Device::Cpu))
+            .masked_fill(&hidden, f64::NEG_INFINITY)
+            .view([5, 1, 1, 30]);
+        for mask in [None, Some(&mask)] {
+            let double = |x: &Tensor| x.to_kind(Kind::Double);
+            let exact = Tensor::scaled_dot_product_attention(
+                &double(&query),
+                &double(&key),
+                &double(&value),
+                mask.map(double),
+                0.0,
+                false,
+                None,
+                false,
+            );
+            close(&attended(&query, &key, &value, mask).expect("f32 on a CPU"), &exact);
+        }
     }
 
     #[test]

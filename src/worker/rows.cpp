@@ -1,5 +1,5 @@
 // Row after row in one pass over memory: the root-mean-square norm, the gated MLP's product and the rotation of
-// heads, forward and backward. Compiled once for each kind of processor (build.rs); NAME gives the functions
+// heads, forward and backward, and the attention of a decoding step. Compiled once for each kind of processor (build.rs); NAME gives the functions
 // their names, so that the compiler may use that processor's registers in plain loops.
 //
 // No sum crosses a row but for the norm's weight, which is added up over BAND rows at a time: the bits do not
@@ -45,6 +45,18 @@ inline float dot(const float *a, const float *b, int64_t width) {
   float total = 0.0f;
   for (float part : parts) total += part;
   return total;
+}
+
+inline void add(float *__restrict y, float weight, const float *__restrict x, int64_t width) {
+  for (int64_t i = 0; i < width; ++i) y[i] += weight * x[i];
+}
+
+inline void softmax(float *x, int64_t width) {
+  float highest = x[0], total = 0.0f;
+  for (int64_t i = 1; i < width; ++i) highest = x[i] > highest ? x[i] : highest;
+  for (int64_t i = 0; i < width; ++i) x[i] = exponential(x[i] - highest);
+  for (int64_t i = 0; i < width; ++i) total += x[i];
+  for (int64_t i = 0; i < width; ++i) x[i] /= total;
 }
 
 // A head's halves are the two coordinates of its points.
@@ -123,6 +135,36 @@ void NAME(rotated)(const RotatedRows &rows, int64_t first, int64_t end) {
     for (int64_t head = 0; head < rows.heads; ++head) {
       const float *x = rows.x + row * rows.stride + head * rows.size;
       turn(x, cos, sin, rows.y + (row * rows.heads + head) * rows.size, half, sign);
+    }
+  }
+}
+
+// Softmax of the scaled products of query and key, then the mean of the values by it: one piece is a key head of
+// a row, with the queries of its group. Columns before the first one that the mask lets see are not read.
+void NAME(attended)(const AttendedRows &rows, int64_t first, int64_t end) {
+  const int64_t size = rows.size, columns = rows.columns;
+  for (int64_t piece = first; piece < end; ++piece) {
+    const int64_t row = piece / rows.heads, at = row * rows.row_stride + piece % rows.heads * rows.head_stride;
+    const float *key = rows.key + at, *value = rows.value + at;
+    const float *query = rows.query + piece * rows.group * size;
+    float *y = rows.y + piece * rows.group * size, *weights = rows.weights + piece * rows.group * columns;
+    int64_t begin = 0;
+    if (rows.mask != nullptr) {
+      while (begin + 1 < columns && rows.mask[row * rows.mask_stride + begin] < 0.0f) ++begin;
+    }
+    for (int64_t column = begin; column < columns; ++column) {
+      for (int64_t own = 0; own < rows.group; ++own) {
+        weights[own * columns + column] = rows.scale * dot(query + own * size, key + column * size, size);
+      }
+    }
+    for (int64_t own = 0; own < rows.group; ++own) {
+      softmax(weights + own * columns + begin, columns - begin);
+      for (int64_t i = 0; i < size; ++i) y[own * size + i] = 0.0f;
+    }
+    for (int64_t column = begin; column < columns; ++column) {
+      for (int64_t own = 0; own < rows.group; ++own) {
+        add(y + own * size, weights[own * columns + column], value + column * size, size);
+      }
     }
   }
 }

@@ -38,12 +38,23 @@ struct RotatedRows {
   float sign;
 };
 
+// A group of queries over the keys and values of its row and key head.
+struct AttendedRows {
+  const float *query, *key, *value, *mask;
+  float *y, *weights;
+  int64_t heads, group, size, columns;
+  // Between rows, and between the key heads of one, of keys and values; between rows of the mask.
+  int64_t row_stride, head_stride, mask_stride;
+  float scale;
+};
+
 #define ROWS_OF(kind)                                                                                                \
   void rlhfd_norm_##kind(const NormRows &rows, int64_t first, int64_t end);                                          \
   void rlhfd_norm_back_##kind(const NormBack &rows, int64_t first, int64_t end);                                     \
   void rlhfd_gated_##kind(const GatedRows &rows, int64_t first, int64_t end);                                        \
   void rlhfd_gated_back_##kind(const GatedBack &rows, int64_t first, int64_t end);                                   \
-  void rlhfd_rotated_##kind(const RotatedRows &rows, int64_t first, int64_t end);
+  void rlhfd_rotated_##kind(const RotatedRows &rows, int64_t first, int64_t end);                                    \
+  void rlhfd_attended_##kind(const AttendedRows &rows, int64_t first, int64_t end);
 
 extern "C" {
 ROWS_OF(plain)

@@ -11,6 +11,7 @@ use tch::Tensor;
 use super::kv_cache::LayerCache;
 use super::layers::{Linear, RmsNorm};
 use super::rotary::{Rope, Tree};
+use crate::one_pass;
 
 /// Sizes that the attention of one layer needs.
 #[derive(Debug, Clone, Copy)]
@@ -91,9 +92,11 @@ impl Attention {
         // is repeated.
         let query = new.query.reshape([rows, kv_heads, heads / kv_heads, head_dim]);
         let mask = step.mask.map(|mask| mask.narrow(3, first, end - first));
-        let mixed = Tensor::scaled_dot_product_attention(
-            &query, &key, &value, mask, 0.0, false, None, false,
-        );
+        let mixed = one_pass::attended(&query, &key, &value, mask.as_ref()).unwrap_or_else(|| {
+            Tensor::scaled_dot_product_attention(
+                &query, &key, &value, mask, 0.0, false, None, false,
+            )
+        });
         self.output.forward(&mixed.reshape([rows, 1, heads * head_dim]))
     }
 
