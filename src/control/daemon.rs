@@ -192,12 +192,14 @@ async fn live(asked: &Asked) -> Result<(), StartError> {
     actix_rt::spawn(overdue::keep(daemon.cores(), live, store, knobs));
     signals.until_stop(&places, &config, &daemon.store, &manager).await;
 
-    let longest = NotifyState::ExtendTimeoutUsec(drain_usec(&config.borrow()));
-    manager.tell(&[NotifyState::Stopping, longest]);
+    let longest = extended(Duration::from_secs(config.borrow().scheduler.stop_timeout_s));
+    manager.tell(&[NotifyState::Stopping, NotifyState::Status("workers leave"), longest]);
     // Streams end first: an open one would hold the server up.
     stopping.send_replace(true);
     daemon.drain(&mut signals, &config.borrow().clone()).await;
     watchdog.abort();
+    // Whatever was left of the time: the database is to be closed.
+    manager.tell(&[NotifyState::Status("the database is closed"), extended(Duration::ZERO)]);
     handle.stop(true).await;
     // The server's own end holds nothing of ours.
     let _ = serving.await;
@@ -256,10 +258,12 @@ fn tell_copy(store: &mut Store, places: &Places) -> Result<(), StoreError> {
     Ok(())
 }
 
-/// What a stop may take: workers are waited for, then killed, then reaped.
-fn drain_usec(config: &CheckedConfig) -> u32 {
-    let wait = Duration::from_secs(config.scheduler.stop_timeout_s) + 2 * KILL_WAIT;
-    u32::try_from(wait.as_micros()).unwrap_or(u32::MAX)
+/// What a stop may take from now on: workers are waited for, then killed and reaped; requests and readings
+/// end, and the database's last write.
+fn extended(workers: Duration) -> NotifyState<'static> {
+    let end = 2 * KILL_WAIT + Duration::from_secs(listener::STOP_TIMEOUT_S) + 2 * CLOSE_WAIT;
+    let all = (workers + end).as_micros();
+    NotifyState::ExtendTimeoutUsec(u32::try_from(all).unwrap_or(u32::MAX))
 }
 
 /// The actors that the rest is reached through. Dropping an address may end an actor: all are kept.
@@ -330,8 +334,8 @@ impl Daemon {
         ]
     }
 
-    /// Workers finish or give back what they have; a training saves its state. What is not gone in
-    /// time is killed: nothing is lost by that but the work since the last save.
+    /// Workers give back what they have; a training saves its state where there is time. What is not gone
+    /// in time is killed: nothing is lost by that but the work since the last save.
     async fn drain(&self, signals: &mut Signals, config: &CheckedConfig) {
         let wait = Duration::from_secs(config.scheduler.stop_timeout_s);
         let gone = self.until_no_worker(Stop { now: false });

@@ -12,7 +12,7 @@ pub mod worker;
 
 /// The version of the worker protocol: both sides must speak exactly this one, because daemon and
 /// worker are installed together.
-pub const WORKER_PROTOCOL: u32 = 2;
+pub const WORKER_PROTOCOL: u32 = 3;
 
 /// The file descriptor at which a worker finds its frame socket.
 pub const FRAME_FD: i32 = 3;

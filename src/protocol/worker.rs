@@ -33,9 +33,10 @@ pub enum ToWorker {
     Item { attempt: u64, index: u32, item: Item },
     /// Stop this attempt at the next micro-batch; answered by `unit_failed` of kind `cancelled`.
     Cancel { attempt: u64 },
-    /// Finish what was sent, then exit 0. A training unit stops at its next micro-batch, saves its
-    /// state and answers `cancelled`.
-    Drain,
+    /// Finish what was sent, then exit 0. A training stops at its next micro-batch, saves its state
+    /// where that is done before `within_ms` have passed, and answers `cancelled`; where `at_once`,
+    /// every other unit stops there too.
+    Drain { at_once: bool, within_ms: u64 },
     /// Drop all models, stay alive.
     Unload,
 }

@@ -1,9 +1,11 @@
 //! What the compute thread tells others while it works, and what they tell it.
 //!
-//! In: ticks of the compute thread; a cancel from outside. Out: counters that the heartbeat thread and
+//! In: ticks of the compute thread; a cancel, or a time to leave, from outside. Out: counters that the heartbeat thread and
 //! the progress line read. Atomics only: telling must cost nothing. May not enter: frames, tensors.
 
+use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
+use std::time::{Duration, Instant};
 
 use crate::errors::WorkerError;
 
@@ -14,6 +16,7 @@ pub struct Watch {
     tokens: AtomicU64,
     items: AtomicU32,
     cancelled: AtomicBool,
+    leave_by: OnceLock<Instant>,
 }
 
 impl Watch {
@@ -58,6 +61,18 @@ impl Watch {
     #[must_use]
     pub fn is_cancelled(&self) -> bool {
         self.cancelled.load(Ordering::Relaxed)
+    }
+
+    /// This process is killed after that instant. The first word stands.
+    pub fn leave_by(&self, instant: Instant) {
+        let _ = self.leave_by.set(instant);
+    }
+
+    /// How long this process still has; none where nobody asked it to leave.
+    #[must_use]
+    pub fn time_left(&self) -> Option<Duration> {
+        let by = self.leave_by.get()?;
+        Some(by.saturating_duration_since(Instant::now()))
     }
 
     /// A new unit begins: its counts start at 0 and no cancel stands; progress goes on rising.

@@ -9,6 +9,8 @@ use rlhfd_tests::scene::{Scene, Settings, signal};
 use rlhfd_tests::{dump, wait};
 use rustix::process::Signal;
 
+use crate::story;
+
 /// Long enough for a debug build on a busy machine, short enough for a test.
 const WATCHDOG: Duration = Duration::from_millis(900);
 
@@ -67,8 +69,78 @@ fn the_service_manager_hears_ready_then_the_watchdog_with_a_status_then_stopping
     manager.until("READY=1", &scene);
     signal(daemon.pid(), Signal::TERM);
     let lines = manager.until("STOPPING=1", &scene);
-    assert!(lines.iter().any(|line| line.starts_with("EXTEND_TIMEOUT_USEC=")), "{lines:?}");
+    let asked_for = |lines: &BTreeSet<String>| {
+        let line = lines.iter().find_map(|line| line.strip_prefix("EXTEND_TIMEOUT_USEC="));
+        line.and_then(|usec| usec.parse::<u64>().ok()).expect("a time") / 1_000_000
+    };
+    // For workers, and then for the database, whatever is left of the time by then.
+    let workers = asked_for(&lines);
+    let database = asked_for(&manager.until("STATUS=the database", &scene));
+    assert_eq!(workers - database, 5, "[scheduler] stop_timeout_s");
     assert!(daemon.ended().success());
+}
+
+/// A plan by which the worker holds at this point, once.
+fn holds(point: &str, rest: &str) -> String {
+    format!(r#"{{"faults": [{{"name": "here", {point}, "act": {{"kind": "hold"}}}}]{rest}}}"#)
+}
+
+/// Sends SIGTERM while a unit is held at `point`, lets it go on when it was asked to leave, and starts again.
+fn stopped_at(scene: &Scene, point: &str, rest: &str) {
+    scene.plan(&holds(point, rest));
+    let mut daemon = scene.start();
+    story::queue(scene);
+    scene.held("here");
+    signal(daemon.pid(), Signal::TERM);
+    let asked = || scene.log().contains("is asked to leave").then_some(());
+    wait::until("the worker to be asked to leave", asked, || scene.told());
+    scene.release("here");
+    assert!(daemon.ended().success());
+}
+
+/// How the first attempt at the kind of work ended that was not finished.
+fn unfinished(scene: &Scene, work: &str) -> String {
+    let sql = format!(
+        "SELECT a.outcome FROM attempts a JOIN units u ON u.id = a.unit_id
+         WHERE u.work = '{work}' AND a.outcome <> 'finished' ORDER BY a.id LIMIT 1"
+    );
+    dump::text(&scene.database(), &sql).unwrap_or_default()
+}
+
+#[test]
+fn a_unit_is_not_finished_before_the_daemon_stops() {
+    for (point, work) in [
+        (r#""work": "generate", "purpose": "generate", "after": 1"#, "generate"),
+        (r#""work": "score", "after": 1"#, "score"),
+    ] {
+        let scene = Scene::fake(&Settings::default());
+        stopped_at(&scene, point, r#", "ms_per_item": 200"#);
+        assert_eq!(unfinished(&scene, work), "returned");
+        let _daemon = scene.start();
+        story::ends_the_same(&scene, work);
+    }
+}
+
+/// Stops in the middle of the fourth step of a training, the second of which was saved by itself, where a save is
+/// reckoned to take so long. Gives the first step of the next attempt.
+fn training_stopped(ms_per_save: u64) -> i64 {
+    let scene = Scene::fake(&Settings::default());
+    let rest = format!(r#", "ms_per_step": 200, "ms_per_save": {ms_per_save}"#);
+    stopped_at(&scene, r#""work": "train_dpo", "after": 2"#, &rest);
+    assert_eq!(unfinished(&scene, "train_dpo"), "returned");
+    let _daemon = scene.start();
+    story::ends_the_same(&scene, "a training that was stopped");
+    scene.number(
+        "SELECT a.first_step FROM attempts a JOIN units u ON u.id = a.unit_id
+         WHERE u.work = 'train_dpo' AND u.iteration = 1 AND a.number = 2",
+    )
+}
+
+#[test]
+fn a_training_saves_its_state_before_the_daemon_stops_only_where_there_is_time() {
+    // [scheduler] stop_timeout_s is 5.
+    assert_eq!(training_stopped(4_000), 4);
+    assert_eq!(training_stopped(6_000), 3);
 }
 
 #[test]

@@ -82,7 +82,7 @@ fn a_prompt_flows_through_all_works_and_the_same_bits_come_twice() {
         let item = (Item::Conversation { messages }, Vec::new());
         let (scored, _) = link.run(4, work, vec![item]).unwrap();
         runs.push((rendered, written, scored));
-        link.send(&ToWorker::Drain);
+        link.send(&ToWorker::Drain { at_once: false, within_ms: 60_000 });
         assert!(link.ended().success());
     }
     assert_eq!(runs[0], runs[1]);

@@ -308,16 +308,22 @@ fn a_killed_training_goes_on_to_the_same_bits() {
     assert!(matches!(failed, FromWorker::UnitFailed { .. }), "{failed:?}");
 }
 
-#[test]
-fn a_drained_training_saves_where_it_stands() {
-    let Some(mut link) = started() else { return };
+/// Drains a training with so much time, and gives the last step that it told and what the next attempt says.
+fn drained_and_again(within_ms: u64) -> Option<(u64, Published)> {
+    let mut link = started()?;
     let place = tempfile::tempdir().unwrap();
     iteration(place.path(), 20);
-    let work = train(place.path(), "out", true);
+    let mut work = train(place.path(), "out", true);
+    let Work::TrainDpo { target, .. } = &mut work else { panic!() };
+    // The fourth step is the only one that is saved by itself.
+    target.save_every_steps = 4;
     link.send(&ToWorker::RunUnit { attempt: 8, work: Box::new(work.clone()), items: 0 });
-    assert!(matches!(link.receive().unwrap().message, FromWorker::Step { .. }));
-    link.send(&ToWorker::Drain);
     let mut last_step = 0;
+    while last_step < 5 {
+        let FromWorker::Step { step, .. } = link.receive().unwrap().message else { panic!() };
+        last_step = step;
+    }
+    link.send(&ToWorker::Drain { at_once: true, within_ms });
     loop {
         match link.receive().unwrap().message {
             FromWorker::Step { step, .. } => last_step = step,
@@ -326,8 +332,51 @@ fn a_drained_training_saves_where_it_stands() {
         }
     }
     assert!(link.ended().success());
-    let published = trained(&mut started().unwrap(), work);
-    assert!(published.first_step > last_step.max(1), "{} {last_step}", published.first_step);
+    Some((last_step, trained(&mut started().unwrap(), work)))
+}
+
+#[test]
+fn a_drained_training_saves_where_it_stands() {
+    let Some((last_step, published)) = drained_and_again(60_000) else { return };
+    assert_eq!(published.first_step, last_step + 1);
+}
+
+#[test]
+fn a_drained_training_without_the_time_for_a_save_goes_on_from_its_last_one() {
+    let Some((last_step, published)) = drained_and_again(0) else { return };
+    assert_eq!(published.first_step, last_step / 4 * 4 + 1);
+}
+
+#[test]
+fn only_a_drain_that_is_at_once_leaves_a_unit_unfinished() {
+    for at_once in [false, true] {
+        let Some(mut link) = started() else { return };
+        let prompts = render(&mut link, &["a b"]);
+        let count = 20;
+        let work = Box::new(generate(4, 100, 1));
+        link.send(&ToWorker::RunUnit { attempt: 5, work, items: count });
+        for index in 0..count {
+            let (item, payload) = ids(&prompts[0]);
+            link.send_with(&ToWorker::Item { attempt: 5, index, item }, &payload);
+            if index == 2 {
+                link.send(&ToWorker::Drain { at_once, within_ms: 60_000 });
+            }
+        }
+        let end = loop {
+            match link.receive().unwrap().message {
+                FromWorker::Result { .. } => {}
+                other => break other,
+            }
+        };
+        match end {
+            FromWorker::UnitDone { attempt: 5, .. } => assert!(!at_once),
+            FromWorker::UnitFailed { attempt: 5, kind: FailureKind::Cancelled, .. } => {
+                assert!(at_once);
+            }
+            other => panic!("{other:?}"),
+        }
+        assert!(link.ended().success());
+    }
 }
 
 #[test]

@@ -186,7 +186,10 @@ pub(crate) static SCHEDULER: Section = Section {
             .source(OURS),
         Knob::new("stop_timeout_s", count(1, 3_600), "30")
             .unit("seconds")
-            .doc("a worker asked to leave is killed after this")
+            .doc(
+                "a training asked to leave is killed after this; a save of its state that would take longer \
+                  is not begun. The service manager is asked for so much time",
+            )
             .source("ours; below TimeoutStopSec=45s of systemd/rlhfd.service"),
     ],
 };

@@ -312,7 +312,7 @@ impl SchedulerActor {
         {
             lease.state = LeaseState::Draining;
             if let Some(worker) = &lease.worker {
-                super::tell(worker, Drain);
+                super::tell(worker, Drain { at_once: false });
             }
         }
     }

@@ -5,6 +5,7 @@
 //! same. May not enter: answers.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use actix::Addr;
 use rlhfd_domain::{AttemptId, LeaseId, Stage};
@@ -30,8 +31,13 @@ pub enum Tell {
     Unit(Arc<UnitRow>, Option<u64>),
     /// This attempt, which has not begun, is not wanted of this worker.
     Cancel(AttemptId),
-    /// Finish, then leave.
-    Drain,
+    /// Leave; see [`ToWorker::Drain`].
+    Drain {
+        /// Without finishing the unit that runs.
+        at_once: bool,
+        /// It is killed after that.
+        within: Duration,
+    },
     /// The process is gone, for this reason.
     Ended(String),
 }
@@ -75,7 +81,11 @@ impl Teller {
                     let attempt = attempt.get().cast_unsigned();
                     deaf |= self.say(&ToWorker::Cancel { attempt }, &[]).await.is_err();
                 }
-                Tell::Drain => deaf |= self.say(&ToWorker::Drain, &[]).await.is_err(),
+                Tell::Drain { at_once, within } => {
+                    let within_ms = u64::try_from(within.as_millis()).unwrap_or(u64::MAX);
+                    let drain = ToWorker::Drain { at_once, within_ms };
+                    deaf |= self.say(&drain, &[]).await.is_err();
+                }
                 Tell::Unit(unit, _) if deaf => self.not_handed(&unit),
                 Tell::Unit(unit, plan_mib) => {
                     deaf |= self.unit(&mut lease, unit, plan_mib).await.is_err();

@@ -67,7 +67,7 @@ impl Limits {
 const LEAVE_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// How long running requests may take to end when the daemon stops. Streams end at once by themselves.
-const STOP_TIMEOUT_S: u64 = 5;
+pub(crate) const STOP_TIMEOUT_S: u64 = 5;
 
 /// The threads of this room's blocking pool, beyond which reads wait.
 const BLOCKING_THREADS_MAX: usize = 16;

@@ -166,8 +166,8 @@ fn read_all(
         };
         match frame.message {
             ToWorker::Cancel { attempt } => shared.cancel(attempt),
-            ToWorker::Drain => {
-                shared.drain();
+            ToWorker::Drain { at_once, within_ms } => {
+                shared.drain(at_once, Duration::from_millis(within_ms));
                 pass_on(to_prepare, frame);
             }
             _ => pass_on(to_prepare, frame),

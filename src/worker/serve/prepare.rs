@@ -61,7 +61,7 @@ impl Preparer<'_> {
                 self.item(attempt, index, item, &frame.payload);
             }
             ToWorker::Unload => self.send(ToCompute::Unload),
-            ToWorker::Drain => self.send(ToCompute::Drain),
+            ToWorker::Drain { .. } => self.send(ToCompute::Drain),
             ToWorker::Hello { .. } | ToWorker::Cancel { .. } => {}
         }
     }

@@ -7,6 +7,7 @@ use std::collections::HashSet;
 use std::io::Write;
 use std::os::unix::net::UnixStream;
 use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
 
 use rlhfd_protocol::frame::{self, FrameError};
 use rlhfd_protocol::worker::{Done, FromWorker};
@@ -49,7 +50,28 @@ pub(super) struct Shared {
 struct State {
     running: Option<Running>,
     cancelled: HashSet<u64>,
-    draining: bool,
+    draining: Draining,
+}
+
+/// What the daemon said of leaving.
+#[derive(Clone, Copy, Default, PartialEq)]
+enum Draining {
+    #[default]
+    No,
+    /// Trainings stop, everything else is finished.
+    Trainings,
+    /// Nothing is finished that has not ended yet.
+    Everything,
+}
+
+impl Draining {
+    fn stops(self, trains: bool) -> bool {
+        match self {
+            Self::No => false,
+            Self::Trainings => trains,
+            Self::Everything => true,
+        }
+    }
 }
 
 #[derive(Clone, Copy)]
@@ -66,7 +88,7 @@ impl Shared {
     pub(super) fn begin(&self, attempt: u64, trains: bool) {
         let mut state = locked(&self.state);
         self.watch.begin_unit();
-        if state.cancelled.remove(&attempt) || (trains && state.draining) {
+        if state.cancelled.remove(&attempt) || state.draining.stops(trains) {
             self.watch.cancel();
         }
         state.running = Some(Running { attempt, trains });
@@ -86,11 +108,13 @@ impl Shared {
         }
     }
 
-    /// A training stops at its next micro-batch; everything else is finished.
-    pub(super) fn drain(&self) {
+    /// A training stops at its next micro-batch, and everything else too where `at_once`. After
+    /// `within` the process is killed.
+    pub(super) fn drain(&self, at_once: bool, within: Duration) {
         let mut state = locked(&self.state);
-        state.draining = true;
-        if state.running.is_some_and(|running| running.trains) {
+        self.watch.leave_by(Instant::now() + within);
+        state.draining = if at_once { Draining::Everything } else { Draining::Trainings };
+        if state.running.is_some_and(|running| state.draining.stops(running.trains)) {
             self.watch.cancel();
         }
     }

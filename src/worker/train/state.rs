@@ -67,6 +67,13 @@ pub fn fingerprint(parts: &[&[u8]]) -> String {
     checkpoint::sha256_hex(&all)
 }
 
+/// About how many bytes a saved state has: masters and two moments.
+#[must_use]
+pub fn bytes(learners: &Learners) -> u64 {
+    let weights: usize = learners.all().iter().map(|learner| learner.master.numel()).sum();
+    3 * Kind::Float.elt_size_in_bytes() as u64 * weights as u64
+}
+
 /// Saves the state after `rows.len()` steps, and removes older ones once it is durable.
 ///
 /// # Errors

@@ -124,7 +124,7 @@ impl Training<'_> {
                     rows.push(row);
                 }
                 Err(error @ TrainError::Cancelled { .. }) => {
-                    saver.save(&learners, &rows)?;
+                    saver.save_in_time(&learners, &rows, observer.watch.time_left())?;
                     return Err(error);
                 }
                 Err(error) => return Err(error),

@@ -25,6 +25,9 @@ pub struct Plan {
     /// The most that it says to have held of it, in each unit.
     #[serde(default)]
     pub device_peak_mib: Option<u64>,
+    /// Milliseconds that it reckons a save of a training's state to take.
+    #[serde(default)]
+    pub ms_per_save: u64,
     /// Milliseconds that each training step takes.
     #[serde(default)]
     pub ms_per_step: u64,

@@ -30,6 +30,8 @@ pub(super) struct Shared {
     items: AtomicU64,
     cancelled: AtomicU64,
     draining: AtomicBool,
+    at_once: AtomicBool,
+    within_ms: AtomicU64,
     silent: AtomicBool,
 }
 
@@ -98,7 +100,11 @@ fn read_frames(
                         shared.cancelled.store(*attempt, Ordering::SeqCst);
                         continue;
                     }
-                    ToWorker::Drain => shared.draining.store(true, Ordering::SeqCst),
+                    ToWorker::Drain { at_once, within_ms } => {
+                        shared.within_ms.store(*within_ms, Ordering::SeqCst);
+                        shared.at_once.store(*at_once, Ordering::SeqCst);
+                        shared.draining.store(true, Ordering::SeqCst);
+                    }
                     _ => {}
                 }
                 if send.send(frame).is_err() {
@@ -163,7 +169,7 @@ impl Worker {
                 ToWorker::RunUnit { attempt, work, items } => {
                     self.run(&Unit { attempt, work: *work, items })?;
                 }
-                ToWorker::Drain => return Ok(()),
+                ToWorker::Drain { .. } => return Ok(()),
                 ToWorker::Unload | ToWorker::Cancel { .. } => {}
                 other => bail!("{other:?} came between two units"),
             }
@@ -253,6 +259,7 @@ impl Worker {
         }
         for (done, (index, item, payload)) in items.into_iter().enumerate() {
             self.check_cancel(unit.attempt)?;
+            self.check_leave()?;
             let text = text_of(&item, &payload);
             let due = self.due(name, done as u32, &text, purpose);
             let handling = match due {
@@ -364,8 +371,19 @@ impl Worker {
         Ok(())
     }
 
-    pub(super) fn draining(&self) -> bool {
-        self.shared.draining.load(Ordering::SeqCst)
+    /// Everything but a training, which looks itself, stops only where that is asked for.
+    fn check_leave(&self) -> Result<(), Stop> {
+        if self.shared.at_once.load(Ordering::SeqCst) {
+            let message = "stopped to leave at once".into();
+            return Err(Stop::Failed { kind: FailureKind::Cancelled, message, exit: false });
+        }
+        Ok(())
+    }
+
+    /// Where the daemon asked it to leave: within so many milliseconds.
+    pub(super) fn draining(&self) -> Option<u64> {
+        let asked = self.shared.draining.load(Ordering::SeqCst);
+        asked.then(|| self.shared.within_ms.load(Ordering::SeqCst))
     }
 
     pub(super) fn progress(&self) {

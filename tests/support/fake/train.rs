@@ -67,9 +67,11 @@ pub(super) fn run(worker: &mut Worker, attempt: u64, work: &Work) -> Result<Summ
     let first_step = state.step + 1;
     while state.step < steps {
         worker.check_cancel(attempt)?;
-        if worker.draining() {
-            state.save(&job.target.state)?;
-            let message = "stopped to drain, state saved".into();
+        if let Some(within_ms) = worker.draining() {
+            if worker.faults.plan().ms_per_save < within_ms {
+                state.save(&job.target.state)?;
+            }
+            let message = "stopped to drain".into();
             return Err(Stop::Failed { kind: FailureKind::Cancelled, message, exit: false });
         }
         let done = u32::try_from(state.step).unwrap_or(u32::MAX);

@@ -118,7 +118,9 @@ impl Handler<LeaseOpened> for SchedulerActor {
             match lease.state {
                 LeaseState::Opening | LeaseState::Open => lease.state = LeaseState::Open,
                 // Its device was to be left, or the daemon stops, before it said a word.
-                LeaseState::Draining => crate::actors::tell(&opened.worker, Drain),
+                LeaseState::Draining => {
+                    crate::actors::tell(&opened.worker, Drain { at_once: self.stopping });
+                }
             }
             lease.worker = Some(opened.worker);
         }
@@ -218,7 +220,7 @@ impl Handler<Withdraw> for SchedulerActor {
     }
 }
 
-/// The daemon stops: nothing is handed out any more, every worker drains.
+/// The daemon stops: nothing is handed out any more, every worker leaves.
 #[derive(Message)]
 #[rtype(result = "usize")]
 pub struct Stop {
@@ -236,7 +238,7 @@ impl Handler<Stop> for SchedulerActor {
                 if stop.now {
                     crate::actors::tell(worker, Abandon);
                 } else if first {
-                    crate::actors::tell(worker, Drain);
+                    crate::actors::tell(worker, Drain { at_once: true });
                 }
             }
         }

@@ -82,29 +82,42 @@ impl Handler<Handed> for WorkerActor {
     }
 }
 
-/// Finish the unit that runs, then leave: what waits behind it is given back, and a training saves its
-/// state and gives its unit back too.
+/// Leave: what waits behind the unit that runs is given back, and so is a training, which saves its state
+/// where there is time for it. Another unit is finished first.
 #[derive(Message)]
 #[rtype(result = "()")]
-pub struct Drain;
+pub struct Drain {
+    /// Another unit stops at its next micro-batch too: the daemon stops, and the next one does it anew.
+    pub at_once: bool,
+}
+
+/// So long a worker that is to leave at once, and that has nothing to save, is waited for.
+const AT_ONCE_WAIT: Duration = Duration::from_secs(5);
 
 impl Handler<Drain> for WorkerActor {
     type Result = ();
 
-    fn handle(&mut self, _: Drain, ctx: &mut Self::Context) {
+    fn handle(&mut self, Drain { at_once }: Drain, ctx: &mut Self::Context) {
+        tracing::info!(pid = self.pid, at_once, "a worker is asked to leave");
         self.leaving = true;
         self.show(WorkerState::Ending);
-        let deadline = self.ctx.stage.config.borrow().scheduler.stop_timeout_s;
+        let within = Duration::from_secs(self.ctx.stage.config.borrow().scheduler.stop_timeout_s);
         for waiting in self.hands.iter().skip(1) {
             // Where this is not heard, the unit is finished as well.
             let _ = self.tell.try_send(Tell::Cancel(waiting.attempt));
         }
-        if self.tell.try_send(Tell::Drain).is_err() {
+        if self.tell.try_send(Tell::Drain { at_once, within }).is_err() {
             self.kill(Cause::Restart, "it does not listen".into());
         }
-        let training = self.hands.iter().all(|hand| hand.unit.work.trains());
-        if training {
-            ctx.run_later(Duration::from_secs(deadline), |worker, _| {
+        let trains = self.hands.iter().any(|hand| hand.unit.work.trains());
+        let deadline = match trains {
+            true => Some(within),
+            false if at_once => Some(within.min(AT_ONCE_WAIT)),
+            // What it finishes has deadlines of its own.
+            false => self.hands.is_empty().then_some(within),
+        };
+        if let Some(deadline) = deadline {
+            ctx.run_later(deadline, |worker, _| {
                 worker.kill(Cause::Restart, "it did not leave in time".into());
             });
         }
