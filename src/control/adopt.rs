@@ -63,7 +63,7 @@ pub fn adopt(store: &mut Store, places: &Places) -> Result<(), AdoptError> {
         let going = end_removals(store, places, &run)?;
         let checkpoints = store.checkpoints(run.id)?;
         let staying = checkpoints.iter().filter(|row| !going.contains(&row.id));
-        check_rows(store, places, &run, staying)?;
+        check_rows(store, places, staying)?;
         check_folders(store, places, &run, &checkpoints)?;
         sweep_unit_states(store, places, &run)?;
     }
@@ -156,25 +156,22 @@ fn end_removals(
     Ok(left)
 }
 
-/// Rows whose folder is not as it was.
+/// Rows whose folder is not as it was, by names and sizes: what can be looked at for all of them before anybody
+/// is served. The sums of those in use are computed afterwards, and by the worker that loads one
+/// (`stages::unsound`).
 fn check_rows<'a>(
     store: &mut Store,
     places: &Places,
-    run: &Run,
     checkpoints: impl Iterator<Item = &'a Checkpoint>,
 ) -> Result<(), AdoptError> {
-    // The head is computed with, and so are what waits for its verdict and what it is held to.
-    let current = store.current_iteration(run.id)?;
-    let waiting = current.as_ref().and_then(|iteration| iteration.policy_out);
-    let reference = current.as_ref().map(|iteration| iteration.reference);
     for row in checkpoints {
         if !Places::is_published(&row.path) {
             // The user's own model: its sum is compared when the run is opened.
             continue;
         }
         let folder = places.resolve(&row.path);
-        let used = row.id == run.head || [waiting, reference].contains(&Some(row.id));
-        let found = if used { sums::verify(&folder) } else { sized(&folder) };
+        // One that was found altered is sound again by every byte of it.
+        let found = if row.sound { sums::sized(&folder) } else { sums::verify(&folder) };
         let problem = match found {
             Ok(published) if published.sha256 == row.sha256 => None,
             // What cannot be read now may be whole.
@@ -194,20 +191,6 @@ fn check_rows<'a>(
         }
     }
     Ok(())
-}
-
-/// The manifest, and every file's size: what can be looked at for all checkpoints at each start. The
-/// sums of those in use are computed.
-fn sized(folder: &Path) -> Result<Published, SumError> {
-    let published = sums::read_manifest(folder)?;
-    for file in &published.manifest.files {
-        let found = fs::metadata(folder.join(&file.path)).map(|facts| facts.len()).ok();
-        if found != Some(file.bytes) {
-            let problem = format!("{} is missing or has another size", file.path);
-            return Err(SumError::Unsound { path: folder.to_path_buf(), problem });
-        }
-    }
-    Ok(published)
 }
 
 fn said(error: &SumError) -> String {

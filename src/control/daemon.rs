@@ -47,6 +47,7 @@ use crate::places::{Asked, PlaceError, Places};
 use crate::platform;
 use crate::reload::reload;
 use crate::rights::{self, Groups};
+use crate::stages::unsound;
 use crate::watchdog::{self, Core};
 
 /// Between two questions whether the workers are gone.
@@ -297,6 +298,7 @@ impl Daemon {
             training: TrainingActor::start_with(stage.clone()),
             evaluation: EvaluationActor::start_with(stage.clone()),
         };
+        actix_rt::spawn(unsound::after_start(stage.clone()));
         let scheduler =
             SchedulerActor::start_with(stage.clone(), live.clone(), Arc::new(NvmlProbe::default()));
         let supervisor = SupervisorActor::start_with(WorkerContext {

@@ -96,7 +96,7 @@ fn differs(places: &Places, row: &Checkpoint) -> Option<String> {
 
 fn told(run: &Run, row: &Checkpoint, problem: &str) -> String {
     let mend = if row.id == run.head {
-        "restore the folder from a backup, or restart the daemon, which goes back to its parent"
+        "restore the folder from a backup; else the daemon goes back to its parent as it next loads it or starts"
     } else {
         "restore the folder from a backup; nothing begins with it until then"
     };

@@ -352,6 +352,9 @@ pub enum FailureKind {
     Crashed,
     /// The input is wrong in a way that trying again cannot mend.
     Input,
+    /// A model's folder is not as its manifest says: the checkpoint was altered, or is torn. Nothing was
+    /// computed with it.
+    Unsound,
     /// A write failed: the disk is full, failing or read-only. A matter of the place, not of the unit.
     Disk,
     /// A training went wrong; no checkpoint was published.

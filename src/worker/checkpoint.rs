@@ -235,6 +235,17 @@ impl Drop for Draft {
 /// # Errors
 /// [`CheckpointError::Unsound`] with the first thing that does not fit.
 pub fn verify(folder: &Path) -> Result<Standing, CheckpointError> {
+    verify_some(folder, |_| true)
+}
+
+/// As [`verify`], of the files that are `wanted` by their names.
+///
+/// # Errors
+/// As [`verify`].
+pub fn verify_some(
+    folder: &Path,
+    wanted: impl Fn(&str) -> bool,
+) -> Result<Standing, CheckpointError> {
     let unsound = |problem: String| CheckpointError::Unsound { path: folder.to_owned(), problem };
     let path = folder.join(MANIFEST);
     let text = read_bounded(&path, MANIFEST_BYTES_MAX)?;
@@ -246,7 +257,7 @@ pub fn verify(folder: &Path) -> Result<Standing, CheckpointError> {
     if !manifest.paths_stay_inside() || manifest.files.len() > FILES_MAX {
         return Err(unsound("its file names lead out of the folder, or are too many".into()));
     }
-    for file in &manifest.files {
+    for file in manifest.files.iter().filter(|file| wanted(&file.path)) {
         let path = folder.join(&file.path);
         let size = fs::metadata(&path).map_err(|e| unsound(format!("{}: {e}", file.path)))?.len();
         if size != file.bytes {
@@ -293,8 +304,7 @@ pub fn model_sum(folder: &Path) -> Result<String, CheckpointError> {
     let path = folder.join(MANIFEST);
     if path.is_file() {
         let text = read_bounded(&path, MANIFEST_BYTES_MAX)?;
-        let ours = serde_json::from_slice::<Manifest>(&text).ok();
-        if ours.is_some_and(|own| own.format == FORMAT && own.paths_stay_inside()) {
+        if is_ours(&text) {
             return Ok(sha256_hex(&text));
         }
     }
@@ -311,6 +321,18 @@ pub fn model_sum(folder: &Path) -> Result<String, CheckpointError> {
         sum.update(format!("{name}\0{of_file}\n"));
     }
     Ok(hex(&sum.finalize()))
+}
+
+/// Whether a folder was published by a unit or a command of ours: it has a manifest that says so.
+#[must_use]
+pub fn is_published(folder: &Path) -> bool {
+    let text = read_bounded(&folder.join(MANIFEST), MANIFEST_BYTES_MAX);
+    text.is_ok_and(|text| is_ours(&text))
+}
+
+fn is_ours(manifest: &[u8]) -> bool {
+    let read = serde_json::from_slice::<Manifest>(manifest).ok();
+    read.is_some_and(|own| own.format == FORMAT && own.paths_stay_inside())
 }
 
 /// The sum of a file and its size.

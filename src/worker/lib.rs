@@ -38,4 +38,5 @@ pub mod synthetic;
 pub mod template;
 pub mod tokenizer;
 pub mod train;
+pub mod verifying;
 pub mod watch;

@@ -54,9 +54,9 @@ fn a_row_without_a_sound_folder_falls_back_to_its_parent() {
     bytes[100] ^= 1;
     fs::write(&weights, bytes).unwrap();
     let _daemon = scene.start();
-    assert_eq!(scene.status()["run"]["head"], "iteration-0001");
     let unsound = "SELECT count(*) FROM checkpoints WHERE sound = 0 AND name = 'iteration-0002'";
-    assert_eq!(scene.number(unsound), 1);
+    scene.wait_number("its sum to be looked at", unsound, 1);
+    assert_eq!(scene.status()["run"]["head"], "iteration-0001");
     let told = "SELECT count(*) FROM events WHERE message LIKE '%iteration-0002%'
                 AND level IN ('warn', 'error')";
     assert!(scene.number(told) >= 1);

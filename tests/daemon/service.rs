@@ -96,6 +96,7 @@ fn stopped_at(scene: &Scene, point: &str, rest: &str) {
     wait::until("the worker to be asked to leave", asked, || scene.told());
     scene.release("here");
     assert!(daemon.ended().success());
+    scene.plan("{}");
 }
 
 /// How the first attempt at the kind of work ended that was not finished.
@@ -115,7 +116,7 @@ fn a_unit_is_not_finished_before_the_daemon_stops() {
     ] {
         let scene = Scene::fake(&Settings::default());
         stopped_at(&scene, point, r#", "ms_per_item": 200"#);
-        assert_eq!(unfinished(&scene, work), "returned");
+        assert_eq!(unfinished(&scene, work), "cancelled");
         let _daemon = scene.start();
         story::ends_the_same(&scene, work);
     }
@@ -127,7 +128,7 @@ fn training_stopped(ms_per_save: u64) -> i64 {
     let scene = Scene::fake(&Settings::default());
     let rest = format!(r#", "ms_per_step": 200, "ms_per_save": {ms_per_save}"#);
     stopped_at(&scene, r#""work": "train_dpo", "after": 2"#, &rest);
-    assert_eq!(unfinished(&scene, "train_dpo"), "returned");
+    assert_eq!(unfinished(&scene, "train_dpo"), "cancelled");
     let _daemon = scene.start();
     story::ends_the_same(&scene, "a training that was stopped");
     scene.number(

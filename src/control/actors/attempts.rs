@@ -15,6 +15,7 @@ use super::stage::{Answer, Conclude, ItemKeys, StageContext, StageError};
 use super::worker::WorkerContext;
 use crate::handles::{AskError, now_ms, with_causes};
 use crate::stages::train;
+use crate::stages::unsound::{self, Look};
 
 /// How an attempt ended.
 #[derive(Debug)]
@@ -52,6 +53,15 @@ pub enum Ending {
         /// Its attempt.
         attempt: AttemptId,
         /// Why.
+        message: String,
+    },
+    /// A model of its is not as it was admitted.
+    Unsound {
+        /// The unit.
+        unit: Arc<UnitRow>,
+        /// Its attempt.
+        attempt: AttemptId,
+        /// What differs.
         message: String,
     },
     /// Its training went wrong.
@@ -95,6 +105,7 @@ impl Ending {
             Self::Done { unit, .. }
             | Self::Died { unit, .. }
             | Self::Refused { unit, .. }
+            | Self::Unsound { unit, .. }
             | Self::Diverged { unit, .. }
             | Self::Disk { unit, .. }
             | Self::Returned { unit, .. } => unit,
@@ -129,8 +140,22 @@ pub async fn conclude(ctx: &WorkerContext, ending: Ending) -> Option<String> {
             None
         }
         Ending::Refused { unit, attempt, message } => {
+            // A folder that is not there, or cut short, is no input of the unit's own.
             let id = unit.id;
-            settle(stage, &unit, move |s| s.unit_refused(id, attempt, &message, now_ms())).await;
+            if !given_back(stage, &unit, attempt, (&message, Look::Sizes)).await {
+                settle(stage, &unit, move |s| s.unit_refused(id, attempt, &message, now_ms()))
+                    .await;
+            }
+            None
+        }
+        Ending::Unsound { unit, attempt, message } => {
+            let id = unit.id;
+            if !given_back(stage, &unit, attempt, (&message, Look::Sums)).await {
+                // Whole when the daemon reads it: the fault is the worker's, or the memory's.
+                let cause = Cause::Crashed;
+                settle(stage, &unit, move |s| s.unit_died(id, attempt, cause, &message, now_ms()))
+                    .await;
+            }
             None
         }
         Ending::Diverged { unit, attempt, wrong } => {
@@ -150,6 +175,31 @@ pub async fn conclude(ctx: &WorkerContext, ending: Ending) -> Option<String> {
                 .await;
             None
         }
+    }
+}
+
+/// Gives a unit back where a checkpoint turns out not to be as it was admitted: that is marked, and what is
+/// done next follows from it. Gives whether it was.
+async fn given_back(
+    stage: &StageContext,
+    unit: &Arc<UnitRow>,
+    attempt: AttemptId,
+    (message, look): (&str, Look),
+) -> bool {
+    match unsound::mark(stage, unit.run, look).await {
+        Ok(true) => {
+            let (id, message) = (unit.id, message.to_owned());
+            settle(stage, unit, move |s| s.unit_returned(id, attempt, &message, now_ms())).await;
+            true
+        }
+        Ok(false) => false,
+        // The head has no sound ancestor.
+        Err(StageError::Ask(AskError::Store(error))) => {
+            pause_for(stage, unit, attempt, &error).await;
+            true
+        }
+        // The daemon is on its way out; the next start finds the attempt open.
+        Err(_) => true,
     }
 }
 

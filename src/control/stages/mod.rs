@@ -23,3 +23,4 @@ pub mod steps;
 pub mod summarise;
 pub mod sums;
 pub mod train;
+pub mod unsound;

@@ -137,6 +137,21 @@ pub fn verify_some(folder: &Path, wanted: impl Fn(&str) -> bool) -> Result<Publi
     Ok(published)
 }
 
+/// The manifest, and every file's size: what can be looked at for all checkpoints at once.
+///
+/// Errors: the first thing that differs.
+pub fn sized(folder: &Path) -> Result<Published, SumError> {
+    let published = read_manifest(folder)?;
+    for file in &published.manifest.files {
+        let found = fs::metadata(folder.join(&file.path)).map(|facts| facts.len()).ok();
+        if found != Some(file.bytes) {
+            let problem = format!("{} is missing or has another size", file.path);
+            return Err(SumError::Unsound { path: folder.to_path_buf(), problem });
+        }
+    }
+    Ok(published)
+}
+
 /// A file's length and sum.
 pub fn file_sum(path: &Path) -> Result<(u64, String), SumError> {
     let mut file = File::open(path).map_err(|source| at(path, source))?;

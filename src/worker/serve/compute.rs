@@ -32,6 +32,7 @@ use crate::train::average::{self, Average};
 use crate::train::steps::StepRow;
 use crate::train::trainer::Observer;
 use crate::train::unit;
+use crate::verifying::Files;
 
 /// Runs until the daemon drains the worker or a unit may have damaged the process.
 pub(super) fn run(
@@ -126,11 +127,14 @@ impl Engine<'_> {
             precision: self.compute.precision,
             trainable: Trainable::Nothing,
         };
+        let verifying = self.shared.known.begin(&[model], Files::Model);
         let loaded = guarded(|| -> Result<Transformer, WorkerError> {
             let folder = ModelFolder::open(&model.path)?;
             Ok(Transformer::load(&folder, &options)?)
-        })?;
-        self.models.push((model.clone(), loaded));
+        });
+        // Its verdict first: a folder that is altered may not load either.
+        verifying.end()?;
+        self.models.push((model.clone(), loaded?));
         Ok(())
     }
 
@@ -176,6 +180,7 @@ impl Engine<'_> {
                 None
             }
             FailureKind::Input
+            | FailureKind::Unsound
             | FailureKind::Disk
             | FailureKind::Diverged(_)
             | FailureKind::Cancelled => None,

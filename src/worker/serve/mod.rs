@@ -114,7 +114,10 @@ pub fn run() -> Result<std::convert::Infallible, ServeError> {
         let shared = Arc::clone(&shared);
         thread("reader", move || read_all(&mut reading, &to_prepare, &shared))?;
     }
-    thread("prepare", move || prepare::run(&from_reader, &to_compute))?;
+    {
+        let shared = Arc::clone(&shared);
+        thread("prepare", move || prepare::run(&from_reader, &to_compute, &shared))?;
+    }
     {
         let wire = Arc::clone(&wire);
         thread("answers", move || answers::run(&from_compute, &wire))?;

@@ -10,14 +10,16 @@ use crossbeam::channel::{Receiver, Sender};
 use rlhfd_protocol::frame::{Frame, ids_from_bytes, ids_to_bytes};
 use rlhfd_protocol::worker::{Item, ItemResult, Message, ModelRef, Reason, ToWorker, Work};
 
+use super::shared::Shared;
 use super::units::{Failure, Prepared, Task, TextSide, ToCompute, Unit, concerns_item, refused};
 use crate::errors::{TextError, WorkerError};
 use crate::model::ModelKind;
 use crate::render::{PairIds, PairText, RenderRule};
+use crate::verifying::Files;
 
 /// Runs until the reader ends.
-pub(super) fn run(frames: &Receiver<Frame<ToWorker>>, out: &Sender<ToCompute>) {
-    let mut preparer = Preparer { out, sides: Vec::new(), unit: None };
+pub(super) fn run(frames: &Receiver<Frame<ToWorker>>, out: &Sender<ToCompute>, shared: &Shared) {
+    let mut preparer = Preparer { out, shared, sides: Vec::new(), unit: None };
     for frame in frames {
         preparer.take(frame);
     }
@@ -31,6 +33,7 @@ const RENDER_ITEMS: usize = 32;
 
 struct Preparer<'a> {
     out: &'a Sender<ToCompute>,
+    shared: &'a Shared,
     sides: Vec<(ModelRef, Arc<TextSide>)>,
     unit: Option<Preparing>,
 }
@@ -118,7 +121,10 @@ impl Preparer<'_> {
         let known = known.map(|(_, side)| Arc::clone(side));
         let side = match &known {
             Some(side) => Arc::clone(side),
-            None => Arc::new(TextSide::open(model)?),
+            None => {
+                self.shared.known.verify(model, Files::Text)?;
+                Arc::new(TextSide::open(model)?)
+            }
         };
         side.kind.require(wanted, &model.path).map_err(WorkerError::from)?;
         if known.is_some() {

@@ -12,6 +12,7 @@ use std::time::{Duration, Instant};
 use rlhfd_protocol::frame::{self, FrameError};
 use rlhfd_protocol::worker::{Done, FromWorker};
 
+use crate::verifying::Known;
 use crate::watch::Watch;
 
 /// The writing side of the socket.
@@ -43,6 +44,8 @@ impl Wire {
 #[derive(Default)]
 pub(super) struct Shared {
     pub(super) watch: Watch,
+    /// Checkpoints that were held against their manifests.
+    pub(super) known: Known,
     state: Mutex<State>,
 }
 

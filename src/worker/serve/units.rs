@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use rlhfd_protocol::worker::{FailureKind, ItemResult, Message, ModelRef, Reason, Summary, Work};
 
-use crate::checkpoint::disk_fault;
+use crate::checkpoint::{CheckpointError, disk_fault};
 use crate::errors::{ModelError, TextError, WorkerError, with_causes};
 use crate::generate::Response;
 use crate::model::labels::Labels;
@@ -118,6 +118,13 @@ impl From<WorkerError> for Failure {
             }
             _ => FailureKind::Input,
         };
+        Self { kind, message: with_causes(&error) }
+    }
+}
+
+impl From<CheckpointError> for Failure {
+    fn from(error: CheckpointError) -> Self {
+        let kind = if error.is_disk() { FailureKind::Disk } else { FailureKind::Unsound };
         Self { kind, message: with_causes(&error) }
     }
 }

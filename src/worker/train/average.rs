@@ -20,6 +20,7 @@ use crate::checkpoint::{self, CheckpointError, Draft, Heading, Standing};
 use crate::errors::ModelError;
 use crate::model::ModelFolder;
 use crate::model::safetensors::{Entry, WeightFile};
+use crate::verifying::{Files, Known};
 use crate::watch::Watch;
 
 /// Files of the policy that go over as they are, beside those of [`COPIED`].
@@ -55,6 +56,7 @@ pub fn run(average: &Average<'_>, watch: &Watch) -> Result<Published, TrainError
     if let Some(standing) = already_published(average)? {
         return Ok(published(standing));
     }
+    let verifying = Known::default().begin(&[average.policy, average.before], Files::All);
     let draft = Draft::begin(average.out)?;
     let policy = Source::open(&average.policy.path)?;
     let before = Source::open(&average.before.path)?;
@@ -83,6 +85,7 @@ pub fn run(average: &Average<'_>, watch: &Watch) -> Result<Published, TrainError
         architecture: policy.folder.config.family.causal.to_owned(),
         steps: 0,
     };
+    verifying.end()?;
     Ok(published(draft.publish(heading)?))
 }
 

@@ -211,6 +211,7 @@ impl TrainError {
             Self::Cancelled { .. } | Self::Worker(WorkerError::Cancelled) => FailureKind::Cancelled,
             Self::Checkpoint(error) if error.is_disk() => FailureKind::Disk,
             Self::Altered(_) => FailureKind::Disk,
+            Self::Checkpoint(CheckpointError::Unsound { .. }) => FailureKind::Unsound,
             Self::Worker(WorkerError::OutOfMemory(_)) => FailureKind::OutOfMemory,
             Self::Model(ModelError::Torch { first_line, .. }) if is_out_of_memory(first_line) => {
                 FailureKind::OutOfMemory

@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 
 use rlhfd_config::{TrainSettings, Training};
 use rlhfd_protocol::manifest::FolderKind;
+use rlhfd_protocol::worker::ModelRef;
 
 use super::batches::{BatchPlan, Order};
 use super::error::TrainError;
@@ -31,6 +32,7 @@ use crate::device::Compute;
 use crate::errors::ModelError;
 use crate::model::{ModelFolder, ModelKind, Trainable, Transformer};
 use crate::render::RenderRule;
+use crate::verifying::{Files, Known, Verifying};
 
 /// Where the pairs come from, or, of supervised fine-tuning, the conversations.
 #[derive(Debug, Clone, PartialEq)]
@@ -148,7 +150,11 @@ pub fn run(
     compute: Compute,
     observer: &Observer<'_>,
 ) -> Result<Outcome, TrainError> {
-    let origin = open_origin(job)?;
+    let verifying = verifying(job);
+    let origin = match open_origin(job) {
+        Ok(origin) => origin,
+        Err(error) => return Err(verifying.end().err().map_or(error, TrainError::from)),
+    };
     let base = &origin.base;
     let (mut examples, renderer) = Examples::read(job, base)?;
     if let Some(outcome) = already_published(job, examples.dropped())? {
@@ -158,7 +164,10 @@ pub fn run(
     let draft = Draft::begin(&job.out)?;
     let reward = start::reward_folder(job, base, renderer.as_ref(), &examples)?;
     fill_reference(job, compute, &origin, &mut examples.pairs, observer)?;
-    let model = start::load(job, compute, &origin)?;
+    let model = start::load(job, compute, &origin);
+    // Its verdict first: a folder that is altered may not load either.
+    verifying.end()?;
+    let model = model?;
     rescore::check(job, (compute, &origin), &model, observer.watch)?;
     let mut trunk = Trunk::new(&model, start::activations(&job.settings));
     if own_reference(job, &origin) {
@@ -201,6 +210,20 @@ pub fn run(
         dropped: examples.dropped(),
         report,
     })
+}
+
+/// Begins to hold what a unit starts from, and is held to, against the manifests.
+fn verifying(job: &TrainJob) -> Verifying {
+    let of =
+        |path: &Path, sha256: &str| ModelRef { path: path.to_owned(), sha256: sha256.to_owned() };
+    let mut models = vec![of(&job.base, &job.base_sha256)];
+    models.extend(job.stored.iter().map(|stored| of(&stored.reference, &stored.reference_sha256)));
+    models.extend(job.adapter_base.iter().map(|base| of(&base.dir, &base.sha256)));
+    models.sort_by(|one, other| one.path.cmp(&other.path));
+    models.dedup();
+    // In file mode nobody knows a sum.
+    models.retain(|model| !model.sha256.is_empty());
+    Known::default().begin(&models.iter().collect::<Vec<_>>(), Files::All)
 }
 
 /// What a reward model is worth on the preferences that were held out.

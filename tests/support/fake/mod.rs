@@ -8,6 +8,7 @@ pub mod compute;
 pub mod faults;
 mod serve;
 mod train;
+mod verify;
 
 pub use serve::serve;
 pub use train::hex;

@@ -20,7 +20,7 @@ use rlhfd_protocol::{FRAME_FD, WORKER_PROTOCOL};
 
 use super::answers::{answers, make_non_finite, refused, text_of, tokens_of, work_name};
 use super::faults::{Act, Faults, Point};
-use super::train;
+use super::{train, verify};
 
 /// What the three threads share.
 #[derive(Default)]
@@ -242,6 +242,7 @@ impl Worker {
                 _ => self.ahead.push_back(frame),
             }
         }
+        verify::models_of(&unit.work)?;
         if let Work::Probe { policies, scorers, preference_models, .. } = &unit.work {
             self.check_models(policies)?;
             self.check_models(preference_models)?;

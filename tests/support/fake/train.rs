@@ -16,6 +16,7 @@ use sha2::{Digest, Sha256};
 use super::answers::work_name;
 use super::compute::Numbers;
 use super::serve::{Stop, Worker};
+use super::verify;
 use crate::models;
 
 /// What is kept between two attempts.
@@ -39,6 +40,7 @@ struct Job<'a> {
 
 pub(super) fn run(worker: &mut Worker, attempt: u64, work: &Work) -> Result<Summary, Stop> {
     let name = work_name(work);
+    verify::models_of(work)?;
     let job = match work {
         Work::TrainDpo { policy, folder, target, .. } => {
             Job::read(&policy.path, folder, "pairs.jsonl", FolderKind::Policy, target)?
@@ -104,6 +106,7 @@ pub(super) fn average(worker: &mut Worker, attempt: u64, work: &Work) -> Result<
         return Err(anyhow::anyhow!("{} is no average", work_name(work)).into());
     };
     worker.check_cancel(attempt)?;
+    verify::models_of(work)?;
     if let Some((fault, act)) = worker.due("average", 0, "", None) {
         worker.act_out(&fault, act)?;
     }

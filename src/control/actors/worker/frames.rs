@@ -156,6 +156,7 @@ impl WorkerActor {
                         Ending::Diverged { unit, attempt, wrong }
                     }
                     FailureKind::Input => Ending::Refused { unit, attempt, message },
+                    FailureKind::Unsound => Ending::Unsound { unit, attempt, message },
                     FailureKind::Disk => Ending::Disk { unit, attempt, message },
                     FailureKind::Cancelled => Ending::Returned { unit, attempt },
                 }))
