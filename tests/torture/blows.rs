@@ -12,11 +12,13 @@ use rlhfd_tests::disk_faults::{EIO, EROFS};
 use rlhfd_tests::scene::{Daemon, alive};
 use rustix::process::Signal;
 
-use crate::faults::{Fault, Kind};
+use crate::faults::{CHECKPOINT, Fault, Kind};
 use crate::life::{Life, is_orderly};
 
 /// How long a write or sync that is to fail is waited for.
 const PATIENCE: Duration = Duration::from_secs(1);
+/// How long a file that is read again is waited for: a training may have to begin anew first.
+const PATIENCE_FOR_FILES: Duration = Duration::from_secs(20);
 /// How far the clock of the day jumps at most, to either side: a day.
 const JUMP_MS: u64 = 24 * 3600 * 1000;
 
@@ -44,7 +46,7 @@ pub fn hit(life: &mut Life, fault: &Fault) -> Result<bool, String> {
         }
         Kind::FullDisk => {
             life.tools.room.fill(&mut life.tools.disk);
-            let lived = live_on(life, Instant::now() + lasts, || false);
+            let lived = live_on(life, Instant::now() + lasts, |_| false);
             life.tools.room.empty(&mut life.tools.disk);
             lived.map(|()| true)
         }
@@ -109,7 +111,7 @@ fn failing_write(life: &mut Life, fault: &Fault) -> Result<bool, String> {
         return fails(life, "write", EIO, few(fault));
     }
     life.tools.disk.fail("write+create+rename", EROFS, 0, "");
-    let lived = live_on(life, Instant::now() + Duration::from_millis(fault.lasts_ms), || false);
+    let lived = live_on(life, Instant::now() + Duration::from_millis(fault.lasts_ms), |_| false);
     life.tools.disk.mend();
     lived.map(|()| life.tools.disk.hits() > 0)
 }
@@ -118,18 +120,48 @@ fn failing_write(life: &mut Life, fault: &Fault) -> Result<bool, String> {
 fn fails(life: &mut Life, kinds: &str, errno: i32, times: u32) -> Result<bool, String> {
     life.tools.disk.fail(kinds, errno, times, "");
     let hits = life.tools.disk.watched();
-    let lived = live_on(life, Instant::now() + PATIENCE, || hits.count() >= u64::from(times));
+    let lived = live_on(life, Instant::now() + PATIENCE, |_| hits.count() >= u64::from(times));
     life.tools.disk.mend();
     lived.map(|()| life.tools.disk.hits() > 0)
 }
 
 /// Lets the daemon live on, or start again, until then.
-fn live_on(life: &mut Life, until: Instant, enough: impl Fn() -> bool) -> Result<(), String> {
-    while Instant::now() < until && !enough() {
+fn live_on(life: &mut Life, until: Instant, enough: impl Fn(&Life) -> bool) -> Result<(), String> {
+    while Instant::now() < until && !enough(life) {
         life.revive()?;
         std::thread::sleep(Duration::from_millis(5));
     }
     Ok(())
+}
+
+/// Waits until there is something to be broken: what is only read once is altered in vain.
+///
+/// Errors: the daemon ended for good meanwhile.
+pub fn until_breakable(life: &mut Life, fault: &Fault) -> Result<(), String> {
+    if fault.kind != Kind::Corrupt {
+        return Ok(());
+    }
+    let (run, iteration) = (life.scene.state().join("runs/main"), fault.moment.iteration);
+    let admitted = format!(
+        "SELECT count(*) FROM checkpoints WHERE kind = 'policy' AND iteration >= {iteration}"
+    );
+    // A training's instants are its saved states, from the first to the last but one.
+    let steps = 2 * (1 + fault.which % 4);
+    let out = run.join(format!("checkpoints/iteration-{iteration:04}"));
+    let enough = |life: &Life| {
+        let saved = fault.moment.stage != CHECKPOINT && saved_steps(&run) >= steps;
+        saved || out.is_dir() || life.ask(&admitted).is_some_and(|count| count > 0)
+    };
+    live_on(life, Instant::now() + PATIENCE_FOR_FILES, enough)
+}
+
+/// After how many steps the newest state of a training was saved.
+fn saved_steps(run: &Path) -> u64 {
+    let states = names(&run.join("state")).into_iter().flat_map(|unit| names(&unit));
+    let steps = states.filter_map(|path| {
+        path.file_name()?.to_str()?.strip_prefix("step-").and_then(|steps| steps.parse().ok())
+    });
+    steps.max().unwrap_or(0)
 }
 
 /// A byte of a file that is read again changes while everybody stands still; who may have the file in

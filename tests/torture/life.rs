@@ -86,6 +86,7 @@ impl<'a> Life<'a> {
 
     /// Lets a fault fall, and counts it where it fell.
     pub fn suffer(&mut self, fault: Fault, tally: &mut Tally) -> Result<(), String> {
+        blows::until_breakable(self, &fault)?;
         if let Some(part) = fault.in_start {
             self.end(Daemon::kill);
             // Files are altered while nobody lives; all else falls into the start itself.
@@ -106,14 +107,19 @@ impl<'a> Life<'a> {
         http::open(&self.scene.socket()).is_ok()
     }
 
-    /// What goes on now: the daemon's start, a stage, or `between`.
+    /// What goes on now: the daemon's start, a stage, or `between`. While a worker begins no unit is at
+    /// work: then it is the stage that the worker begins for, whose units are the first that are open.
     fn at(&self) -> String {
         if !self.serves() {
             return "start".to_owned();
         }
-        let stage =
-            "SELECT coalesce((SELECT u.stage FROM attempts a JOIN units u ON u.id = a.unit_id
-            WHERE a.ended_ms IS NULL ORDER BY a.id DESC LIMIT 1), 'between')";
+        let stage = "SELECT coalesce(
+            (SELECT u.stage FROM attempts a JOIN units u ON u.id = a.unit_id
+             WHERE a.ended_ms IS NULL ORDER BY a.id DESC LIMIT 1),
+            (SELECT u.stage FROM units u JOIN iterations i USING (run_id, iteration)
+             WHERE i.ended_ms IS NULL AND u.state = 'open'
+             ORDER BY instr('prompts generate label pair train checkpoint evaluate', u.stage) LIMIT 1),
+            'between')";
         let connection = dump::try_open(&self.scene.database());
         let asked = connection.and_then(|conn| conn.query_row(stage, [], |row| row.get(0)));
         let stage: String = asked.unwrap_or_else(|_| "between".to_owned());

@@ -19,8 +19,8 @@ use crate::room::Room;
 use crate::tally::Tally;
 use crate::work::Work;
 
-/// How long a round may take, however much is broken in it.
-const ROUND_MAX: Duration = Duration::from_secs(240);
+/// How long a round may take, however much is broken in it, and however busy the machine is beside it.
+const ROUND_MAX: Duration = Duration::from_secs(600);
 /// Between two looks at the work.
 const LOOK: Duration = Duration::from_millis(3);
 /// What opening a file of a new checkpoint takes, and giving it its name, so that admitting it is work too.
