@@ -43,6 +43,8 @@ struct Seen<'a> {
     frames: bool,
     /// Whether a folder was made in it.
     grew: bool,
+    /// Whether its newest name was the last that its giver did.
+    orphaned: bool,
 }
 
 /// For each record the site of its sync; none for what is no sync.
@@ -50,6 +52,7 @@ pub fn sites(records: &[Record<'_>], above: u64) -> Vec<Option<&'static str>> {
     let mut disk = Disk::new(above);
     let mut seen: HashMap<u64, Seen<'_>> = HashMap::new();
     let mut sites = Vec::with_capacity(records.len());
+    let mut newest = above;
     for record in records {
         let site = match *record {
             Record::Synced { inode } => {
@@ -72,6 +75,11 @@ pub fn sites(records: &[Record<'_>], above: u64) -> Vec<Option<&'static str>> {
                 for folder in [folder, to] {
                     seen.entry(folder).or_default().renamed = Some((name, new));
                 }
+                newest = to;
+                None
+            }
+            Record::Mark(DIED) => {
+                seen.entry(newest).or_default().orphaned = true;
                 None
             }
             Record::Written { inode, offset, .. } => {
@@ -109,6 +117,8 @@ fn site(path: &str, seen: &Seen<'_>) -> &'static str {
             "backup.rs: the copy"
         }
         (_, "backups") if renamed(".part") => "backup.rs: the copy's name",
+        // For its journal beside the copy.
+        (_, "backups") => SQLITE,
         (_, name) if folder_name == "uploads" && name.ends_with(".jsonl") => {
             "examples.rs: an upload"
         }
@@ -120,6 +130,7 @@ fn site(path: &str, seen: &Seen<'_>) -> &'static str {
             "checkpoint.rs: a folder aside"
         }
         _ if within(".partial") => "checkpoint.rs: a file",
+        _ if renamed(".partial") && seen.orphaned => "checkpoint.rs: a dead worker's folder's name",
         _ if renamed(".partial") => "checkpoint.rs: the folder's name",
         (_, name) if name.ends_with(".part") => "folders.rs: the folder aside",
         _ if within(".part") => "folders.rs: a file",
@@ -128,8 +139,13 @@ fn site(path: &str, seen: &Seen<'_>) -> &'static str {
         (_, "checkpoints" | "orphans") if seen.renamed.is_some() => "adopt.rs: where it is moved",
         _ if seen.grew => "folder.rs: a new folder's name",
         ("state" | "state/runs" | "state/runs/main", _) => KILLED,
-        _ => "a sync that sites.rs does not know",
+        _ => {
+            println!("sites.rs knows no reason to sync {path}");
+            "a sync that sites.rs does not know"
+        }
     }
 }
 
+/// A process died right after the rename before (`tests/support/disk_log.c`).
+const DIED: &str = "died";
 const MANIFEST: &str = rlhfd_protocol::manifest::MANIFEST;

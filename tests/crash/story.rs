@@ -74,6 +74,15 @@ impl Cast {
         }
     }
 
+    /// The name that a worker gives to a checkpoint and dies, before it could make it last: the next
+    /// worker has to.
+    fn dies_at(self) -> &'static str {
+        match self {
+            Self::Fake => "nothing",
+            Self::Real => "iteration-0002",
+        }
+    }
+
     fn scene(self) -> Option<Scene> {
         match self {
             Self::Fake => Some(Scene::fake(&self.settings())),
@@ -233,6 +242,8 @@ impl Recording {
             ("LD_PRELOAD".into(), text(&library)),
             ("RLHFD_DISK_LOG".into(), text(&log)),
             ("RLHFD_DISK_ROOT".into(), text(&scene.state())),
+            // By the real worker alone: the fake one has no code of its own for what is missed then.
+            ("RLHFD_DISK_DIES".into(), cast.dies_at().into()),
         ];
         let note = |step: &Step, done: bool| {
             if let Act::Ask(_) = step.act {

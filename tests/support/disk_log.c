@@ -1,6 +1,7 @@
 /* A library in front of libc's: it writes down, in order, what a process changes below one folder.
  *
  * In: LD_PRELOAD, RLHFD_DISK_LOG (the file that records are added to), RLHFD_DISK_ROOT (the folder).
+ * RLHFD_DISK_DIES, if set, is a name: the first process that renames something to it dies right after.
  * Out: one record for each change and each sync that succeeded, after it was made; several processes
  * may share a log. Files and folders are named by their inode, entries by folder and name, so that a
  * rename of what lies above changes nothing. SQLite's shared memory (-shm) is left out: it is mapped,
@@ -11,6 +12,7 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <limits.h>
+#include <signal.h>
 #include <stdarg.h>
 #include <stdint.h>
 #include <stdio.h>
@@ -32,6 +34,7 @@ enum what {
     RENAMED,       /* a: folder, b: new folder, name, data: new name */
     REMOVED,       /* a: folder, name */
     SYNCED,        /* a: inode */
+    MARK,          /* name */
 };
 
 struct record {
@@ -322,12 +325,24 @@ int link(const char *old, const char *path) {
     return linkat(AT_FDCWD, old, AT_FDCWD, path, 0);
 }
 
+/* Dies between the rename and whatever would have followed, once for all processes of a log. */
+static void die_if_ordered(const char *name) {
+    const char *wanted = getenv("RLHFD_DISK_DIES");
+    char died[PATH_MAX];
+    if (!wanted || strcmp(name, wanted)) return;
+    snprintf(died, sizeof died, "%s.died", getenv("RLHFD_DISK_LOG"));
+    if (syscall(SYS_openat, AT_FDCWD, died, O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0600) < 0) return;
+    put(MARK, 0, 0, "died", 0, 0);
+    syscall(SYS_kill, getpid(), SIGKILL);
+}
+
 int renameat2(int from, const char *old, int to, const char *path, unsigned int flags) {
     struct entry before, after;
     int mine = entry_of(from, old, &before) && entry_of(to, path, &after);
     int failed = syscall(SYS_renameat2, from, old, to, path, flags);
     if (mine && !failed)
         put(RENAMED, before.folder, after.folder, before.name, after.name, strlen(after.name));
+    if (mine && !failed) die_if_ordered(after.name);
     return failed;
 }
 
