@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 
-use rusqlite::{Connection, OpenFlags};
+use rusqlite::{Connection, OpenFlags, StatementStatus, params};
 
 use super::*;
 use crate::open::database;
@@ -274,6 +274,20 @@ fn an_operators_pause_is_not_the_daemons_to_take_over() {
     assert_eq!((paused.by, paused.reason.as_str()), (Operator, "lunch"));
     bench.store.resume_run(run, NOW).unwrap();
     assert_eq!(bench.store.run(run).unwrap().paused, None);
+}
+
+#[test]
+fn a_statement_that_is_kept_is_made_once() {
+    let bench = Bench::new();
+    for conn in [&bench.store.conn, &Reader::open(bench.dir.path()).unwrap().conn] {
+        let ask = |name: &str| {
+            let text = "SELECT id FROM prompt_sets WHERE name = ?1 AND priority = ?2 LIMIT ?3";
+            let mut statement = conn.prepare_cached(text).unwrap();
+            let _ = statement.query_row(params![name, 1, 5], |row| row.get::<_, i64>(0));
+            statement.get_status(StatementStatus::RePrepare)
+        };
+        assert_eq!((ask("a"), ask("b"), ask("b")), (0, 0, 0));
+    }
 }
 
 #[test]
