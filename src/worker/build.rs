@@ -34,6 +34,8 @@ fn shims() {
         .cpp(true)
         .std("c++17")
         .warnings(false)
+        // Of libtorch's headers: most of the compiler's time.
+        .debug(false)
         .includes(headers)
         .files(SHIMS)
         .compile("rlhfd_shims");
