@@ -5,13 +5,17 @@
 //! each file and folder → rename → sync of the parent, so that a power cut at any point leaves
 //! either no folder or a whole one. May not enter: tensors, what the files mean.
 
+mod model_sum;
+
 use std::fs::{self, File};
 use std::io::{self, Read, Write};
 use std::path::{Path, PathBuf};
 
-use rlhfd_protocol::manifest::{FORMAT, FileSum, FolderKind, MANIFEST, Manifest, is_model_file};
+use rlhfd_protocol::manifest::{FORMAT, FileSum, FolderKind, MANIFEST, Manifest};
 use sha2::{Digest, Sha256};
 use thiserror::Error;
+
+pub use model_sum::{is_published, model_sum};
 
 /// Files that a folder may hold; a folder with more is not one of ours.
 const FILES_MAX: usize = 10_000;
@@ -293,46 +297,6 @@ pub fn published(out: &Path) -> Result<Option<Standing>, CheckpointError> {
         }
         Err(error) => Err(error),
     }
-}
-
-/// The sum by which a model folder is known, here and to the daemon: its manifest's, else that of its
-/// files.
-///
-/// # Errors
-/// What the system says.
-pub fn model_sum(folder: &Path) -> Result<String, CheckpointError> {
-    let path = folder.join(MANIFEST);
-    if path.is_file() {
-        let text = read_bounded(&path, MANIFEST_BYTES_MAX)?;
-        if is_ours(&text) {
-            return Ok(sha256_hex(&text));
-        }
-    }
-    let mut names = Vec::new();
-    for entry in fs::read_dir(folder).map_err(io_error(folder, "read"))? {
-        let name = entry.map_err(io_error(folder, "read"))?.file_name();
-        names.extend(name.into_string().ok().filter(|name| is_model_file(name)));
-    }
-    names.retain(|name| folder.join(name).is_file());
-    names.sort();
-    let mut sum = Sha256::new();
-    for name in names {
-        let (_, of_file) = hash(&folder.join(&name))?;
-        sum.update(format!("{name}\0{of_file}\n"));
-    }
-    Ok(hex(&sum.finalize()))
-}
-
-/// Whether a folder was published by a unit or a command of ours: it has a manifest that says so.
-#[must_use]
-pub fn is_published(folder: &Path) -> bool {
-    let text = read_bounded(&folder.join(MANIFEST), MANIFEST_BYTES_MAX);
-    text.is_ok_and(|text| is_ours(&text))
-}
-
-fn is_ours(manifest: &[u8]) -> bool {
-    let read = serde_json::from_slice::<Manifest>(manifest).ok();
-    read.is_some_and(|own| own.format == FORMAT && own.paths_stay_inside())
 }
 
 /// The sum of a file and its size.

@@ -187,3 +187,13 @@ impl Fault {
         work && purpose && place
     }
 }
+
+/// Whether a write failed for want of room, or because the place is read-only or broken.
+pub(super) fn disk_failed(error: &anyhow::Error) -> bool {
+    use std::io::ErrorKind::{QuotaExceeded, ReadOnlyFilesystem, StorageFull};
+    let of_place = |e: &std::io::Error| {
+        matches!(e.kind(), StorageFull | ReadOnlyFilesystem | QuotaExceeded)
+            || e.raw_os_error() == Some(5)
+    };
+    error.chain().any(|cause| cause.downcast_ref().is_some_and(of_place))
+}

@@ -19,7 +19,7 @@ use rlhfd_protocol::worker::{
 use rlhfd_protocol::{FRAME_FD, WORKER_PROTOCOL};
 
 use super::answers::{answers, make_non_finite, refused, text_of, tokens_of, work_name};
-use super::faults::{Act, Faults, Point};
+use super::faults::{Act, Faults, Point, disk_failed};
 use super::{train, verify};
 
 /// What the three threads share.
@@ -444,14 +444,4 @@ fn beat(out: &Mutex<UnixStream>, shared: &Shared, every: Duration, device_mib: V
             return;
         }
     }
-}
-
-/// Whether a write failed for want of room, or because the place is read-only or broken.
-fn disk_failed(error: &anyhow::Error) -> bool {
-    use std::io::ErrorKind::{QuotaExceeded, ReadOnlyFilesystem, StorageFull};
-    let of_place = |e: &std::io::Error| {
-        matches!(e.kind(), StorageFull | ReadOnlyFilesystem | QuotaExceeded)
-            || e.raw_os_error() == Some(5)
-    };
-    error.chain().any(|cause| cause.downcast_ref().is_some_and(of_place))
 }
