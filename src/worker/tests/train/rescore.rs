@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 
 use rlhfd_config::Training;
 use rlhfd_protocol::worker::{ModelRef, Published, TrainTarget};
+use rlhfd_worker::checkpoint;
 use rlhfd_worker::logprob::{Sequence, response_logprobs};
 use rlhfd_worker::model::{Devices, LoadOptions, ModelFolder, Precision, Trainable, Transformer};
 use rlhfd_worker::train::TrainError;
@@ -85,8 +86,10 @@ impl Bench {
     }
 
     fn train(&self, watch: &Watch) -> Result<Published, TrainError> {
-        let sum = |path: &Path| path.display().to_string();
-        let model = |path: &Path| ModelRef { path: path.to_owned(), sha256: sum(path) };
+        let model = |path: &Path| ModelRef {
+            path: path.to_owned(),
+            sha256: checkpoint::model_sum(path).unwrap(),
+        };
         let (policy, reference) = (model(&self.policy), model(&self.reference));
         let target = TrainTarget {
             micro_batch: None,
