@@ -5,11 +5,14 @@
 //! Of generation_config.json only the stop ids are used; its sampling settings are reported.
 //! May not enter: chat templates' rendering, tensors.
 
+use std::collections::VecDeque;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use serde_json::{Map, Value};
 
+use crate::checkpoint::sha256_hex;
 use crate::errors::TextError;
 use crate::model::keys::ids_of;
 use crate::model::{ModelConfig, ModelFolder};
@@ -33,7 +36,7 @@ const SAMPLING_KEYS: [&str; 8] = [
 /// A tokenizer that fits its model.
 #[derive(Debug)]
 pub struct Tokenizer {
-    inner: tokenizers::Tokenizer,
+    inner: Arc<tokenizers::Tokenizer>,
     dir: PathBuf,
     /// Special tokens by name (`bos_token`, …), as templates see them.
     pub special: Map<String, Value>,
@@ -236,7 +239,15 @@ pub enum AddSpecial {
     No,
 }
 
-fn open_inner(path: &Path) -> Result<tokenizers::Tokenizer, TextError> {
+/// Different tokenizers that are kept: a run has one a policy, a scorer and a preference model.
+const OPEN_MAX: usize = 8;
+
+/// The tokenizer in this file. Each policy that a run makes brings the same file once more, and of each opened
+/// tokenizer the `tokenizers` crate keeps a cache of words in every thread that used it, until that thread ends:
+/// equal files share one.
+fn open_inner(path: &Path) -> Result<Arc<tokenizers::Tokenizer>, TextError> {
+    static OPEN: Mutex<VecDeque<(String, Arc<tokenizers::Tokenizer>)>> =
+        Mutex::new(VecDeque::new());
     let error = |problem: String, mend| TextError::Tokenizer { path: path.into(), problem, mend };
     let bytes = std::fs::read(path).map_err(|source| {
         error(
@@ -245,6 +256,11 @@ fn open_inner(path: &Path) -> Result<tokenizers::Tokenizer, TextError> {
              AutoTokenizer.from_pretrained(DIR).save_pretrained(DIR)",
         )
     })?;
+    let sum = sha256_hex(&bytes);
+    let mut open = OPEN.lock().unwrap_or_else(PoisonError::into_inner);
+    if let Some((_, known)) = open.iter().find(|(of, _)| *of == sum) {
+        return Ok(Arc::clone(known));
+    }
     let mut inner = tokenizers::Tokenizer::from_bytes(bytes)
         .map_err(|problem| error(first(&problem.to_string()), "fetch tokenizer.json again"))?;
     // A file may carry the truncation and padding of whoever saved it; both would falsify ids.
@@ -252,6 +268,11 @@ fn open_inner(path: &Path) -> Result<tokenizers::Tokenizer, TextError> {
         .with_truncation(None)
         .map_err(|problem| error(first(&problem.to_string()), "fetch tokenizer.json again"))?;
     inner.with_padding(None);
+    let inner = Arc::new(inner);
+    if open.len() >= OPEN_MAX {
+        open.pop_front();
+    }
+    open.push_back((sum, Arc::clone(&inner)));
     Ok(inner)
 }
 
@@ -320,4 +341,22 @@ fn suggested_sampling(generation: &Map<String, Value>) -> Vec<String> {
             Some(format!("{key} = {value}"))
         })
         .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn equal_files_share_one_tokenizer_and_with_it_its_caches() {
+        let golden = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/golden/models");
+        let one = golden.join("tiny-tied/tokenizer.json");
+        let place = tempfile::tempdir().unwrap();
+        let copy = place.path().join("tokenizer.json");
+        std::fs::copy(&one, &copy).unwrap();
+        let first = open_inner(&one).unwrap();
+        assert!(Arc::ptr_eq(&first, &open_inner(&copy).unwrap()));
+        let other = open_inner(&golden.join("tiny-untied/tokenizer.json")).unwrap();
+        assert!(!Arc::ptr_eq(&first, &other));
+    }
 }
