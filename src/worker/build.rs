@@ -22,7 +22,7 @@ fn main() {
 fn shims() {
     const SHIMS: [&str; 5] =
         ["device_memory.cpp", "in_place.cpp", "one_pass.cpp", "parallel.cpp", "product.cpp"];
-    const HEADERS: [&str; 3] = ["gradient.h", "parallel.h", "rows.h"];
+    const HEADERS: [&str; 4] = ["gradient.h", "parallel.h", "processor.h", "rows.h"];
     for file in SHIMS.iter().chain(&HEADERS) {
         println!("cargo:rerun-if-changed={file}");
     }

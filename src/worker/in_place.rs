@@ -77,9 +77,16 @@ fn taken(call: impl FnOnce(*mut *mut c_char) -> *mut C_tensor) -> Tensor {
     unsafe { Tensor::from_ptr(made) }
 }
 
+/// The tensor that a call made, if it made one.
+pub(crate) fn taken_if_any(call: impl FnOnce(*mut *mut c_char) -> *mut C_tensor) -> Option<Tensor> {
+    let made = told(call);
+    // SAFETY: what is not null is a new tensor, whose ownership passes to us.
+    (!made.is_null()).then(|| unsafe { Tensor::from_ptr(made) })
+}
+
 /// What a call gave. Its error becomes a panic, as with every plain call of tch: the wall around a unit
 /// (`crate::guard`) makes an error of it again.
-pub(crate) fn told<T>(call: impl FnOnce(*mut *mut c_char) -> T) -> T {
+fn told<T>(call: impl FnOnce(*mut *mut c_char) -> T) -> T {
     let mut problem = null_mut();
     let given = call(&raw mut problem);
     if !problem.is_null() {

@@ -13,6 +13,7 @@
 
 #include "gradient.h"
 #include "parallel.h"
+#include "processor.h"
 #include "rows.h"
 
 namespace {
@@ -39,8 +40,8 @@ struct Passes {
 const Passes &passes() {
   static const Passes fastest = []() -> Passes {
 #if defined(__x86_64__)
-    if (__builtin_cpu_supports("avx512f")) return PASSES(avx512);
-    if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) return PASSES(avx2);
+    if (processor() == Processor::Avx512) return PASSES(avx512);
+    if (processor() == Processor::Avx2) return PASSES(avx2);
 #endif
     return PASSES(plain);
   }();

@@ -11,7 +11,7 @@ use std::ptr::null;
 use tch::Tensor;
 use torch_sys::C_tensor;
 
-use crate::in_place::told;
+use crate::in_place::taken_if_any;
 
 unsafe extern "C" {
     fn rlhfd_norm(
@@ -45,14 +45,14 @@ unsafe extern "C" {
 #[must_use]
 pub fn norm(x: &Tensor, weight: &Tensor, epsilon: f64) -> Option<Tensor> {
     // SAFETY: the tensors live as long as the call, which takes no ownership.
-    taken(|problem| unsafe { rlhfd_norm(x.as_ptr(), weight.as_ptr(), epsilon, problem) })
+    taken_if_any(|problem| unsafe { rlhfd_norm(x.as_ptr(), weight.as_ptr(), epsilon, problem) })
 }
 
 /// `silu(gate) · up`, of one shape.
 #[must_use]
 pub fn gated(gate: &Tensor, up: &Tensor) -> Option<Tensor> {
     // SAFETY: as above.
-    taken(|problem| unsafe { rlhfd_gated(gate.as_ptr(), up.as_ptr(), problem) })
+    taken_if_any(|problem| unsafe { rlhfd_gated(gate.as_ptr(), up.as_ptr(), problem) })
 }
 
 /// `x`, `[rows, tokens, heads, size]`, with each head turned by its position's angles: `cos` and `sin` are
@@ -60,7 +60,9 @@ pub fn gated(gate: &Tensor, up: &Tensor) -> Option<Tensor> {
 #[must_use]
 pub fn rotated(x: &Tensor, cos: &Tensor, sin: &Tensor) -> Option<Tensor> {
     // SAFETY: as above.
-    taken(|problem| unsafe { rlhfd_rotated(x.as_ptr(), cos.as_ptr(), sin.as_ptr(), problem) })
+    taken_if_any(|problem| unsafe {
+        rlhfd_rotated(x.as_ptr(), cos.as_ptr(), sin.as_ptr(), problem)
+    })
 }
 
 /// The attention of queries `[rows, heads, group, size]` over keys and values `[rows, heads, columns, size]` (views of
@@ -75,15 +77,9 @@ pub fn attended(
 ) -> Option<Tensor> {
     let mask = mask.map_or(null(), |mask| mask.as_ptr());
     // SAFETY: as above.
-    taken(|problem| unsafe {
+    taken_if_any(|problem| unsafe {
         rlhfd_attended(query.as_ptr(), key.as_ptr(), value.as_ptr(), mask, problem)
     })
-}
-
-fn taken(call: impl FnOnce(*mut *mut c_char) -> *mut C_tensor) -> Option<Tensor> {
-    let made = told(call);
-    // SAFETY: what is not null is a new tensor, whose ownership passes to us.
-    (!made.is_null()).then(|| unsafe { Tensor::from_ptr(made) })
 }
 
 #[cfg(test)]

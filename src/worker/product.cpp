@@ -7,6 +7,7 @@
 #include <ATen/ops/empty.h>
 
 #include "parallel.h"
+#include "processor.h"
 
 extern "C" {
 typedef void Dot(const float *x, const float *weight, float *y, int64_t rows, int64_t inner, int64_t outputs,
@@ -23,9 +24,9 @@ constexpr int64_t LEAST = 1 << 16;
 // The fastest kernel that this processor has; null: none.
 Dot *kernel() {
 #if defined(__x86_64__)
-  static Dot *const fastest = __builtin_cpu_supports("avx512f")                                    ? rlhfd_dot_avx512
-                              : __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") ? rlhfd_dot_avx2
-                                                                                                   : nullptr;
+  static Dot *const fastest = processor() == Processor::Avx512 ? rlhfd_dot_avx512
+                              : processor() == Processor::Avx2 ? rlhfd_dot_avx2
+                                                               : nullptr;
   return fastest;
 #else
   return nullptr;

@@ -10,7 +10,7 @@ use std::ffi::c_char;
 use tch::Tensor;
 use torch_sys::C_tensor;
 
-use crate::in_place::told;
+use crate::in_place::taken_if_any;
 
 unsafe extern "C" {
     fn rlhfd_product(
@@ -33,9 +33,7 @@ pub fn of_few_rows(x: &Tensor, weight: &Tensor) -> Option<Tensor> {
         return None;
     }
     // SAFETY: both tensors live as long as the call, which takes no ownership.
-    let made = told(|problem| unsafe { rlhfd_product(x.as_ptr(), weight.as_ptr(), problem) });
-    // SAFETY: what is not null is a new tensor, whose ownership passes to us.
-    (!made.is_null()).then(|| unsafe { Tensor::from_ptr(made) })
+    taken_if_any(|problem| unsafe { rlhfd_product(x.as_ptr(), weight.as_ptr(), problem) })
 }
 
 #[cfg(test)]
